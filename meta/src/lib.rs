@@ -1,0 +1,8 @@
+//! The metadata store: a small, linearizable, watchable key-value store behind one trait, and the
+//! typed records that Geminga keeps in it.
+//!
+//! *Architecture invariant:* nothing per message, per entry or per acknowledgement is written
+//! here; the store is as small as etcd wants it. Nothing is promised that etcd can't do
+//! atomically.
+
+pub mod store;

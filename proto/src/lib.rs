@@ -1,0 +1,35 @@
+//! What every other crate speaks: ids, topic names, the entry layout, the messages of every wire
+//! and record, and the injected sources of time and randomness.
+//!
+//! *Architecture invariant:* nothing here opens a socket or a file, starts a task, or knows
+//! another Geminga crate. Everything that parses is a pure function over bytes and never panics.
+
+pub mod entry;
+pub mod env;
+pub mod id;
+pub mod payload;
+pub mod storage;
+pub mod topic_name;
+
+/// The messages and services of Geminga's own gRPC APIs (`proto/geminga/v1`).
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("geminga.v1");
+
+    /// Metadata records.
+    pub mod record {
+        tonic::include_proto!("geminga.v1.record");
+    }
+}
+
+/// Apache Pulsar's messages, as far as they are stored or spoken.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod pulsar {
+    /// `pulsar.proto`'s package.
+    pub mod proto {
+        tonic::include_proto!("pulsar.proto");
+    }
+}
+
+/// The protocol versions of the gRPC APIs that this build speaks.
+pub const PROTOCOL: std::ops::RangeInclusive<u32> = 1..=1;
