@@ -4,3 +4,4 @@
 //! [`api`] is all that a front-end may use.
 
 pub mod api;
+pub mod budget;

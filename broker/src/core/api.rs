@@ -11,6 +11,8 @@ use geminga_proto::id::{ConsumerId, MessageIndex, Position, ProducerId};
 use geminga_proto::payload::Payload;
 use geminga_proto::topic_name::{NameError, TopicName};
 
+use crate::core::budget::EntryPermit;
+
 /// Where a topic is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
@@ -123,6 +125,9 @@ pub struct Delivery {
     pub acked_indexes: Bytes,
     /// Broker header (`head`) and the producer's entry (`body`).
     pub payload: Payload,
+    /// Keeps the entry's bytes in the broker-wide budget: drop it when they are written to the
+    /// socket.
+    pub permit: EntryPermit,
 }
 
 /// Where the core pushes what a consumer must hear.
