@@ -3,5 +3,9 @@
 //! *Architecture invariant:* nothing here names a front-end, tonic, axum or a wire format.
 //! [`api`] is all that a front-end may use.
 
+pub mod admin;
 pub mod api;
+pub mod broker;
 pub mod budget;
+pub mod config;
+pub mod stats;
