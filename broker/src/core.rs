@@ -7,5 +7,6 @@ pub mod admin;
 pub mod api;
 pub mod broker;
 pub mod budget;
+mod cache;
 pub mod config;
 pub mod stats;

@@ -123,6 +123,9 @@ pub struct Delivery {
     pub redelivery_count: u32,
     /// Batch indexes already acknowledged: bit i of byte i/8, lowest first. Empty: none.
     pub acked_indexes: Bytes,
+    /// Undelivered messages that it took from the consumer's credit in messages; from the credit
+    /// in bytes it took the payload's length.
+    pub messages: u32,
     /// Broker header (`head`) and the producer's entry (`body`).
     pub payload: Payload,
     /// Keeps the entry's bytes in the broker-wide budget: drop it when they are written to the
