@@ -1,6 +1,18 @@
 //! The replicated ledger: an ordered, write-once sequence of entries on a quorum of bookies.
 //!
-//! The protocol is a state machine without I/O (`engine`); the runtime (`writer`, `reader`)
-//! executes its commands through a [`transport::BookieTransport`] and the metadata store.
+//! The protocol is a state machine without I/O (`engine`); the runtime (`store`, `writer`,
+//! `reader`) executes its commands through a [`transport::BookieTransport`] and the metadata
+//! store. The ensemble is always the write quorum, so a ledger is (Qw, Qa).
+//!
+//! *Architecture invariant:* nobody but its owner reads an open ledger; everybody else recovers
+//! it first. Nothing here knows what an entry holds.
 
+pub mod config;
+pub mod error;
+pub mod metadata;
+pub mod observer;
+pub mod placement;
+pub mod reader;
+pub mod store;
 pub mod transport;
+pub mod writer;
