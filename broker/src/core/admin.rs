@@ -22,16 +22,13 @@ pub enum ResetTo {
 /// A namespace's policies. `None`: the broker's default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NamespacePolicies {
-    /// How long consumed data is kept.
+    /// How long consumed data is kept; `u64::MAX` for ever. It goes when it is older than this
+    /// *or* over the bytes. If only one of the two is set, the other doesn't limit.
     pub retention_ms: Option<u64>,
-    /// How many bytes of consumed data are kept per topic.
+    /// How many bytes of consumed data are kept per topic; `u64::MAX` without limit.
     pub retention_bytes: Option<u64>,
     /// Whether topics are created by their first use.
     pub auto_topic_creation: Option<bool>,
-    /// Copies written of each entry.
-    pub write_quorum: Option<u32>,
-    /// Copies synced before a receipt.
-    pub ack_quorum: Option<u32>,
 }
 
 /// A namespace.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use geminga_ledger::store::LedgerStore;
 use geminga_meta::store::MetadataStore;
 use geminga_proto::env::Env;
 use geminga_proto::id::{LedgerId, Position};
@@ -51,6 +52,21 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// Starts a broker: takes a lease, makes tenant `public` and namespace `public/default` if
+    /// they don't exist, and looks after its topics from then on. Must be called inside a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// [`StartError`] if a setting can't work or the metadata can't be used.
+    pub async fn start(
+        config: BrokerConfig,
+        env: Env,
+        meta: Arc<dyn MetadataStore>,
+        ledgers: LedgerStore,
+    ) -> Result<Self, StartError> {
+        todo!()
+    }
+
     /// The broker-wide byte budget: take bytes out of it before reading an entry off a socket.
     #[must_use]
     pub fn budget(&self) -> &ByteBudget {

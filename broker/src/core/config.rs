@@ -27,10 +27,6 @@ pub struct BrokerConfig {
     pub service_url: String,
     /// Where administration connects, as told to other brokers.
     pub admin_url: String,
-    /// Copies written of each entry.
-    pub write_quorum: u32,
-    /// Copies synced before a receipt is sent.
-    pub ack_quorum: u32,
     /// Whether publishing and subscribing create a topic that doesn't exist.
     pub auto_topic_creation: bool,
     /// Largest entry as a producer sends it.
@@ -79,15 +75,13 @@ pub struct BrokerConfig {
 }
 
 impl BrokerConfig {
-    /// The settings of a broker with one bookie beside it.
+    /// The settings of a small broker.
     #[must_use]
     pub fn new(broker_id: BrokerId) -> Self {
         Self {
             broker_id,
             service_url: String::new(),
             admin_url: String::new(),
-            write_quorum: 1,
-            ack_quorum: 1,
             auto_topic_creation: true,
             max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
             max_messages_per_batch: 100_000,
@@ -131,10 +125,6 @@ impl BrokerConfig {
     /// [`ConfigError`] names the first setting that can't.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let refuse = |setting, value: String, why| Err(ConfigError { setting, value, why });
-        if self.ack_quorum == 0 || self.ack_quorum > self.write_quorum {
-            let why = "must be at least 1 and at most write_quorum";
-            return refuse("ack_quorum", self.ack_quorum.to_string(), why);
-        }
         if self.max_message_bytes < 1024 || self.max_message_bytes > (64 << 20) {
             let why = "must be between 1 KiB and 64 MiB";
             return refuse("max_message_bytes", self.max_message_bytes.to_string(), why);
@@ -205,8 +195,6 @@ mod tests {
             change(&mut changed);
             changed.validate().expect_err("must be refused").setting
         };
-        assert_eq!(refused(|c| c.ack_quorum = 2), "ack_quorum");
-        assert_eq!(refused(|c| c.ack_quorum = 0), "ack_quorum");
         assert_eq!(refused(|c| c.max_message_bytes = 0), "max_message_bytes");
         assert_eq!(refused(|c| c.producer_credit_bytes = 1), "producer_credit_bytes");
         assert_eq!(refused(|c| c.memory_budget_bytes = 1 << 20), "memory_budget_bytes");
