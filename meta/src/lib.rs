@@ -5,4 +5,7 @@
 //! here; the store is as small as etcd wants it. Nothing is promised that etcd can't do
 //! atomically.
 
+pub mod bundle;
+pub mod keys;
+pub mod record;
 pub mod store;

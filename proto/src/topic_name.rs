@@ -95,6 +95,41 @@ pub fn check_subscription(text: &str) -> Result<(), NameError> {
     check_local("subscription", text)
 }
 
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantName(Arc<str>);
+
+impl TenantName {
+    /// Checks the name.
+    ///
+    /// # Errors
+    /// [`NameError::Part`] says what is wrong.
+    pub fn new(tenant: &str) -> Result<Self, NameError> {
+        check_part("tenant", tenant)?;
+        Ok(Self(tenant.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TenantName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl FromStr for TenantName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Self::new(text)
+    }
+}
+
 /// A tenant's namespace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespaceName {
@@ -117,6 +152,12 @@ impl NamespaceName {
     #[must_use]
     pub fn tenant(&self) -> &str {
         self.full.get(..self.tenant_len).unwrap_or_default()
+    }
+
+    /// The tenant as a checked name of its own.
+    #[must_use]
+    pub fn tenant_name(&self) -> TenantName {
+        TenantName(self.tenant().into())
     }
 
     /// The namespace without its tenant.
