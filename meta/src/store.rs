@@ -10,11 +10,21 @@
 //! - [`StoreError::Unknown`] means exactly that: applied or not. Every value carries its
 //!   writer's nonce (`record::Stamp`), so the caller can re-read and compare.
 
+mod apply;
+mod change_log;
+mod lease;
+mod limits;
+pub mod memory;
+
 use std::fmt::Debug;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use change_log::HistoryLimits;
+pub use limits::MAX_KEY_BYTES;
+pub use memory::MemoryStore;
 
 /// Most compares, and most operations, in one transaction: etcd's default.
 pub const MAX_TXN_OPS: usize = 128;
