@@ -3,10 +3,16 @@
 //! *Architecture invariant:* nothing here names a front-end, tonic, axum or a wire format.
 //! [`api`] is all that a front-end may use.
 
+pub mod ack_set;
 pub mod admin;
 pub mod api;
 pub mod broker;
 pub mod budget;
 mod cache;
 pub mod config;
+pub mod cursor;
+pub mod dispatch;
+mod managed_ledger;
+pub mod state_log;
 pub mod stats;
+pub mod subscription;
