@@ -6,6 +6,11 @@
 //! atomically.
 
 pub mod bundle;
+pub mod cluster;
+pub mod dump;
+pub mod id_block;
 pub mod keys;
+pub mod read;
 pub mod record;
 pub mod store;
+pub mod update_loop;
