@@ -317,8 +317,10 @@ impl Consumer {
         todo!()
     }
 
-    /// Acknowledges. With a request id, the sink hears a receipt once it is durable.
-    pub fn ack(&self, ack: Ack) {
+    /// Acknowledges. With a request id, the sink hears a receipt once it is durable. Waits only
+    /// while the bundle's state log has no room, or for the storage if something is acknowledged
+    /// that was not handed out since the topic was loaded.
+    pub async fn ack(&self, ack: Ack) {
         todo!()
     }
 

@@ -9,8 +9,8 @@
 
 use std::collections::VecDeque;
 
-use geminga_proto::id::{EntryId, LedgerId, Position};
-use geminga_proto::v1::record::LedgerLink;
+use geminga_meta::record::{self, ChunkLink, LedgerLink};
+use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
 
 /// Why a stored list can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,31 +48,30 @@ pub struct ClosedLedger {
 }
 
 impl ClosedLedger {
-    /// Reads a link of a closed ledger.
+    /// Reads the stored form.
     #[must_use]
-    pub fn from_link(link: &LedgerLink) -> Self {
+    pub fn from_record(ledger: LedgerId, closed: &record::ClosedLedger) -> Self {
         Self {
-            ledger: LedgerId(link.ledger_id),
-            entries: link.entries,
-            bytes: link.bytes,
-            first_index: link.first_index,
-            messages: link.messages,
-            closed_ms: link.closed_ms,
+            ledger,
+            entries: closed.entries,
+            bytes: closed.bytes,
+            first_index: closed.first_index.0,
+            messages: closed.messages,
+            closed_ms: closed.closed_ms,
         }
     }
 
-    /// The form that is stored.
+    /// The stored form.
     #[must_use]
     pub fn to_link(self) -> LedgerLink {
-        LedgerLink {
-            ledger_id: self.ledger.0,
-            closed: true,
+        let closed = record::ClosedLedger {
             entries: self.entries,
             bytes: self.bytes,
-            first_index: self.first_index,
+            first_index: MessageIndex(self.first_index),
             messages: self.messages,
             closed_ms: self.closed_ms,
-        }
+        };
+        LedgerLink { ledger: self.ledger, closed: Some(closed) }
     }
 
     /// Its last entry's place.
@@ -85,7 +84,8 @@ impl ClosedLedger {
 /// A chunk record: its number and how many ledgers it still lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk {
-    /// Number of the chunk, part of its key; never used twice in a managed ledger.
+    /// Number of the chunk, part of its key: the id of the ledger that was its first one, so
+    /// numbers rise along the list and are never used twice.
     pub number: u64,
     /// Ledgers in it.
     pub ledgers: usize,
@@ -112,7 +112,7 @@ pub enum Consumed {
 }
 
 /// The list.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct LedgerList {
     closed: VecDeque<ClosedLedger>,
     /// Chunks that hold the oldest ledgers. Boxed because few topics have any.
@@ -148,6 +148,42 @@ impl LedgerList {
     /// The chunks, oldest first.
     pub fn chunks(&self) -> impl DoubleEndedIterator<Item = Chunk> + '_ {
         self.chunks.iter().flat_map(|chunks| chunks.iter().copied())
+    }
+
+    /// The chunks in their stored form.
+    #[must_use]
+    pub fn chunk_links(&self) -> Vec<ChunkLink> {
+        let mut start = 0;
+        let link = |chunk: Chunk| {
+            let (first, last) = (start, start + chunk.ledgers - 1);
+            start += chunk.ledgers;
+            let (first, last) = (self.closed.get(first)?.ledger, self.closed.get(last)?.ledger);
+            Some(ChunkLink { number: chunk.number, first_ledger: first, last_ledger: last })
+        };
+        self.chunks().filter_map(link).collect()
+    }
+
+    /// Moves the oldest `count` ledgers that are not in a chunk to a new one.
+    pub fn chunk_oldest(&mut self, count: usize) -> Option<Chunk> {
+        let first = self.closed.get(self.chunked()).filter(|_| count > 0)?;
+        let count = count.min(self.closed.len() - self.chunked());
+        let chunk = Chunk { number: first.ledger.0, ledgers: count };
+        self.add_chunk(chunk);
+        Some(chunk)
+    }
+
+    /// Takes back the last [`Self::chunk_oldest`].
+    pub fn unchunk(&mut self) {
+        if let Some(chunks) = &mut self.chunks {
+            chunks.pop_back();
+        }
+    }
+
+    /// The ledgers of the `index`th chunk.
+    pub fn in_chunk(&self, index: usize) -> impl Iterator<Item = &ClosedLedger> {
+        let skip: usize = self.chunks().take(index).map(|chunk| chunk.ledgers).sum();
+        let count = self.chunks().nth(index).map_or(0, |chunk| chunk.ledgers);
+        self.closed.iter().skip(skip).take(count)
     }
 
     fn chunked(&self) -> usize {
