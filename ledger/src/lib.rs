@@ -8,11 +8,17 @@
 //! it first. Nothing here knows what an entry holds.
 
 pub mod config;
+pub mod engine;
 pub mod error;
+#[cfg(any(test, feature = "harness"))]
+pub mod harness;
 pub mod metadata;
 pub mod observer;
 pub mod placement;
 pub mod reader;
+mod records;
+mod recover;
 pub mod store;
+mod ticker;
 pub mod transport;
 pub mod writer;

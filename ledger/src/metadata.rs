@@ -1,27 +1,8 @@
 //! A ledger's metadata as plain data: who may write it, and where its entries are.
 
+use geminga_meta::record::LedgerOwner;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId, LedgerToken};
 use geminga_proto::storage::AddKind;
-
-/// What a ledger is for: decides which disk mark stops its adds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LedgerKind {
-    /// A topic's data.
-    Data,
-    /// A bundle's state log.
-    StateLog,
-}
-
-impl LedgerKind {
-    /// How an owner's adds are marked.
-    #[must_use]
-    pub const fn add_kind(self) -> AddKind {
-        match self {
-            Self::Data => AddKind::Ordinary,
-            Self::StateLog => AddKind::StateLog,
-        }
-    }
-}
 
 /// Where a ledger is in its life. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,8 +31,8 @@ pub struct LedgerMetadata {
     pub id: LedgerId,
     /// Goes with every add.
     pub token: LedgerToken,
-    /// What it is for.
-    pub kind: LedgerKind,
+    /// The record that lists it, which also says what it is for.
+    pub owner: LedgerOwner,
     /// Where it is in its life.
     pub state: LedgerState,
     /// Qw: bookies that get each entry.
@@ -137,6 +118,15 @@ impl LedgerMetadata {
         Ok(())
     }
 
+    /// How its owner's adds are marked: a state log's are taken when the disk is fuller.
+    #[must_use]
+    pub fn add_kind(&self) -> AddKind {
+        match self.owner {
+            LedgerOwner::ManagedLedger(_) => AddKind::Ordinary,
+            LedgerOwner::StateLog(_) => AddKind::StateLog,
+        }
+    }
+
     /// The fragment that new entries go to.
     ///
     /// # Panics
@@ -172,7 +162,8 @@ impl LedgerMetadata {
         self.state = LedgerState::Closed;
         self.last_entry = last_entry;
         self.bytes = bytes;
-        let keep = self.fragments.partition_point(|fragment| last_entry.covers(fragment.first_entry));
+        let keep =
+            self.fragments.partition_point(|fragment| last_entry.covers(fragment.first_entry));
         self.fragments.truncate(keep.max(1));
     }
 }

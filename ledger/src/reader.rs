@@ -1,9 +1,16 @@
-//! Reads closed ledgers.
+//! Reads confirmed entries, from whichever bookie of their ensemble has them.
+//!
+//! It refuses to read above the last confirmed entry, and never takes one bookie's *no such
+//! entry* for the truth: a confirmed entry may lack a copy.
 
-use geminga_proto::id::{EntryId, Lac, LedgerId};
-use geminga_proto::storage::StoredEntry;
+use std::sync::Arc;
+
+use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};
+use geminga_proto::storage::{BookieError, ReadRequest, ReadResult, StoredEntry};
 
 use crate::error::ReadError;
+use crate::metadata::LedgerMetadata;
+use crate::store::StoreShared;
 
 /// Where a closed ledger ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,13 +23,26 @@ pub struct ClosedLedger {
     pub bytes: u64,
 }
 
+impl ClosedLedger {
+    pub(crate) fn of(metadata: &LedgerMetadata) -> Self {
+        Self { id: metadata.id, last_entry: metadata.last_entry, bytes: metadata.bytes }
+    }
+}
+
 /// Reads a closed ledger. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LedgerReader {
+    store: Arc<StoreShared>,
+    metadata: Arc<LedgerMetadata>,
     closed: ClosedLedger,
 }
 
 impl LedgerReader {
+    pub(crate) fn new(store: Arc<StoreShared>, metadata: LedgerMetadata) -> Self {
+        let closed = ClosedLedger::of(&metadata);
+        Self { store, metadata: Arc::new(metadata), closed }
+    }
+
     /// Where the ledger ends.
     #[must_use]
     pub fn closed(&self) -> &ClosedLedger {
@@ -41,7 +61,87 @@ impl LedgerReader {
         max_entries: u32,
         max_bytes: u64,
     ) -> Result<Vec<StoredEntry>, ReadError> {
-        let _ = (first, max_entries, max_bytes);
-        todo!()
+        let limits = ReadLimits { max_entries, max_bytes };
+        read(&self.store, &self.metadata, self.closed.last_entry, first, limits).await
+    }
+}
+
+/// How much to read at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadLimits {
+    pub max_entries: u32,
+    pub max_bytes: u64,
+}
+
+/// Reads entries up to `last` from the ensemble of `first`.
+pub(crate) async fn read(
+    store: &StoreShared,
+    metadata: &LedgerMetadata,
+    last: Lac,
+    first: EntryId,
+    limits: ReadLimits,
+) -> Result<Vec<StoredEntry>, ReadError> {
+    let ledger = metadata.id;
+    let Some(end) = last.0.filter(|end| first <= *end) else {
+        return Err(ReadError::BeyondEnd { ledger, first, last });
+    };
+    let (fragment, next) = metadata.fragment_of(first);
+    let end = next.and_then(EntryId::previous).map_or(end, |fragment_end| end.min(fragment_end));
+    let left = u32::try_from(end.0 - first.0 + 1).unwrap_or(u32::MAX);
+    let request = ReadRequest {
+        ledger,
+        first,
+        max_entries: limits.max_entries.clamp(1, left),
+        max_bytes: limits.max_bytes,
+        fence: None,
+    };
+    // Always the same bookie first, whose cache and read-ahead then know the ledger; which one
+    // differs from ledger to ledger.
+    let count = fragment.bookies.len();
+    let start = usize::try_from(ledger.0 % count.max(1) as u64).unwrap_or(0);
+    let mut worst = BookieError::NoSuchEntry;
+    for bookie in fragment.bookies.iter().cycle().skip(start).take(count) {
+        match read_one(store, bookie, request).await {
+            Ok(entries) => return Ok(entries),
+            Err(error) => {
+                tracing::debug!(%ledger, entry = %first, %bookie, %error, "a read failed");
+                if rank(error) > rank(worst) {
+                    worst = error;
+                }
+            }
+        }
+    }
+    Err(ReadError::Bookies { ledger, entry: first, error: worst })
+}
+
+/// Asks one bookie, in time, and checks that it sent what was asked for.
+pub(crate) async fn read_one(
+    store: &StoreShared,
+    bookie: &BookieId,
+    request: ReadRequest,
+) -> ReadResult {
+    let asked = store.transport.read(bookie, request);
+    let answer = tokio::time::timeout(store.request_timeout, asked).await;
+    let mut entries = answer.unwrap_or(Err(BookieError::Unreachable))?;
+    entries.truncate(request.max_entries as usize);
+    let gapless =
+        (request.first.0..).zip(&entries).all(|(number, stored)| stored.entry.0 == number);
+    if entries.is_empty() || !gapless { Err(BookieError::Invalid) } else { Ok(entries) }
+}
+
+/// Which of several bookies' errors says most to the caller: one that may answer later comes
+/// before damage, and damage before absence.
+fn rank(error: BookieError) -> u8 {
+    match error {
+        BookieError::Unreachable | BookieError::Overloaded | BookieError::Io => 3,
+        BookieError::CorruptEntry => 2,
+        BookieError::Fenced
+        | BookieError::WrongToken
+        | BookieError::DiskFull
+        | BookieError::ReadOnly
+        | BookieError::UnknownEntry
+        | BookieError::TooLarge
+        | BookieError::Invalid => 1,
+        BookieError::NoSuchEntry => 0,
     }
 }

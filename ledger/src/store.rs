@@ -1,23 +1,53 @@
 //! Creates, recovers, opens and deletes ledgers.
+//!
+//! *Invariant:* a ledger is created and linked to its owner, and unlinked and deleted, in one
+//! transaction, so that there is never a ledger that nobody lists.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use geminga_meta::store::{MetadataStore, Txn};
+use geminga_meta::id_block::{AllocateError, IdAllocator};
+use geminga_meta::keys;
+use geminga_meta::record::{LedgerOwner, Nonce, Record};
+use geminga_meta::store::{Compare, MetadataStore, StoreError, Txn, TxnOutcome};
+use geminga_meta::update_loop::RetryPolicy;
 use geminga_proto::env::Env;
-use geminga_proto::id::LedgerId;
+use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId, LedgerToken};
 
 pub use crate::config::{ConfigError, LedgerStoreConfig};
+use crate::engine::{EngineLimits, Versioned};
 use crate::error::{CreateError, DeleteError, OpenError, RecoverError};
-use crate::metadata::{LedgerKind, LedgerMetadata};
+use crate::metadata::{Fragment, LedgerMetadata, LedgerState};
 use crate::observer::LedgerObserver;
 use crate::placement::Placement;
 use crate::reader::{ClosedLedger, LedgerReader};
+use crate::records::{self, LoadError};
+use crate::recover;
+use crate::ticker::Ticker;
 use crate::transport::BookieTransport;
 use crate::writer::LedgerWriter;
 
+/// What all handles share.
+#[derive(Debug)]
+pub(crate) struct StoreShared {
+    pub config: LedgerStoreConfig,
+    pub limits: EngineLimits,
+    pub request_timeout: Duration,
+    pub tick: Duration,
+    pub env: Env,
+    pub meta: Arc<dyn MetadataStore>,
+    pub transport: Arc<dyn BookieTransport>,
+    pub placement: Arc<dyn Placement>,
+    pub runtime: tokio::runtime::Handle,
+    pub ticker: Ticker,
+    ids: IdAllocator<LedgerId>,
+}
+
 /// All ledgers of a cluster, as seen by one process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct LedgerStore {}
+pub struct LedgerStore {
+    shared: Arc<StoreShared>,
+}
 
 impl LedgerStore {
     /// A store over `meta` and the bookies that `transport` reaches. Must be called inside a
@@ -32,23 +62,116 @@ impl LedgerStore {
         transport: Arc<dyn BookieTransport>,
         placement: Arc<dyn Placement>,
     ) -> Result<Self, ConfigError> {
-        let _ = (config, env, meta, transport, placement);
-        todo!()
+        config.validate()?;
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
+        let tick_ms = config.retry_interval_ms.min(config.append_timeout_ms.div_ceil(4)).max(1);
+        let tick = Duration::from_millis(tick_ms);
+        let ticks = |ms: u64| u32::try_from(ms.div_ceil(tick_ms)).unwrap_or(u32::MAX);
+        let limits = EngineLimits {
+            max_pending_bytes: config.max_pending_bytes_per_ledger,
+            max_lag_bytes: config.max_lag_bytes_per_bookie,
+            timeout_ticks: ticks(config.append_timeout_ms),
+            retry_ticks: ticks(config.retry_interval_ms),
+        };
+        let shared = StoreShared {
+            limits,
+            request_timeout: Duration::from_millis(config.request_timeout_ms),
+            tick,
+            ids: IdAllocator::with_block(
+                Arc::clone(&meta),
+                env.clone(),
+                RetryPolicy::default(),
+                u64::from(config.id_block),
+            ),
+            ticker: Ticker::start(&runtime, tick),
+            config,
+            env,
+            meta,
+            transport,
+            placement,
+            runtime,
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Takes an id, picks an ensemble, and creates the ledger's record in one transaction with
     /// the conditions and writes that `link` makes for that id.
     ///
+    /// The ledgers of one list must rise: `after` is the last of them, and the new id is above it.
+    ///
+    /// With fewer bookies than the write quorum, but at least the ack quorum, the ledger has a
+    /// write quorum of that number and is marked for repair.
+    ///
     /// # Errors
     /// [`CreateError`]; nothing is created, except as [`CreateError::Metadata`] says.
     pub async fn create(
         &self,
-        kind: LedgerKind,
+        owner: LedgerOwner,
+        after: Option<LedgerId>,
         link: impl FnOnce(LedgerId) -> Txn + Send,
         observer: Arc<dyn LedgerObserver>,
     ) -> Result<LedgerWriter, CreateError> {
-        let _ = (kind, link, observer);
-        todo!()
+        let shared = &self.shared;
+        let (write_quorum, ack_quorum) = (shared.config.write_quorum, shared.config.ack_quorum);
+        let bookies = shared.placement.pick(write_quorum as usize, ack_quorum as usize, &[])?;
+        let id = match after {
+            Some(after) => shared.ids.next_above(after).await,
+            None => shared.ids.next().await,
+        };
+        let id = id.map_err(|error: AllocateError| match error.store_error() {
+            Some(store) => CreateError::Metadata(store.clone()),
+            None => CreateError::Ids(error.to_string()),
+        })?;
+        let metadata = LedgerMetadata {
+            id,
+            token: LedgerToken(shared.env.random.nonzero_u64()),
+            owner,
+            state: LedgerState::Open,
+            write_quorum: u32::try_from(bookies.len()).unwrap_or(u32::MAX),
+            ack_quorum,
+            under_replicated: bookies.len() < write_quorum as usize,
+            fragments: vec![Fragment { first_entry: EntryId(0), bookies }],
+            last_entry: Lac::NONE,
+            bytes: 0,
+            created_ms: shared.env.clock.wall_ms(),
+        };
+        let version = self.insert(&metadata, link(id)).await?;
+        let created = Versioned { metadata, version };
+        Ok(LedgerWriter::new(Arc::clone(shared), created, observer))
+    }
+
+    /// Writes a new ledger's record together with its link; answers its version.
+    async fn insert(&self, metadata: &LedgerMetadata, link: Txn) -> Result<u64, CreateError> {
+        let shared = &self.shared;
+        let id = metadata.id;
+        let invalid = |why: String| CreateError::Metadata(StoreError::Invalid(why));
+        metadata.validate().map_err(|error| invalid(error.to_string()))?;
+        let value = records::to_record(metadata)
+            .encode(Nonce::new(shared.env.random.as_ref()))
+            .map_err(|error| invalid(error.to_string()))?;
+        let key = keys::ledger(id);
+        let mut txn = link;
+        txn.merge(Txn::default().when(Compare::Absent(key.clone())).put(key, value));
+        let timeout = shared.request_timeout;
+        match records::in_time(timeout, shared.meta.txn(txn)).await {
+            Ok(TxnOutcome::Applied(revision)) => Ok(revision.0),
+            Ok(TxnOutcome::Conflict(_)) => {
+                match records::load(shared.meta.as_ref(), id, timeout).await {
+                    Ok(_) | Err(LoadError::Damaged(_)) => {
+                        Err(CreateError::Ids(format!("ledger {id} exists already")))
+                    }
+                    Err(_) => Err(CreateError::Conflict),
+                }
+            }
+            Err(unknown @ StoreError::Unknown(_)) => {
+                // The token tells this write from any other.
+                match records::load(shared.meta.as_ref(), id, timeout).await {
+                    Ok(found) if found.metadata.token == metadata.token => Ok(found.version),
+                    _ => Err(unknown.into()),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Fences the ledger, finds its end and closes it there. A closed ledger is answered at once.
@@ -56,8 +179,7 @@ impl LedgerStore {
     /// # Errors
     /// [`RecoverError`] if its end can't be told now; nothing is guessed.
     pub async fn recover(&self, id: LedgerId) -> Result<ClosedLedger, RecoverError> {
-        let _ = id;
-        todo!()
+        recover::recover(Arc::clone(&self.shared), id).await
     }
 
     /// Opens a closed ledger for reading.
@@ -65,18 +187,71 @@ impl LedgerStore {
     /// # Errors
     /// [`OpenError`] if there is none, or it isn't closed.
     pub async fn open(&self, id: LedgerId) -> Result<LedgerReader, OpenError> {
-        let _ = id;
-        todo!()
+        let metadata = self.describe(id).await?;
+        match metadata.state {
+            LedgerState::Closed => Ok(LedgerReader::new(Arc::clone(&self.shared), metadata)),
+            LedgerState::Open | LedgerState::InRecovery => Err(OpenError::NotClosed(id)),
+        }
     }
 
-    /// Deletes the records of `ids` in one transaction with `unlink`, then hints it to bookies.
-    /// At most 64 ledgers at a time, since transactions are limited.
+    /// Deletes the records of `ids` in one transaction with `unlink`, then hints it to bookies,
+    /// which look for themselves before they delete anything. All of it counts towards the
+    /// store's limit of operations in a transaction.
     ///
     /// # Errors
     /// [`DeleteError`]; nothing is deleted, except as [`DeleteError::Metadata`] says.
     pub async fn delete(&self, ids: &[LedgerId], unlink: Txn) -> Result<(), DeleteError> {
-        let _ = (ids, unlink);
-        todo!()
+        let shared = &self.shared;
+        let hints = self.hints(ids).await;
+        let mut txn = unlink;
+        for id in ids {
+            txn = txn.delete(keys::ledger(*id));
+        }
+        match records::in_time(shared.request_timeout, shared.meta.txn(txn)).await {
+            Ok(TxnOutcome::Applied(_)) => {}
+            Ok(TxnOutcome::Conflict(_)) => return Err(DeleteError::Conflict),
+            Err(unknown @ StoreError::Unknown(_)) => {
+                if !self.all_absent(ids).await {
+                    return Err(unknown.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let transport = Arc::clone(&shared.transport);
+        shared.runtime.spawn(async move {
+            for (bookie, ledgers) in hints {
+                if let Err(error) = transport.delete_hint(&bookie, ledgers).await {
+                    // It finds out by itself, later.
+                    tracing::debug!(%bookie, %error, "a deletion hint was not taken");
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Which bookies hold which of these ledgers, as far as their records can be read.
+    async fn hints(&self, ids: &[LedgerId]) -> Vec<(BookieId, Vec<LedgerId>)> {
+        let mut hints: Vec<(BookieId, Vec<LedgerId>)> = Vec::new();
+        for id in ids {
+            let Ok(metadata) = self.describe(*id).await else { continue };
+            for bookie in metadata.fragments.into_iter().flat_map(|fragment| fragment.bookies) {
+                match hints.iter_mut().find(|(known, _)| *known == bookie) {
+                    Some((_, ledgers)) if ledgers.last() == Some(id) => {}
+                    Some((_, ledgers)) => ledgers.push(*id),
+                    None => hints.push((bookie, vec![*id])),
+                }
+            }
+        }
+        hints
+    }
+
+    async fn all_absent(&self, ids: &[LedgerId]) -> bool {
+        for id in ids {
+            if !matches!(self.describe(*id).await, Err(OpenError::NotFound(_))) {
+                return false;
+            }
+        }
+        true
     }
 
     /// A ledger's metadata, for administration.
@@ -84,7 +259,12 @@ impl LedgerStore {
     /// # Errors
     /// [`OpenError`] if there is none.
     pub async fn describe(&self, id: LedgerId) -> Result<LedgerMetadata, OpenError> {
-        let _ = id;
-        todo!()
+        let shared = &self.shared;
+        match records::load(shared.meta.as_ref(), id, shared.request_timeout).await {
+            Ok(found) => Ok(found.metadata),
+            Err(LoadError::Absent) => Err(OpenError::NotFound(id)),
+            Err(LoadError::Store(error)) => Err(OpenError::Metadata { ledger: id, error }),
+            Err(LoadError::Damaged(why)) => Err(OpenError::Damaged { ledger: id, why }),
+        }
     }
 }

@@ -39,8 +39,11 @@ pub trait BookieTransport: Send + Sync + Debug + 'static {
     async fn fence(&self, bookie: &BookieId, request: FenceRequest) -> FenceResult;
 
     /// Suggests that these ledgers may be gone from the metadata.
-    async fn delete_hint(&self, bookie: &BookieId, ledgers: Vec<LedgerId>)
-    -> Result<(), BookieError>;
+    async fn delete_hint(
+        &self,
+        bookie: &BookieId,
+        ledgers: Vec<LedgerId>,
+    ) -> Result<(), BookieError>;
 
     /// Asks a bookie about itself.
     async fn info(&self, bookie: &BookieId) -> Result<BookieInfo, BookieError>;

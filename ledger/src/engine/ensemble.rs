@@ -1,0 +1,539 @@
+//! How an open ledger's bookies fail, are tried again, and are replaced; and the one
+//! compare-and-swap on the ledger's record that its owner may have under way.
+//!
+//! - A bookie that refuses an add, is silent for the timeout or lags too far counts as failed and
+//!   is sent nothing. What it has acknowledged stays true and counts while it is in the ensemble.
+//! - Placement picks a replacement; a fragment from LAC+1 with it is committed; then, and never
+//!   before, the replacement is sent the entries from LAC+1 on.
+//! - While that write is under way nothing is confirmed. If the metadata store doesn't answer it,
+//!   the ledger goes on, but then only members of the old *and* the new ensemble confirm, so
+//!   that either outcome is right. The same write is repeated until its outcome is known.
+//! - Without a replacement, or without the metadata store, the ensemble stays; the ledger goes on
+//!   while an ack quorum answers. At intervals the failed bookie is tried again with one entry
+//!   (a bookie may miss confirmed entries: its *no such entry* is true), and a replacement is
+//!   looked for again.
+//! - With no ack quorum left the ledger stalls. Waiting for disk space has no limit, because
+//!   space comes back when consumers acknowledge; anything else fails the ledger in time.
+//! - A conflict is resolved by reading: not open any more means another owner, and the ledger is
+//!   given up; otherwise a repair changed an older fragment, and its change is kept.
+
+use geminga_meta::record::LedgerRecord;
+use geminga_proto::id::{BookieId, EntryId, Lac};
+use geminga_proto::storage::BookieError;
+
+use crate::engine::append::{AppendEngine, Mode};
+use crate::engine::quorum::SlotSet;
+use crate::engine::{Command, CommitAnswer, MetadataAnswer, Versioned, planted};
+use crate::metadata::{LedgerMetadata, LedgerState};
+use crate::observer::{StallReason, WriterFailure};
+
+/// One position of the ensemble.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub bookie: BookieId,
+    pub state: MemberState,
+    /// The last refusal, kept while it is tried again.
+    pub last_error: Option<BookieError>,
+    /// Adds sent and not answered.
+    pub owed_entries: u64,
+    /// Of these, the bytes that are confirmed without it.
+    pub lag_bytes: u64,
+    /// Answered since the last tick.
+    pub heard: bool,
+    pub silent_ticks: u32,
+}
+
+/// Whether a member is sent new entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MemberState {
+    Live,
+    /// It failed, and was sent one entry to see whether it works again.
+    Probing,
+    Failed,
+}
+
+impl Member {
+    pub(super) fn new(bookie: BookieId) -> Self {
+        Self {
+            bookie,
+            state: MemberState::Live,
+            last_error: None,
+            owed_entries: 0,
+            lag_bytes: 0,
+            heard: false,
+            silent_ticks: 0,
+        }
+    }
+}
+
+/// What a write of the record is to achieve.
+#[derive(Debug, Clone)]
+pub(super) enum Goal {
+    /// From `first` on, entries go to `bookies`, which differ from the members at `slots`.
+    Ensemble { first: EntryId, bookies: Vec<BookieId>, slots: SlotSet },
+    /// The ledger ends.
+    Close { last_entry: Lac, bytes: u64 },
+}
+
+/// A write of the record that isn't settled. It never changes, so that however often it is
+/// repeated only one outcome is possible.
+#[derive(Debug, Clone)]
+pub(super) struct Attempt {
+    goal: Goal,
+    /// It may have been applied.
+    unknown: bool,
+}
+
+impl Attempt {
+    pub(super) fn new(goal: Goal) -> Self {
+        Self { goal, unknown: false }
+    }
+
+    /// Positions whose answers can't confirm until the outcome is known.
+    pub(super) fn slots(&self) -> SlotSet {
+        match self.goal {
+            Goal::Ensemble { slots, .. } => slots,
+            Goal::Close { .. } => SlotSet::EMPTY,
+        }
+    }
+
+    fn applied_to(&self, metadata: &LedgerMetadata) -> LedgerMetadata {
+        let mut changed = metadata.clone();
+        match &self.goal {
+            Goal::Ensemble { first, bookies, .. } => {
+                changed.change_ensemble(*first, bookies.clone());
+            }
+            Goal::Close { last_entry, bytes } => changed.close_at(*last_entry, *bytes),
+        }
+        changed
+    }
+}
+
+/// What is under way to change the record.
+#[derive(Debug)]
+pub(super) enum Change {
+    Idle,
+    /// Placement is asked.
+    Picking,
+    /// The write is sent.
+    Committing {
+        attempt: Attempt,
+        written: LedgerMetadata,
+    },
+    /// The record is being read, because of a conflict, an unknown outcome, or to see whether
+    /// the store is back. `hold`: the store is believed to answer, so confirming waits for it.
+    Reading {
+        attempt: Option<Attempt>,
+        hold: bool,
+    },
+    /// Nothing could be done; to be tried again. `read_first`: the store didn't answer.
+    Waiting {
+        ticks_left: u32,
+        attempt: Option<Attempt>,
+        read_first: bool,
+    },
+}
+
+impl Change {
+    pub(super) fn attempt(&self) -> Option<&Attempt> {
+        match self {
+            Self::Committing { attempt, .. } => Some(attempt),
+            Self::Reading { attempt, .. } | Self::Waiting { attempt, .. } => attempt.as_ref(),
+            Self::Idle | Self::Picking => None,
+        }
+    }
+
+    /// No entry of a new fragment is confirmed before the fragment is committed.
+    pub(super) fn holds_confirmation(&self) -> bool {
+        let ensemble = matches!(self.attempt(), Some(Attempt { goal: Goal::Ensemble { .. }, .. }));
+        match self {
+            Self::Committing { .. } => ensemble,
+            Self::Reading { hold, .. } => *hold && ensemble,
+            Self::Idle | Self::Picking | Self::Waiting { .. } => false,
+        }
+    }
+
+    /// No write of the record is unsettled.
+    pub(super) fn may_be_dropped(&self) -> bool {
+        self.attempt().is_none()
+    }
+}
+
+/// Whether the same bookie may take the same add later.
+fn may_recover(error: BookieError) -> bool {
+    match error {
+        BookieError::DiskFull
+        | BookieError::ReadOnly
+        | BookieError::Overloaded
+        | BookieError::Io
+        | BookieError::Unreachable => true,
+        BookieError::Fenced
+        | BookieError::WrongToken
+        | BookieError::NoSuchEntry
+        | BookieError::UnknownEntry
+        | BookieError::CorruptEntry
+        | BookieError::TooLarge
+        | BookieError::Invalid => false,
+    }
+}
+
+impl AppendEngine {
+    fn live(&self) -> u32 {
+        let live = self.members.iter().filter(|member| member.state == MemberState::Live);
+        u32::try_from(live.count()).unwrap_or(u32::MAX)
+    }
+
+    /// From now on the member is sent nothing.
+    pub(super) fn member_failed(
+        &mut self,
+        slot: usize,
+        error: BookieError,
+        out: &mut Vec<Command>,
+    ) {
+        let member = &mut self.members[slot];
+        if member.state == MemberState::Failed {
+            return;
+        }
+        member.state = MemberState::Failed;
+        member.last_error = Some(error);
+        member.owed_entries = 0;
+        member.lag_bytes = 0;
+        member.silent_ticks = 0;
+        let mut entry = self.base;
+        for pending in &mut self.queue {
+            if pending.owed.remove(slot) && self.lac.covers(entry) {
+                self.under_replicated = true;
+            }
+            entry = entry.next();
+        }
+        self.forget_settled();
+        if matches!(self.change, Change::Idle) {
+            self.mend(out);
+        }
+    }
+
+    /// Looks for replacements if members have failed.
+    fn mend(&mut self, out: &mut Vec<Command>) {
+        let failed = self.members.iter().filter(|member| member.state == MemberState::Failed);
+        let count = failed.count();
+        if count == 0 {
+            self.change = Change::Idle;
+            return;
+        }
+        let exclude = self.members.iter().map(|member| member.bookie.clone()).collect();
+        out.push(Command::PickReplacement { count, exclude });
+        self.change = Change::Picking;
+    }
+
+    /// Placement has answered; with nothing if there is nobody.
+    pub fn replacement(&mut self, picked: Vec<BookieId>, out: &mut Vec<Command>) {
+        if self.ended.is_some() || !matches!(self.change, Change::Picking) {
+            return;
+        }
+        let mut bookies: Vec<BookieId> =
+            self.members.iter().map(|member| member.bookie.clone()).collect();
+        let mut fresh = picked.into_iter();
+        let mut slots = SlotSet::EMPTY;
+        for slot in 0..self.members.len() {
+            if self.members[slot].state == MemberState::Failed
+                && let Some(bookie) = fresh.find(|bookie| !bookies.contains(bookie))
+            {
+                bookies[slot] = bookie;
+                slots.insert(slot);
+            }
+        }
+        // A record holds only so many fragments; such a ledger keeps its ensemble until it is rolled.
+        if slots.is_empty() || self.metadata.fragments.len() >= LedgerRecord::MAX_FRAGMENTS {
+            self.wait(None, false, out);
+            return;
+        }
+        let mut first = self.lac.next_entry();
+        if planted!(self, FragmentAboveLac) {
+            first = self.next_entry();
+        }
+        let attempt = Attempt::new(Goal::Ensemble { first, bookies, slots });
+        match self.mode {
+            Mode::Owner(_) => {
+                if planted!(self, AckBeforeChangeCommitted) {
+                    self.install(&attempt, out);
+                }
+                self.attempt(attempt, out);
+            }
+            // Local until the closing write: readers of the record must keep to the ensemble
+            // that the owner wrote to.
+            Mode::Recovery(_) => {
+                let metadata = attempt.applied_to(&self.metadata);
+                let version = self.version;
+                self.committed(&attempt, Versioned { metadata, version }, out);
+            }
+        }
+    }
+
+    /// Sends the write of the record.
+    pub(super) fn attempt(&mut self, attempt: Attempt, out: &mut Vec<Command>) {
+        let mut written = attempt.applied_to(&self.metadata);
+        written.under_replicated |= self.under_replicated;
+        out.push(Command::Commit { version: self.version, metadata: written.clone() });
+        self.change = Change::Committing { attempt, written };
+    }
+
+    /// The write of the record was answered.
+    pub fn commit_answered(&mut self, answer: CommitAnswer, out: &mut Vec<Command>) {
+        if self.ended.is_some() || !matches!(self.change, Change::Committing { .. }) {
+            return;
+        }
+        let Change::Committing { mut attempt, written } =
+            std::mem::replace(&mut self.change, Change::Idle)
+        else {
+            return;
+        };
+        match answer {
+            CommitAnswer::Committed(version) => {
+                self.committed(&attempt, Versioned { metadata: written, version }, out);
+            }
+            CommitAnswer::Conflict if planted!(self, ConflictIgnored) => {
+                let version = self.version;
+                self.committed(&attempt, Versioned { metadata: written, version }, out);
+            }
+            CommitAnswer::Unknown if planted!(self, UnknownCommitIsFailure) => {
+                self.wait(None, false, out);
+            }
+            CommitAnswer::Conflict | CommitAnswer::Unknown => {
+                attempt.unknown |= answer == CommitAnswer::Unknown;
+                out.push(Command::ReadMetadata);
+                self.change = Change::Reading { attempt: Some(attempt), hold: true };
+            }
+            CommitAnswer::Unavailable => {
+                // An ensemble change that certainly didn't happen is forgotten, and the failed
+                // member's answers count again.
+                let keep = attempt.unknown || matches!(attempt.goal, Goal::Close { .. });
+                self.wait(keep.then_some(attempt), true, out);
+            }
+        }
+    }
+
+    /// The record was read.
+    pub fn metadata_read(&mut self, answer: MetadataAnswer, out: &mut Vec<Command>) {
+        if self.ended.is_some() || !matches!(self.change, Change::Reading { .. }) {
+            return;
+        }
+        let Change::Reading { attempt, .. } = std::mem::replace(&mut self.change, Change::Idle)
+        else {
+            return;
+        };
+        match answer {
+            MetadataAnswer::Unavailable => self.wait(attempt, true, out),
+            MetadataAnswer::Absent => self.fail(WriterFailure::Deleted, out),
+            MetadataAnswer::Found(current) => match attempt {
+                Some(attempt) => self.settle(attempt, current, out),
+                None => self.store_is_back(current, out),
+            },
+        }
+    }
+
+    /// Decides, by what the record now says, whether an unsettled write was applied.
+    fn settle(&mut self, attempt: Attempt, current: Versioned, out: &mut Vec<Command>) {
+        let found = &current.metadata;
+        if let Goal::Close { last_entry, .. } = attempt.goal
+            && found.state == LedgerState::Closed
+            && found.last_entry == last_entry
+        {
+            // By this write, or by a recovery that found the same end.
+            self.committed(&attempt, current, out);
+            return;
+        }
+        let over_recovery = planted!(self, CloseOverRecovery)
+            && matches!(attempt.goal, Goal::Close { .. })
+            && found.state == LedgerState::InRecovery;
+        if found.state != LedgerState::Open && !over_recovery {
+            self.fail(WriterFailure::Fenced, out);
+            return;
+        }
+        let wanted = attempt.applied_to(&self.metadata);
+        let is_ensemble = matches!(attempt.goal, Goal::Ensemble { .. });
+        if is_ensemble && found.last_fragment() == wanted.last_fragment() {
+            self.committed(&attempt, current, out);
+        } else if found.last_fragment() == self.metadata.last_fragment() {
+            self.adopt(current);
+            self.attempt(attempt, out);
+        } else {
+            self.fail(WriterFailure::Diverged, out);
+        }
+    }
+
+    fn store_is_back(&mut self, current: Versioned, out: &mut Vec<Command>) {
+        if current.metadata.state != LedgerState::Open {
+            self.fail(WriterFailure::Fenced, out);
+        } else if current.metadata.last_fragment() != self.metadata.last_fragment() {
+            self.fail(WriterFailure::Diverged, out);
+        } else {
+            self.adopt(current);
+            self.mend(out);
+            self.maybe_close(out);
+        }
+    }
+
+    /// Takes over what a repair has changed in older fragments.
+    fn adopt(&mut self, current: Versioned) {
+        self.version = current.version;
+        if !planted!(self, RepairOverwritten) {
+            self.metadata = current.metadata;
+        }
+    }
+
+    fn committed(&mut self, attempt: &Attempt, current: Versioned, out: &mut Vec<Command>) {
+        self.version = current.version;
+        self.change = Change::Idle;
+        if matches!(attempt.goal, Goal::Close { .. }) {
+            self.closed(current.metadata, out);
+            return;
+        }
+        self.metadata = current.metadata;
+        self.install(attempt, out);
+        self.update_stall(out);
+        self.advance(out);
+        if self.ended.is_none() && matches!(self.change, Change::Idle) {
+            self.mend(out);
+            self.maybe_close(out);
+        }
+    }
+
+    /// The new members take their places and are sent everything from LAC+1 on.
+    fn install(&mut self, attempt: &Attempt, out: &mut Vec<Command>) {
+        let Goal::Ensemble { bookies, slots, .. } = &attempt.goal else { return };
+        for slot in slots.iter() {
+            self.members[slot] = Member::new(bookies[slot].clone());
+            for pending in &mut self.queue {
+                pending.acks.remove(slot);
+                pending.owed.remove(slot);
+                if planted!(self, NoResend) {
+                    pending.acks.insert(slot);
+                }
+            }
+            self.send_missing(slot, u64::MAX, out);
+        }
+    }
+
+    /// Sends a member up to `limit` of the unconfirmed entries that it neither has nor owes.
+    fn send_missing(&mut self, slot: usize, limit: u64, out: &mut Vec<Command>) {
+        let first = self.lac.next_entry();
+        let skip = usize::try_from(first.0 - self.base.0).unwrap_or(usize::MAX);
+        let mut sent = 0;
+        for index in skip..self.queue.len() {
+            let pending = &mut self.queue[index];
+            if sent == limit || pending.acks.contains(slot) || !pending.owed.insert(slot) {
+                continue;
+            }
+            sent += 1;
+            let payload = pending.payload.clone();
+            out.push(self.send(slot, EntryId(self.base.0 + index as u64), payload));
+        }
+        self.members[slot].owed_entries += sent;
+    }
+
+    /// Tries failed members again, with one entry each, unless a write under way replaces them.
+    fn probe(&mut self, out: &mut Vec<Command>) {
+        let replaced = self.change.attempt().map_or(SlotSet::EMPTY, Attempt::slots);
+        for slot in self.all.without(replaced).iter() {
+            let member = &mut self.members[slot];
+            if member.state != MemberState::Failed || !member.last_error.is_none_or(may_recover) {
+                continue;
+            }
+            member.state = MemberState::Probing;
+            self.send_missing(slot, 1, out);
+            if self.members[slot].owed_entries == 0 {
+                // It lacks nothing that is pending: the next append will tell.
+                self.members[slot].state = MemberState::Live;
+            }
+        }
+    }
+
+    /// A member that was tried again works: it is sent the rest.
+    pub(super) fn rejoin(&mut self, slot: usize, out: &mut Vec<Command>) {
+        self.members[slot].state = MemberState::Live;
+        self.send_missing(slot, u64::MAX, out);
+        self.update_stall(out);
+    }
+
+    /// Nothing can be done for the ensemble now. Failed members may work again.
+    fn wait(&mut self, attempt: Option<Attempt>, read_first: bool, out: &mut Vec<Command>) {
+        let ticks_left = self.limits.retry_ticks;
+        self.change = Change::Waiting { ticks_left, attempt, read_first };
+        if matches!(self.mode, Mode::Recovery(_)) && self.live() < self.ack_quorum {
+            // A recovery is repeated as a whole.
+            self.fail(WriterFailure::QuorumLost, out);
+            return;
+        }
+        self.update_stall(out);
+        self.advance(out);
+    }
+
+    pub(super) fn tick_members(&mut self, out: &mut Vec<Command>) {
+        for slot in 0..self.members.len() {
+            let member = &mut self.members[slot];
+            if member.owed_entries == 0 || std::mem::take(&mut member.heard) {
+                member.silent_ticks = 0;
+                continue;
+            }
+            member.silent_ticks += 1;
+            if member.silent_ticks > self.limits.timeout_ticks {
+                self.member_failed(slot, BookieError::Unreachable, out);
+            }
+        }
+        self.advance(out);
+    }
+
+    pub(super) fn tick_change(&mut self, out: &mut Vec<Command>) {
+        let Change::Waiting { ticks_left, attempt, read_first } = &mut self.change else { return };
+        if *ticks_left > 1 {
+            *ticks_left -= 1;
+            return;
+        }
+        let attempt = attempt.take();
+        if attempt.is_some() || *read_first {
+            out.push(Command::ReadMetadata);
+            self.change = Change::Reading { attempt, hold: false };
+            self.probe(out);
+        } else {
+            // Trying the old bookie again and finding a new one run side by side: a member that
+            // is being tried is not replaced, one that fails again is.
+            self.change = Change::Idle;
+            self.probe(out);
+            self.mend(out);
+        }
+    }
+
+    pub(super) fn tick_stall(&mut self, out: &mut Vec<Command>) {
+        if self.live() >= self.ack_quorum || self.stalled == Some(StallReason::DiskFull) {
+            self.stalled_ticks = 0;
+            return;
+        }
+        self.stalled_ticks += 1;
+        if self.stalled_ticks > self.limits.timeout_ticks {
+            self.fail(WriterFailure::QuorumLost, out);
+        }
+    }
+
+    /// Tells the owner of a stall once replacing has failed, and of its end.
+    pub(super) fn update_stall(&mut self, out: &mut Vec<Command>) {
+        if self.live() >= self.ack_quorum {
+            if self.stalled.take().is_some() {
+                out.push(Command::Resumed);
+            }
+            return;
+        }
+        let full = |member: &&Member| {
+            member.state != MemberState::Live && member.last_error == Some(BookieError::DiskFull)
+        };
+        let full = u32::try_from(self.members.iter().filter(full).count()).unwrap_or(u32::MAX);
+        let reason = if self.live() + full >= self.ack_quorum {
+            StallReason::DiskFull
+        } else {
+            StallReason::Unavailable
+        };
+        if matches!(self.change, Change::Waiting { .. }) && self.stalled != Some(reason) {
+            self.stalled = Some(reason);
+            out.push(Command::Stalled(reason));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The seeded simulation that the engines run in, and the checker of what happened.
+
+pub mod mutant;
