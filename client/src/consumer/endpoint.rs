@@ -1,0 +1,384 @@
+//! A consumer's session: how it is opened, what the broker says in it, and what its end means.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_proto::id::{EntryId, LedgerId, Position};
+use geminga_proto::v1;
+use tokio::sync::{Notify, oneshot};
+use v1::consume_event::Event;
+use v1::consume_frame::Frame;
+
+use super::requests::ack_frame;
+use super::shared::{Closing, Inbox, Session, Shared, consumer_error};
+use super::{InitialPosition, SubscriptionPosition};
+use crate::client::ClientInner;
+use crate::error::{BrokerError, ClientError, ConsumerError};
+use crate::link::Sink;
+use crate::session::Endpoint;
+
+impl Endpoint for Shared {
+    const BUSY: v1::ErrorCode = v1::ErrorCode::ConsumerBusy;
+
+    fn client(&self) -> &Arc<ClientInner> {
+        &self.client
+    }
+
+    fn label(&self) -> String {
+        format!("consumer of {:?} on {}", self.config.subscription, self.topic)
+    }
+
+    fn wake(&self) -> &Notify {
+        &self.wake
+    }
+
+    fn on_timer(&self) -> Option<Duration> {
+        self.go_on_closing();
+        let now = self.now();
+        let mut acks = self.acks.lock();
+        if acks.deadline.is_some_and(|at| at <= now) {
+            acks.deadline = None;
+            self.send_acks(&mut acks);
+        }
+        self.send_nacks(&mut acks);
+        let nacks = acks.nacks.next_due();
+        // What is due and can't be sent now is sent when a receipt or a session comes.
+        let nacks = nacks.filter(|at| *at > now);
+        let next = [acks.deadline, nacks].into_iter().flatten().min();
+        let next = next.map(|at| at.saturating_sub(now));
+        drop(acks);
+        [next, self.close_wait()].into_iter().flatten().min()
+    }
+
+    fn over(&self) -> Option<ClientError> {
+        let inbox = self.inbox.lock();
+        let closed = inbox.closing == Closing::Done;
+        inbox.end.clone().or_else(|| closed.then_some(ClientError::Closed))
+    }
+
+    fn is_closing(&self) -> bool {
+        self.inbox.lock().closing != Closing::No
+    }
+
+    fn needs_session(&self) -> bool {
+        matches!(self.inbox.lock().session, Session::None)
+    }
+
+    async fn open_session(self: Arc<Self>) -> Result<(), ClientError> {
+        let connection = self.client.locate(&self.topic).await?;
+        let link = connection.consume().await?;
+        let id = self.client.next_id();
+        let (reply, answer) = oneshot::channel();
+        let url = connection.url().to_owned();
+        let consumer_name = {
+            let mut inbox = self.inbox.lock();
+            let link = Arc::clone(&link);
+            inbox.session = Session::Opening { id, link, connection, reply };
+            inbox.name.clone()
+        };
+        if let Err(why) = link.register(id, Arc::clone(&self) as _) {
+            self.leave();
+            return Err(ClientError::Disconnected { url, why });
+        }
+        link.push(Frame::Subscribe(self.subscribe_frame(id, consumer_name)));
+        let timeout = self.client.operation_timeout;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => {
+                let why = "the attempt was given up".to_owned();
+                Err(ClientError::Disconnected { url, why })
+            }
+            Err(_) => {
+                self.leave();
+                let why = format!("no answer within {timeout:?}");
+                Err(ClientError::Disconnected { url, why })
+            }
+        }
+    }
+
+    fn finish(&self, error: &ClientError) {
+        self.leave();
+        let (waiters, positions, end) = {
+            let mut acks = self.acks.lock();
+            let mut inbox = self.inbox.lock();
+            let end = inbox.end.get_or_insert_with(|| error.clone()).clone();
+            inbox.closing = Closing::Done;
+            inbox.clear();
+            acks.nacks.clear();
+            (acks.tracker.drain(), std::mem::take(&mut inbox.positions), end)
+        };
+        let end = consumer_error(end);
+        for waiter in waiters {
+            // Whoever stopped waiting needs no answer.
+            let _ = waiter.send(Err(end.clone()));
+        }
+        for reply in positions.into_values() {
+            let _ = reply.send(Err(end.clone()));
+        }
+        self.inbox.lock().done = true;
+        self.changed.notify_waiters();
+        self.ack_room.notify_waiters();
+        self.arrived.notify_waiters();
+        self.arrived.notify_one();
+    }
+}
+
+impl Sink<Event> for Shared {
+    fn event(&self, id: u64, event: Event) {
+        match event {
+            Event::Subscribed(subscribed) => self.on_subscribed(id, subscribed),
+            Event::Delivery(delivery) => self.on_delivery(id, delivery),
+            Event::AckReceipt(receipt) => self.on_ack_receipt(id, receipt),
+            Event::ActiveChange(change) => {
+                let mut inbox = self.inbox.lock();
+                if inbox.session.id() == Some(id) {
+                    inbox.active = change.active;
+                }
+            }
+            Event::Closed(closed) => self.on_closed(id, closed),
+            Event::Position(position) => self.on_position(id, position),
+        }
+    }
+
+    fn lost(&self, id: u64, why: &str) {
+        self.on_session_over(id, |url| ClientError::Disconnected {
+            url: url.to_owned(),
+            why: why.to_owned(),
+        });
+    }
+}
+
+fn position(at: Option<v1::EntryPosition>) -> Option<Position> {
+    at.map(|at| Position::new(LedgerId(at.ledger_id), EntryId(at.entry_id)))
+}
+
+impl Shared {
+    fn subscribe_frame(&self, consumer_id: u64, consumer_name: String) -> v1::Subscribe {
+        let config = &self.config;
+        let initial_position = match config.initial_position {
+            InitialPosition::Latest => v1::InitialPosition::Latest,
+            InitialPosition::Earliest => v1::InitialPosition::Earliest,
+        };
+        let properties = config.properties.iter().cloned();
+        let properties = properties.map(|(key, value)| v1::Property { key, value }).collect();
+        v1::Subscribe {
+            consumer_id,
+            topic: self.topic.to_string(),
+            subscription: config.subscription.clone(),
+            r#type: config.subscription_type.to_wire().into(),
+            consumer_name,
+            priority: config.priority,
+            initial_position: initial_position.into(),
+            create: config.create,
+            properties,
+        }
+    }
+
+    fn on_subscribed(&self, id: u64, subscribed: v1::Subscribed) {
+        if let Some(error) = subscribed.error {
+            let error = BrokerError::from_wire(error);
+            self.on_session_over(id, |_| ClientError::Broker(error));
+            return;
+        }
+        let mut acks = self.acks.lock();
+        let reply = {
+            let mut inbox = self.inbox.lock();
+            if inbox.session.id() != Some(id) {
+                return;
+            }
+            match std::mem::replace(&mut inbox.session, Session::None) {
+                Session::Opening { id, link, connection, reply } => {
+                    if !subscribed.consumer_name.is_empty() {
+                        inbox.name = subscribed.consumer_name;
+                    }
+                    inbox.session = Session::Open { id, link, connection };
+                    // Acknowledgements go before the credit, so that what they cover isn't
+                    // delivered again.
+                    for group in acks.tracker.groups_to_resend() {
+                        inbox.session.push(|consumer_id| ack_frame(consumer_id, group));
+                    }
+                    reply
+                }
+                // A second answer changes nothing.
+                other => {
+                    inbox.session = other;
+                    return;
+                }
+            }
+        };
+        self.send_acks(&mut acks);
+        drop(acks);
+        self.inbox.lock().grant_all(&self.config);
+        self.changed.notify_waiters();
+        // The session's task may have stopped waiting; it will see the session.
+        let _ = reply.send(Ok(()));
+    }
+
+    fn on_delivery(&self, id: u64, delivery: v1::Delivery) {
+        let within_credit = {
+            let mut inbox = self.inbox.lock();
+            if inbox.session.id() != Some(id) {
+                return;
+            }
+            inbox.deliver(delivery.entries)
+        };
+        self.arrived.notify_one();
+        if !within_credit {
+            tracing::warn!(
+                topic = %self.topic, subscription = %self.config.subscription,
+                "the broker delivered more than it had credit for; subscribing again"
+            );
+            self.on_session_over(id, |url| ClientError::Disconnected {
+                url: url.to_owned(),
+                why: "the broker delivered beyond its credit".to_owned(),
+            });
+        }
+    }
+
+    fn on_ack_receipt(&self, id: u64, receipt: v1::AckReceipt) {
+        let error = receipt.error.map(BrokerError::from_wire);
+        if let Some(error) = error.as_ref().filter(|error| error.ends_session()) {
+            // Of unknown outcome: sent again in the next session.
+            self.on_session_over(id, |_| ClientError::Broker(error.clone()));
+            return;
+        }
+        let waiters = {
+            let mut acks = self.acks.lock();
+            if self.inbox.lock().session.id() != Some(id) {
+                return;
+            }
+            let Some((group, waiters)) = acks.tracker.answered(receipt.request_id) else {
+                return;
+            };
+            if let Some(error) = &error
+                && waiters.is_empty()
+            {
+                tracing::warn!(
+                    topic = %self.topic, subscription = %self.config.subscription, %error,
+                    entries = group.positions.len(), "acknowledgements were refused"
+                );
+                let failure = ConsumerError::Refused(error.clone());
+                self.inbox.lock().failure.get_or_insert(failure);
+            }
+            if acks.tracker.is_urgent() || !acks.tracker.has_room() || acks.deadline.is_none() {
+                self.send_acks(&mut acks);
+            }
+            waiters
+        };
+        let result = error.map_or(Ok(()), |error| Err(ConsumerError::Refused(error)));
+        for waiter in waiters {
+            // Whoever stopped waiting needs no answer.
+            let _ = waiter.send(result.clone());
+        }
+        self.ack_room.notify_waiters();
+        // Closing, or an entry to hand back, may have waited for this.
+        self.wake.notify_one();
+    }
+
+    fn on_position(&self, id: u64, answer: v1::Position) {
+        let reply = {
+            let mut inbox = self.inbox.lock();
+            if inbox.session.id() != Some(id) {
+                return;
+            }
+            inbox.positions.remove(&answer.request_id)
+        };
+        let result = match answer.error {
+            Some(error) => Err(ConsumerError::Refused(BrokerError::from_wire(error))),
+            None => Ok(SubscriptionPosition {
+                last_confirmed: position(answer.last_confirmed),
+                mark_delete: position(answer.mark_delete),
+                backlog_messages: answer.backlog_messages,
+            }),
+        };
+        if let Some(reply) = reply {
+            // Whoever stopped waiting needs no answer.
+            let _ = reply.send(result);
+        }
+    }
+
+    fn on_closed(&self, id: u64, closed: v1::ConsumerClosed) {
+        let error = closed.error.map(BrokerError::from_wire);
+        {
+            let mut inbox = self.inbox.lock();
+            if inbox.session.id() == Some(id) && inbox.closing == Closing::Sent {
+                if let Some(error) = error {
+                    inbox.failure.get_or_insert(ConsumerError::Refused(error));
+                }
+                inbox.closing = Closing::Done;
+                drop(inbox);
+                self.wake.notify_one();
+                return;
+            }
+        }
+        self.on_session_over(id, |_| error.map_or(ClientError::Closed, ClientError::Broker));
+    }
+
+    /// The session is over; the session's task makes the next one.
+    fn on_session_over(&self, id: u64, error: impl FnOnce(&str) -> ClientError) {
+        let (session, positions) = {
+            let mut acks = self.acks.lock();
+            let mut inbox = self.inbox.lock();
+            if inbox.session.id() != Some(id) {
+                return;
+            }
+            acks.nacks.clear();
+            Self::session_ended(&mut inbox)
+        };
+        match session {
+            Session::None => {}
+            Session::Opening { id, link, connection, reply } => {
+                link.unregister(id);
+                // The session's task may have stopped waiting.
+                let _ = reply.send(Err(error(connection.url())));
+            }
+            Session::Open { id, link, connection } => {
+                link.unregister(id);
+                // Tells a broker that is still there that this session is given up.
+                link.push(Frame::Close(v1::CloseConsumer { consumer_id: id }));
+                let error = error(connection.url());
+                tracing::debug!(topic = %self.topic, %error, "a consumer's session is over");
+                if !error.is_retryable() && error != ClientError::Closed {
+                    self.inbox.lock().end.get_or_insert(error);
+                }
+            }
+        }
+        for reply in positions {
+            let _ = reply.send(Err(ConsumerError::Disconnected));
+        }
+        self.wake.notify_one();
+    }
+
+    fn session_ended(inbox: &mut Inbox) -> (Session, Vec<super::shared::PositionReply>) {
+        let session = std::mem::replace(&mut inbox.session, Session::None);
+        inbox.clear();
+        if inbox.closing == Closing::Sent {
+            // An unsubscription without an answer is asked for again; a close is done.
+            inbox.closing = if inbox.unsubscribing {
+                Closing::Asked { unsubscribe: true }
+            } else {
+                Closing::Done
+            };
+        }
+        let positions = std::mem::take(&mut inbox.positions);
+        (session, positions.into_values().collect())
+    }
+
+    /// Leaves the link; the broker is told.
+    fn leave(&self) {
+        let (session, positions) = {
+            let mut inbox = self.inbox.lock();
+            Self::session_ended(&mut inbox)
+        };
+        match session {
+            Session::None => {}
+            Session::Opening { id, link, .. } | Session::Open { id, link, .. } => {
+                link.unregister(id);
+                link.push(Frame::Close(v1::CloseConsumer { consumer_id: id }));
+            }
+        }
+        for reply in positions {
+            let _ = reply.send(Err(ConsumerError::Disconnected));
+        }
+    }
+}

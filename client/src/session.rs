@@ -1,0 +1,156 @@
+//! The task behind a producer or a consumer: it opens the session with the broker, opens it again
+//! whenever it is lost, and runs what is due. Messages never pass through it.
+//!
+//! Invariants: there is one attempt at a time; an error that no further attempt can mend ends the
+//! endpoint, and everything that waits for it hears that error.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use crate::backoff::Backoff;
+use crate::client::ClientInner;
+use crate::error::{ClientError, ErrorCode};
+
+/// What the task drives.
+pub(crate) trait Endpoint: Send + Sync + 'static {
+    /// The broker's word for "that name is connected already".
+    const BUSY: ErrorCode;
+
+    fn client(&self) -> &Arc<ClientInner>;
+    /// What logs call it.
+    fn label(&self) -> String;
+    /// Wakes the task.
+    fn wake(&self) -> &Notify;
+    /// Does what is due; answers when the next thing is.
+    fn on_timer(&self) -> Option<Duration>;
+    /// Why it is over, if it is: [`ClientError::Closed`] if it was closed and is done.
+    fn over(&self) -> Option<ClientError>;
+    /// True if it was asked to close.
+    fn is_closing(&self) -> bool;
+    /// True if it has no session and wants one.
+    fn needs_session(&self) -> bool;
+    /// One attempt at a session.
+    fn open_session(self: Arc<Self>) -> impl Future<Output = Result<(), ClientError>> + Send;
+    /// It is over: leaves the link, tells all who wait.
+    fn finish(&self, error: &ClientError);
+}
+
+type Opened = oneshot::Sender<Result<(), ClientError>>;
+type Attempt = Pin<Box<dyn Future<Output = Result<(), ClientError>> + Send>>;
+
+/// Starts the task and waits for the first session.
+pub(crate) async fn start<E: Endpoint>(endpoint: Arc<E>) -> Result<(), ClientError> {
+    let (opened, answer) = oneshot::channel();
+    tokio::spawn(run(endpoint, opened));
+    answer.await.unwrap_or(Err(ClientError::Closed))
+}
+
+struct Driver<E> {
+    endpoint: Arc<E>,
+    backoff: Backoff,
+    attempt: Option<Attempt>,
+    /// Hears of the first session; gone afterwards.
+    opened: Option<Opened>,
+    last_error: Option<ClientError>,
+}
+
+async fn after(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn run<E: Endpoint>(endpoint: Arc<E>, opened: Opened) {
+    let mut driver = Driver {
+        attempt: Some(Box::pin(Arc::clone(&endpoint).open_session())),
+        endpoint: Arc::clone(&endpoint),
+        backoff: Backoff::new(),
+        opened: Some(opened),
+        last_error: None,
+    };
+    let operation_timeout = endpoint.client().operation_timeout;
+    let first_deadline = tokio::time::Instant::now() + operation_timeout;
+    let end = loop {
+        let next = endpoint.on_timer();
+        if let Some(end) = endpoint.over() {
+            break end;
+        }
+        if driver.opened.is_some() && endpoint.is_closing() {
+            break ClientError::Closed;
+        }
+        driver.reconnect_if_lost();
+        let opening = driver.opened.is_some();
+        let attempt = async {
+            match &mut driver.attempt {
+                Some(attempt) => attempt.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = attempt => {
+                driver.attempt = None;
+                if let Err(error) = driver.attempted(result) {
+                    break error;
+                }
+            }
+            () = after(next) => {}
+            () = endpoint.wake().notified() => {}
+            () = tokio::time::sleep_until(first_deadline), if opening => {
+                let last = driver.last_error.as_ref();
+                let last = last.map_or_else(|| "no answer".to_owned(), ToString::to_string);
+                break ClientError::TimedOut { after: operation_timeout, last };
+            }
+        }
+    };
+    driver.attempt = None;
+    endpoint.finish(&end);
+    if let Some(opened) = driver.opened {
+        // The builder's future may have been dropped; then nobody asks.
+        let _ = opened.send(Err(end));
+    }
+}
+
+impl<E: Endpoint> Driver<E> {
+    /// Starts an attempt if there is neither a session nor one under way.
+    fn reconnect_if_lost(&mut self) {
+        if self.attempt.is_none() && self.endpoint.needs_session() {
+            let wait = self.backoff.wait(&*self.endpoint.client().env.random);
+            let endpoint = Arc::clone(&self.endpoint);
+            self.attempt = Some(Box::pin(async move {
+                tokio::time::sleep(wait).await;
+                endpoint.open_session().await
+            }));
+        }
+    }
+
+    /// An attempt is over. Fails with an error that no further attempt can mend.
+    fn attempted(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
+        let Err(error) = result else {
+            self.backoff.reset();
+            if let Some(opened) = self.opened.take() {
+                // The builder's future may be gone; its handle's drop then closes.
+                let _ = opened.send(Ok(()));
+            }
+            return Ok(());
+        };
+        let first = self.opened.is_some();
+        // A name that is taken when first used is taken; later it is our own old session, which
+        // the broker has yet to miss. And what was a broker once will be one again.
+        let hopeless = if first {
+            !error.is_retryable() || error.code() == Some(E::BUSY)
+        } else {
+            !error.is_retryable() && !matches!(error, ClientError::NotABroker { .. })
+        };
+        if hopeless {
+            return Err(error);
+        }
+        tracing::debug!(of = %self.endpoint.label(), %error, "no session yet; trying again");
+        self.last_error = Some(error);
+        Ok(())
+    }
+}
