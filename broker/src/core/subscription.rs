@@ -20,144 +20,60 @@ use std::sync::Arc;
 
 use geminga_proto::id::{MessageIndex, Position};
 
-use crate::core::api::{Ack, AckError, Delivery, SubscribeError, SubscriptionType};
-use crate::core::cursor::{CursorChange, CursorState, EntrySpan, Frontier};
+use crate::core::ack_set::{IndexRange, runs_of_bits};
+use crate::core::api::{Ack, AckError, AckPosition, SubscribeError, SubscriptionType};
+use crate::core::cursor::{Cursor, CursorChange, CursorDelta, CursorState, EntrySpan, Frontier};
 use crate::core::dispatch::{
-    ConsumerKey, DispatchLimits, NotMoving, ReadRequest, ReadToken, ReadyEntry,
+    ConsumerKey, DispatchLimits, Dispatcher, NotMoving, ReadToken, ReadyEntry, Refused,
 };
 
-/// Numbers the changes of one loaded subscription.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChangeSeq(pub u64);
+mod types;
 
-/// Which acknowledgement waits for a receipt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReceiptFor {
-    /// Who acknowledged.
-    pub consumer: ConsumerKey,
-    /// The number it gave.
-    pub request_id: u64,
-}
-
-/// What the topic has to do.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Command {
-    /// Push entries to a consumer; its credit is taken already.
-    Deliver {
-        /// To whom.
-        consumer: ConsumerKey,
-        /// In order.
-        deliveries: Vec<Delivery>,
-    },
-    /// Read entries and answer with [`Subscription::read_done`].
-    Read(ReadRequest),
-    /// Hand a change to the state log. `None`: nothing changed, but the receipt has to wait until
-    /// what was handed over before is durable. When it is durable: send the receipt, then call
-    /// [`Subscription::persisted`].
-    Persist {
-        /// What changed.
-        change: Option<CursorChange>,
-        /// Goes to [`Subscription::persisted`].
-        seq: ChangeSeq,
-        /// The receipt to send.
-        receipt: Option<ReceiptFor>,
-    },
-    /// Send a receipt now: all is durable already.
-    AckReceipt(ReceiptFor),
-    /// Tell a consumer of a failover subscription whether it is active.
-    ActiveChanged {
-        /// Whom.
-        consumer: ConsumerKey,
-        /// Whether it is.
-        active: bool,
-    },
-}
-
-/// A consumer to attach.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsumerSpec {
-    /// Its name, for statistics.
-    pub name: String,
-    /// Lower is served first.
-    pub priority: i32,
-    /// How it wants to share.
-    pub subscription_type: SubscriptionType,
-}
-
-/// Where the topic ends.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TopicEnd {
-    /// The last confirmed entry; `None`: the topic is empty.
-    pub last_confirmed: Option<Position>,
-    /// Index of the message after it.
-    pub next_index: MessageIndex,
-}
-
-/// Numbers of a subscription, for people and metrics. Counters start at the topic's load.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SubscriptionNumbers {
-    /// Its type; `None` until the first consumer.
-    pub subscription_type: Option<SubscriptionType>,
-    /// Messages not acknowledged.
-    pub backlog_messages: u64,
-    /// Messages acknowledged beyond the first that is not.
-    pub acked_beyond: u64,
-    /// Messages handed out and not acknowledged.
-    pub unacked_messages: u64,
-    /// Entries that wait to be handed out again.
-    pub replay_entries: u64,
-    /// Messages handed out.
-    pub delivered_messages: u64,
-    /// Bytes handed out.
-    pub delivered_bytes: u64,
-    /// Messages handed out again.
-    pub redelivered_messages: u64,
-    /// Everything before is durably acknowledged.
-    pub durable: Frontier,
-    /// The next entry to read.
-    pub read_from: Position,
-    /// The active consumer of an exclusive or failover subscription.
-    pub active: Option<ConsumerKey>,
-    /// Why nothing is being handed out just now; `None`: something is.
-    pub not_moving: Option<NotMoving>,
-    /// Consumers, in the order in which they are served.
-    pub consumers: Vec<ConsumerNumbers>,
-}
-
-/// Numbers of a consumer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsumerNumbers {
-    /// The consumer.
-    pub consumer: ConsumerKey,
-    /// Its name.
-    pub name: String,
-    /// Lower is served first.
-    pub priority: i32,
-    /// Credit left in messages; below 0 when the last entry overdrew it.
-    pub credit_messages: i64,
-    /// Credit left in bytes.
-    pub credit_bytes: i64,
-    /// Messages it holds unacknowledged.
-    pub unacked_messages: u64,
-    /// Messages handed to it.
-    pub delivered_messages: u64,
-    /// Bytes handed to it.
-    pub delivered_bytes: u64,
-}
+pub use types::{
+    ChangeSeq, Command, ConsumerNumbers, ConsumerSpec, ReceiptFor, SubscriptionNumbers, TopicEnd,
+};
 
 /// A subscription of a loaded topic.
 #[derive(Debug)]
 pub struct Subscription {
     name: Arc<str>,
-    pending: VecDeque<(ChangeSeq, Frontier)>,
+    cursor: Cursor,
+    dispatcher: Dispatcher,
+    end: TopicEnd,
+    /// The last change handed to the state log.
+    last_seq: ChangeSeq,
+    /// Every change up to this one is durable.
+    durable_seq: ChangeSeq,
+    /// The frontier after that one.
+    durable: Frontier,
+    /// Changes that moved the frontier and are not durable yet. As long as the changes that the
+    /// state log holds for its callers, which are bounded in bytes.
+    undurable: VecDeque<(ChangeSeq, Frontier)>,
+}
+
+/// What an acknowledged position means.
+enum Resolved {
+    /// Nothing is left to acknowledge.
+    Acked,
+    Span(EntrySpan),
+    Unknown,
 }
 
 impl Subscription {
     /// A subscription whose cursor goes on where `cursor` stands. Nothing is handed out yet.
     #[must_use]
     pub fn new(name: &str, cursor: CursorState, end: TopicEnd, limits: DispatchLimits) -> Self {
-        let _ = (cursor, end, limits);
-        Self { name: name.into(), pending: VecDeque::new() }
+        let durable = cursor.frontier;
+        Self {
+            name: name.into(),
+            cursor: Cursor::new(cursor),
+            dispatcher: Dispatcher::new(limits, durable.position, end.last_confirmed),
+            end,
+            last_seq: ChangeSeq::default(),
+            durable_seq: ChangeSeq::default(),
+            durable,
+            undurable: VecDeque::new(),
+        }
     }
 
     /// Its name.
@@ -175,20 +91,22 @@ impl Subscription {
         spec: ConsumerSpec,
         out: &mut Vec<Command>,
     ) -> Result<ConsumerKey, SubscribeError> {
-        let _ = (spec, out);
-        todo!()
+        let name = || self.name.to_string();
+        self.dispatcher.add_consumer(spec, out).map_err(|refused| match refused {
+            Refused::Busy => SubscribeError::Busy(name()),
+            Refused::WrongType(in_use) => SubscribeError::WrongType { name: name(), in_use },
+        })
     }
 
     /// Detaches a consumer: what it holds unacknowledged is handed out again, to others or to
     /// whoever comes.
     pub fn remove_consumer(&mut self, consumer: ConsumerKey, out: &mut Vec<Command>) {
-        let _ = (consumer, out);
-        todo!()
+        self.dispatcher.remove_consumer(consumer, &self.cursor, out);
     }
 
     /// The attached consumers.
     pub fn consumers(&self) -> impl Iterator<Item = ConsumerKey> + '_ {
-        std::iter::empty()
+        self.dispatcher.keys()
     }
 
     /// Adds credit.
@@ -199,16 +117,31 @@ impl Subscription {
         bytes: u64,
         out: &mut Vec<Command>,
     ) {
-        let _ = (consumer, messages, bytes, out);
-        todo!()
+        self.dispatcher.flow(consumer, messages, bytes, &self.cursor, out);
+    }
+
+    fn resolve(&self, position: Position, looked_up: &[EntrySpan]) -> Resolved {
+        if position < self.cursor.frontier().position {
+            return Resolved::Acked;
+        }
+        if let Some(span) = self.dispatcher.span_of(position) {
+            return Resolved::Span(span);
+        }
+        let found = looked_up.binary_search_by_key(&position, |span| span.position);
+        match found.ok().and_then(|at| looked_up.get(at)) {
+            Some(span) => Resolved::Span(*span),
+            None => Resolved::Unknown,
+        }
     }
 
     /// Positions in `ack` whose spans have to be looked up and passed to [`Subscription::ack`]:
-    /// not handed out since the topic was loaded, and not known to be acknowledged. Usually none.
+    /// not in flight and not known to be acknowledged. Usually none.
     #[must_use]
     pub fn unknown_positions(&self, ack: &Ack) -> Vec<Position> {
-        let _ = ack;
-        todo!()
+        let positions = ack.positions.iter().map(|named| named.position);
+        positions
+            .filter(|position| matches!(self.resolve(*position, &[]), Resolved::Unknown))
+            .collect()
     }
 
     /// Acknowledges, all or (on an error) nothing. `looked_up`: the spans of what
@@ -223,8 +156,123 @@ impl Subscription {
         looked_up: &[EntrySpan],
         out: &mut Vec<Command>,
     ) -> Result<(), AckError> {
-        let _ = (consumer, ack, looked_up, out);
-        todo!()
+        let mut looked_up = looked_up.to_vec();
+        looked_up.sort_unstable();
+        let mut delta = CursorDelta::default();
+        if ack.cumulative {
+            self.ack_cumulative(ack, &looked_up, &mut delta)?;
+        } else {
+            self.ack_individual(ack, &looked_up, &mut delta)?;
+        }
+        let request_id = ack.request_id;
+        let receipt = (request_id != 0).then_some(ReceiptFor { consumer, request_id });
+        let change = (!delta.is_empty()).then_some(CursorChange::Ack(delta));
+        self.persist(change, receipt, out);
+        self.dispatcher.pump(&self.cursor, out);
+        Ok(())
+    }
+
+    fn ack_individual(
+        &mut self,
+        ack: &Ack,
+        looked_up: &[EntrySpan],
+        delta: &mut CursorDelta,
+    ) -> Result<(), AckError> {
+        // Checked as a whole before the first is applied.
+        let mut parts: Vec<(EntrySpan, IndexRange)> = Vec::with_capacity(ack.positions.len());
+        let mut runs = Vec::new();
+        for named in &ack.positions {
+            match self.resolve(named.position, looked_up) {
+                Resolved::Acked => {}
+                Resolved::Unknown => return Err(NO_SUCH_ENTRY),
+                Resolved::Span(span) if named.acked_indexes.is_empty() => {
+                    parts.push((span, span.indexes()));
+                }
+                Resolved::Span(span) => {
+                    runs.clear();
+                    indexes(named, &span, &mut runs)?;
+                    parts.extend(runs.iter().map(|run| (span, *run)));
+                }
+            }
+        }
+        for (span, range) in &parts {
+            if self.cursor.ack(span, *range, delta) > 0 {
+                self.dispatcher.acknowledged(span.position, &self.cursor);
+            }
+        }
+        Ok(())
+    }
+
+    fn ack_cumulative(
+        &mut self,
+        ack: &Ack,
+        looked_up: &[EntrySpan],
+        delta: &mut CursorDelta,
+    ) -> Result<(), AckError> {
+        let [named] = &ack.positions[..] else {
+            return Err(AckError::Invalid("a cumulative one names exactly one position"));
+        };
+        if self.dispatcher.kind() == Some(SubscriptionType::Shared) {
+            return Err(AckError::Invalid("a shared subscription takes no cumulative ones"));
+        }
+        let span = match self.resolve(named.position, looked_up) {
+            Resolved::Acked => return Ok(()),
+            Resolved::Unknown => return Err(NO_SUCH_ENTRY),
+            Resolved::Span(span) => span,
+        };
+        let upto = if named.acked_indexes.is_empty() {
+            span.end_index()
+        } else {
+            let mut runs = Vec::new();
+            indexes(named, &span, &mut runs)?;
+            match runs[..] {
+                [run] if run.start == span.first_index => run.end,
+                _ => return Err(AckError::Invalid("a cumulative one names indexes from 0 on")),
+            }
+        };
+        if self.cursor.ack_cumulative(&span, upto, delta) > 0 {
+            self.dispatcher.acknowledged_upto(span.position, &self.cursor);
+        }
+        Ok(())
+    }
+
+    /// Hands a change to the state log, and a receipt to whatever it has to wait for.
+    fn persist(
+        &mut self,
+        change: Option<CursorChange>,
+        receipt: Option<ReceiptFor>,
+        out: &mut Vec<Command>,
+    ) {
+        if change.is_none() && self.durable_seq == self.last_seq {
+            out.extend(receipt.map(Command::AckReceipt));
+            return;
+        }
+        if change.is_none() && receipt.is_none() {
+            return;
+        }
+        self.last_seq = ChangeSeq(self.last_seq.0 + 1);
+        match &change {
+            Some(CursorChange::Ack(CursorDelta { frontier: Some(frontier), .. })) => {
+                self.undurable.push_back((self.last_seq, *frontier));
+            }
+            Some(CursorChange::Reset(frontier)) => {
+                // Whoever trims must not go by a frontier that the reset takes back, nor by one
+                // that is not durable yet: until it is, the lower of both counts.
+                self.durable = self.durable.min(*frontier);
+                self.undurable.clear();
+                self.undurable.push_back((self.last_seq, *frontier));
+            }
+            Some(CursorChange::Ack(_)) | None => {}
+        }
+        out.push(Command::Persist { change, seq: self.last_seq, receipt });
+    }
+
+    /// Every change up to `seq` is durable.
+    pub fn persisted(&mut self, seq: ChangeSeq) {
+        self.durable_seq = self.durable_seq.max(seq);
+        while let Some((_, frontier)) = self.undurable.pop_front_if(|(at, _)| *at <= seq) {
+            self.durable = frontier;
+        }
     }
 
     /// Hands entries out again: those of `positions` that this consumer holds unacknowledged, or
@@ -235,27 +283,27 @@ impl Subscription {
         positions: &[Position],
         out: &mut Vec<Command>,
     ) {
-        let _ = (consumer, positions, out);
-        todo!()
+        let positions = (!positions.is_empty()).then_some(positions);
+        self.dispatcher.redeliver(consumer, positions, &self.cursor, out);
     }
 
     /// True if entries that are being confirmed could be handed out at once: pass them to
     /// [`Subscription::tail`]. Cheap.
     #[must_use]
     pub fn wants_tail(&self) -> bool {
-        todo!()
+        self.dispatcher.wants_tail()
     }
 
     /// Entries were confirmed: all of them since the last call, in order.
     pub fn tail(&mut self, entries: &[ReadyEntry], end: TopicEnd, out: &mut Vec<Command>) {
-        let _ = (entries, end, out);
-        todo!()
+        self.end = end;
+        self.dispatcher.tail(entries, end.last_confirmed, &mut self.cursor, out);
     }
 
     /// Entries were confirmed and their bytes aren't at hand (or aren't wanted).
     pub fn confirmed(&mut self, end: TopicEnd, out: &mut Vec<Command>) {
-        let _ = (end, out);
-        todo!()
+        self.end = end;
+        self.dispatcher.confirmed(end.last_confirmed, &self.cursor, out);
     }
 
     /// The answer to [`Command::Read`]. After an error nothing is read until
@@ -266,75 +314,113 @@ impl Subscription {
         result: Result<&[ReadyEntry], String>,
         out: &mut Vec<Command>,
     ) {
-        let _ = (token, result, out);
-        todo!()
+        self.dispatcher.read_done(token, result, &mut self.cursor, out);
     }
 
     /// True after a failed read, until [`Subscription::retry_read`].
     #[must_use]
     pub fn read_has_failed(&self) -> bool {
-        todo!()
+        self.dispatcher.read_failure().is_some()
     }
 
     /// Goes on after a failed read.
     pub fn retry_read(&mut self, out: &mut Vec<Command>) {
-        let _ = out;
-        todo!()
-    }
-
-    /// Every change up to `seq` is durable.
-    pub fn persisted(&mut self, seq: ChangeSeq) {
-        let _ = seq;
-        todo!()
+        self.dispatcher.retry_read(&self.cursor, out);
     }
 
     /// Moves the cursor. Answers the consumers, which are detached: close them, so that they come
     /// back without entries of before.
     pub fn reset(&mut self, to: Frontier, out: &mut Vec<Command>) -> Vec<ConsumerKey> {
-        let _ = (to, out);
-        todo!()
+        let change = self.cursor.reset(to);
+        let detached = self.dispatcher.reset(to.position);
+        self.persist(Some(change), None, out);
+        detached
     }
 
     /// Acknowledges everything before `to`, because its data is gone.
     pub fn skip_to(&mut self, to: Frontier, out: &mut Vec<Command>) {
-        let _ = (to, out);
-        todo!()
+        let mut delta = CursorDelta::default();
+        self.cursor.skip_to(to, &mut delta);
+        self.dispatcher.acknowledged_upto(to.position, &self.cursor);
+        self.dispatcher.skip_to(to.position);
+        let change = (!delta.is_empty()).then_some(CursorChange::Ack(delta));
+        self.persist(change, None, out);
+        self.dispatcher.pump(&self.cursor, out);
     }
 
     /// Everything before is durably acknowledged; what trimming goes by. The mark-delete position
     /// is the entry before `position`: the topic knows it if that is a ledger's first.
     #[must_use]
     pub fn durable(&self) -> Frontier {
-        todo!()
+        self.durable
     }
 
     /// What is acknowledged, durable or not yet.
     #[must_use]
     pub fn cursor(&self) -> &CursorState {
-        todo!()
+        self.cursor.state()
     }
 
     /// Messages that are not acknowledged.
     #[must_use]
     pub fn backlog_messages(&self) -> u64 {
-        todo!()
+        self.cursor.backlog_messages(self.end.next_index)
     }
 
-    /// Why nothing is being handed out just now; `None`: something is.
+    /// Index after the topic's last confirmed message, as this subscription knows it.
     #[must_use]
-    pub fn why_not_moving(&self) -> Option<NotMoving> {
-        todo!()
+    pub fn next_index(&self) -> MessageIndex {
+        self.end.next_index
     }
 
-    /// True if it can leave the memory without losing anything: no consumer, nothing to persist.
+    /// Why nothing is being handed out just now.
+    #[must_use]
+    pub fn why_not_moving(&self) -> NotMoving {
+        self.dispatcher.why_not_moving()
+    }
+
+    /// True if it can leave the memory without losing anything: no consumer, no read under way,
+    /// nothing to be made durable.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        todo!()
+        self.dispatcher.keys().next().is_none()
+            && !self.dispatcher.is_reading()
+            && self.durable_seq == self.last_seq
     }
 
     /// Its numbers.
     #[must_use]
     pub fn numbers(&self) -> SubscriptionNumbers {
-        todo!()
+        let counters = self.dispatcher.counters();
+        SubscriptionNumbers {
+            subscription_type: self.dispatcher.kind(),
+            backlog_messages: self.backlog_messages(),
+            acked_beyond: self.cursor.acked_beyond(),
+            unacked_messages: self.dispatcher.unacked_messages(),
+            replay_entries: self.dispatcher.replay_entries(),
+            delivered_messages: counters.delivered_messages,
+            delivered_bytes: counters.delivered_bytes,
+            redelivered_messages: counters.redelivered_messages,
+            durable: self.durable,
+            read_from: self.dispatcher.read_from(),
+            active: self.dispatcher.active(),
+            not_moving: self.why_not_moving(),
+            consumers: self.dispatcher.consumers().collect(),
+        }
     }
 }
+
+const NO_SUCH_ENTRY: AckError = AckError::Invalid("it names an entry that doesn't exist");
+
+/// The messages of an entry that a client's bitmap names.
+fn indexes(
+    named: &AckPosition,
+    span: &EntrySpan,
+    out: &mut Vec<IndexRange>,
+) -> Result<(), AckError> {
+    runs_of_bits(&named.acked_indexes, span.first_index, span.messages, out)
+        .ok_or(AckError::Invalid("it names a batch index that the entry doesn't have"))
+}
+
+#[cfg(test)]
+mod tests;
