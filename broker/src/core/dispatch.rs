@@ -369,7 +369,12 @@ impl Dispatcher {
             self.read_failure = Some(format!("entry {first} was not read"));
             return;
         }
+        let in_order = self.active().is_some();
         for entry in entries {
+            // Where order matters, what was given back meanwhile and comes before goes first.
+            if in_order && self.in_flight.first_replay() < Some(entry.span.position) {
+                return;
+            }
             let Some(redeliveries) = self.in_flight.replay_count(entry.span.position) else {
                 continue;
             };

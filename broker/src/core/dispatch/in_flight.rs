@@ -207,6 +207,11 @@ impl InFlight {
         }
     }
 
+    /// The first entry that waits for replay.
+    pub fn first_replay(&self) -> Option<Position> {
+        self.replay.first().copied()
+    }
+
     /// The first entries that wait for replay, at most `max_entries`.
     pub fn replay_runs(&self, max_entries: u32) -> Vec<EntryRun> {
         let mut runs: Vec<EntryRun> = Vec::new();
