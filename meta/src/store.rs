@@ -12,6 +12,9 @@
 
 mod apply;
 mod change_log;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+pub mod embedded;
 mod lease;
 mod limits;
 pub mod memory;
@@ -23,6 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use change_log::HistoryLimits;
+pub use embedded::{EmbeddedConfig, EmbeddedStore};
 pub use limits::MAX_KEY_BYTES;
 pub use memory::MemoryStore;
 

@@ -32,34 +32,28 @@ pub(super) enum Applied {
     Conflict,
     /// These changes were made; if there are none, the revision stays.
     Written(Vec<WatchEvent>),
-    /// A lease has ended, nothing was written.
-    LeaseLost,
+    /// Nothing was written, and nothing is wrong with the table as a whole: a lease has ended, or
+    /// what is stored under one of the keys is damaged.
+    Refused(StoreError),
 }
 
 /// Applies a checked transaction; its changes get the revision `next`.
+///
+/// Everything is read before anything is written, so that a damaged pair refuses the transactions
+/// that touch it and no others. An error means that writing failed halfway.
 pub(super) fn apply(
     table: &mut dyn Table,
     leases: &mut LeaseTable,
     txn: &Txn,
     next: Revision,
 ) -> Result<Applied, StoreError> {
-    for compare in &txn.compares {
-        let holds = match compare {
-            Compare::Absent(key) => table.modified(key)?.is_none(),
-            Compare::Present(key) => table.modified(key)?.is_some(),
-            Compare::Unchanged(key, revision) => table.modified(key)? == Some(*revision),
-        };
-        if !holds {
-            return Ok(Applied::Conflict);
-        }
-    }
-    let dead =
-        |op: &Op| matches!(op, Op::Put { lease: Some(lease), .. } if !leases.is_alive(*lease));
-    if txn.ops.iter().any(dead) {
-        return Ok(Applied::LeaseLost);
-    }
-    let mut events = Vec::with_capacity(txn.ops.len());
-    for op in &txn.ops {
+    let writes = match decide(table, leases, txn) {
+        Ok(Some(writes)) => writes,
+        Ok(None) => return Ok(Applied::Conflict),
+        Err(error) => return Ok(Applied::Refused(error)),
+    };
+    let mut events = Vec::with_capacity(writes.len());
+    for op in writes {
         let (key, value) = match op {
             Op::Put { key, value, lease } => {
                 table.put(key, value, next, *lease)?;
@@ -67,9 +61,6 @@ pub(super) fn apply(
                 (key, Some(value.clone()))
             }
             Op::Delete(key) => {
-                if table.modified(key)?.is_none() {
-                    continue;
-                }
                 table.delete(key)?;
                 leases.bind(key, None);
                 (key, None)
@@ -78,6 +69,35 @@ pub(super) fn apply(
         events.push(WatchEvent { revision: next, key: key.clone(), value });
     }
     Ok(Applied::Written(events))
+}
+
+/// The writes that change something; `None` if a condition doesn't hold.
+fn decide<'a>(
+    table: &dyn Table,
+    leases: &LeaseTable,
+    txn: &'a Txn,
+) -> Result<Option<Vec<&'a Op>>, StoreError> {
+    for compare in &txn.compares {
+        let holds = match compare {
+            Compare::Absent(key) => table.modified(key)?.is_none(),
+            Compare::Present(key) => table.modified(key)?.is_some(),
+            Compare::Unchanged(key, revision) => table.modified(key)? == Some(*revision),
+        };
+        if !holds {
+            return Ok(None);
+        }
+    }
+    let mut writes = Vec::with_capacity(txn.ops.len());
+    for op in &txn.ops {
+        match op {
+            Op::Put { lease: Some(lease), .. } if !leases.is_alive(*lease) => {
+                return Err(StoreError::LeaseLost);
+            }
+            Op::Delete(key) if table.modified(key)?.is_none() => {}
+            op => writes.push(op),
+        }
+    }
+    Ok(Some(writes))
 }
 
 /// Ends a lease: deletes its keys, whose deletions get the revision `next`.

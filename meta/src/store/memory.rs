@@ -150,7 +150,7 @@ impl MemoryStore {
         let next = Revision(state.revision.0 + 1);
         match apply(&mut state.rows, &mut state.leases, txn, next)? {
             Applied::Conflict => Ok(TxnOutcome::Conflict(state.revision)),
-            Applied::LeaseLost => Err(StoreError::LeaseLost),
+            Applied::Refused(error) => Err(error),
             Applied::Written(events) if events.is_empty() => {
                 Ok(TxnOutcome::Applied(state.revision))
             }
@@ -249,3 +249,6 @@ impl MetadataStore for MemoryStore {
         self.faults.write(Request::Lease, revoke).await
     }
 }
+
+#[cfg(test)]
+mod tests;
