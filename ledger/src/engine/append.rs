@@ -328,13 +328,10 @@ impl AppendEngine {
         self.lac = Lac(Some(entry));
         self.pending_bytes -= bytes;
         self.confirmed_bytes += bytes;
-        for slot in missing.iter() {
-            if owed.contains(slot) {
-                self.members[slot].lag_bytes += bytes + ENTRY_OVERHEAD_BYTES;
-            } else {
-                self.under_replicated = true;
-            }
+        for slot in owed.iter() {
+            self.members[slot].lag_bytes += bytes + ENTRY_OVERHEAD_BYTES;
         }
+        self.under_replicated |= !missing.without(owed).is_empty();
     }
 
     /// The planted defect: everything below an entry with its quorum counts as confirmed.

@@ -1,0 +1,271 @@
+//! What goes wrong in a simulation, and what mends it. Also the repair of older fragments, which
+//! changes records under their owners' feet.
+//!
+//! At most one bookie of a run loses or damages what it had, and only where the ack quorum is
+//! above 1: more than that the protocol doesn't promise to survive.
+
+use geminga_proto::id::{BookieId, EntryId, LedgerId};
+use geminga_proto::storage::{AddKind, AppendRequest, ReadRequest};
+
+use crate::engine::Versioned;
+use crate::harness::bookie::Fullness;
+use crate::harness::metadata::MetaOp;
+use crate::harness::mutant::Mutant;
+use crate::harness::owner::Phase;
+use crate::harness::sim::{Event, Simulation};
+use crate::metadata::LedgerState;
+
+/// One thing that goes wrong or is mended.
+#[derive(Debug, Clone)]
+pub(super) enum Fault {
+    Crash(usize),
+    Restart(usize),
+    Hang(usize, u64),
+    /// The latest owners and this bookie don't reach each other.
+    Partition(usize),
+    EndPartitions,
+    MetadataDown,
+    MetadataUp,
+    Full(usize, Fullness),
+    AllFull,
+    AllFree,
+    /// The lossy bookie loses its disk.
+    Wipe,
+    /// The lossy bookie's disk damages some entries.
+    Damage,
+    /// The lossy bookie loses a segment, and knows it.
+    LoseSegment,
+    /// The process of an owner ends.
+    KillOwner,
+    /// A repair moves a fragment.
+    Repair,
+    /// A bookie deletes copies of a fragment that it has left.
+    DropCopies { bookie: usize, ledger: LedgerId, first: EntryId, last: EntryId },
+    /// No more faults.
+    Heal,
+}
+
+impl Simulation {
+    /// Plans what goes wrong until `horizon`.
+    pub(super) fn plan_faults(&mut self, horizon: u64) {
+        let count = self.below(16);
+        if self.ack_quorum >= 2 && self.below(2) == 0 {
+            self.lossy = Some(self.below(self.nodes.len() as u64) as usize);
+        }
+        for _ in 0..count {
+            let at = self.below(horizon);
+            let bookie = self.below(self.nodes.len() as u64) as usize;
+            let lasts = 20 + self.below(800);
+            let (fault, end) = match self.below(16) {
+                0..=2 => (Fault::Crash(bookie), Some(Fault::Restart(bookie))),
+                3 => (Fault::Hang(bookie, at + lasts), None),
+                4 | 5 => (Fault::Partition(bookie), Some(Fault::EndPartitions)),
+                6 => (Fault::MetadataDown, Some(Fault::MetadataUp)),
+                7 => {
+                    let first = self.below(2) == 0;
+                    let full = if first { Fullness::FirstMark } else { Fullness::SecondMark };
+                    (Fault::Full(bookie, full), Some(Fault::Full(bookie, Fullness::Free)))
+                }
+                8 => (Fault::AllFull, Some(Fault::AllFree)),
+                9 => (Fault::Wipe, None),
+                10 => (Fault::Damage, None),
+                11 => (Fault::LoseSegment, None),
+                12 | 13 => (Fault::KillOwner, None),
+                _ => (Fault::Repair, None),
+            };
+            self.schedule(at, Event::Fault(fault));
+            if let Some(end) = end {
+                self.schedule(at + lasts, Event::Fault(end));
+            }
+        }
+    }
+
+    pub(super) fn fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::Crash(bookie) => self.crash(bookie),
+            Fault::Restart(bookie) => self.nodes[bookie].up = !self.nodes[bookie].gone,
+            Fault::Hang(bookie, until) => self.nodes[bookie].hung_until = until,
+            Fault::Partition(bookie) => {
+                let latest = self.owners.len();
+                let from = latest.saturating_sub(1 + self.below(2) as usize);
+                self.blocked.extend((from..latest).map(|owner| (owner, bookie)));
+            }
+            Fault::EndPartitions => self.blocked.clear(),
+            Fault::MetadataDown => self.metadata_down = true,
+            Fault::MetadataUp => self.metadata_down = false,
+            Fault::Full(bookie, full) => self.nodes[bookie].disk.full = full,
+            Fault::AllFull => {
+                self.nodes.iter_mut().for_each(|node| node.disk.full = Fullness::FirstMark);
+            }
+            Fault::AllFree => {
+                self.nodes.iter_mut().for_each(|node| node.disk.full = Fullness::Free);
+            }
+            Fault::Wipe => self.wipe(),
+            Fault::Damage => self.damage(),
+            Fault::LoseSegment => self.lose_segment(),
+            Fault::KillOwner => self.kill_owner(),
+            Fault::Repair => self.repair(),
+            Fault::DropCopies { bookie, ledger, first, last } => {
+                self.drop_copies(bookie, ledger, first, last);
+            }
+            Fault::Heal => self.heal(),
+        }
+    }
+
+    fn heal(&mut self) {
+        self.faulty = false;
+        self.loss = 0;
+        self.blocked.clear();
+        self.metadata_down = false;
+        for node in &mut self.nodes {
+            node.up = !node.gone;
+            node.hung_until = 0;
+            node.disk.full = Fullness::Free;
+        }
+    }
+
+    /// Its cookie no longer matches, so it never comes back; the planted defect lets it.
+    fn wipe(&mut self) {
+        let Some(bookie) = self.lossy else { return };
+        if !self.nodes[bookie].up {
+            return;
+        }
+        self.crash(bookie);
+        self.nodes[bookie].disk.wipe();
+        if self.has(Mutant::WipedBookieReturns) {
+            self.nodes[bookie].up = true;
+        } else {
+            self.nodes[bookie].gone = true;
+        }
+    }
+
+    fn damage(&mut self) {
+        let Some(bookie) = self.lossy else { return };
+        let disk = &self.nodes[bookie].disk;
+        let mut hit = Vec::new();
+        for ledger in disk.ledgers().collect::<Vec<_>>() {
+            for entry in disk.entries(ledger) {
+                if self.below(3) == 0 {
+                    hit.push((ledger, entry));
+                }
+            }
+        }
+        self.nodes[bookie].disk.damaged.extend(hit);
+    }
+
+    fn lose_segment(&mut self) {
+        let Some(bookie) = self.lossy else { return };
+        self.nodes[bookie].disk.segment_missing = true;
+        for ledger in self.nodes[bookie].disk.ledgers().collect::<Vec<_>>() {
+            for entry in self.nodes[bookie].disk.entries(ledger) {
+                if self.below(2) == 0 {
+                    self.nodes[bookie].disk.drop_copy(ledger, entry);
+                }
+            }
+        }
+    }
+
+    fn kill_owner(&mut self) {
+        let Some(owner) = self.owners.len().checked_sub(1) else { return };
+        self.owners[owner].phase = Phase::Gone;
+        for actor in self.actors.iter_mut().filter(|actor| actor.owner == owner) {
+            actor.over = true;
+        }
+        let delay = 10 + self.below(200);
+        self.schedule(delay, Event::TakeOver);
+    }
+
+    /// Moves one fragment, which is closed or not the last, from one bookie to another: first the
+    /// entries, then the record.
+    fn repair(&mut self) {
+        let ledgers: Vec<LedgerId> = self.metadata.ledgers().map(|found| found.id).collect();
+        if ledgers.is_empty() {
+            return;
+        }
+        let ledger = ledgers[self.below(ledgers.len() as u64) as usize];
+        let Some(Versioned { metadata, version }) = self.metadata.ledger(ledger).cloned() else {
+            return;
+        };
+        let closed = metadata.state == LedgerState::Closed;
+        let movable = metadata.fragments.len() - usize::from(!closed);
+        if movable == 0 {
+            return;
+        }
+        let index = self.below(movable as u64) as usize;
+        let fragment = &metadata.fragments[index];
+        let next = metadata.fragments.get(index + 1).map(|next| next.first_entry);
+        let end = next.and_then(EntryId::previous).or(metadata.last_entry.0);
+        let Some(last) = end.filter(|last| fragment.first_entry <= *last) else { return };
+        let first = fragment.first_entry;
+        let Some(fresh) = self.pick(1, 1, &fragment.bookies).and_then(|mut one| one.pop()) else {
+            return;
+        };
+        let members = fragment.bookies.clone();
+        let leaving = self.below(members.len() as u64) as usize;
+        if !self.copy_entries(&members, &fresh, ledger, (first, last)) {
+            return;
+        }
+        let mut changed = metadata;
+        let left = std::mem::replace(&mut changed.fragments[index].bookies[leaving], fresh);
+        self.apply(MetaOp::CommitLedger(version, changed));
+        if let Some(bookie) = self.names.iter().position(|name| *name == left) {
+            let delay = 50 + self.below(200);
+            let drop = Fault::DropCopies { bookie, ledger, first, last };
+            self.schedule(delay, Event::Fault(drop));
+        }
+    }
+
+    fn copy_entries(
+        &mut self,
+        from: &[BookieId],
+        to: &BookieId,
+        ledger: LedgerId,
+        (first, last): (EntryId, EntryId),
+    ) -> bool {
+        let Some(target) = self.names.iter().position(|name| name == to) else { return false };
+        let Some(token) = self.metadata.ledger(ledger).map(|found| found.metadata.token) else {
+            return false;
+        };
+        for number in first.0..=last.0 {
+            let entry = EntryId(number);
+            let request = ReadRequest {
+                ledger,
+                first: entry,
+                max_entries: 1,
+                max_bytes: u64::MAX,
+                fence: None,
+            };
+            let copy = self
+                .names
+                .iter()
+                .zip(&self.nodes)
+                .filter(|(name, _)| from.contains(name))
+                .find_map(|(_, node)| node.disk.read(&request).ok()?.pop());
+            let Some(copy) = copy else { return false };
+            self.nodes[target].disk.store(AppendRequest {
+                ledger,
+                entry,
+                token,
+                lac: copy.lac,
+                kind: AddKind::Recovery,
+                payload: copy.payload.into(),
+            });
+            self.checker.stored(to, ledger, entry);
+        }
+        true
+    }
+
+    /// A bookie looks at the record before it deletes.
+    fn drop_copies(&mut self, bookie: usize, ledger: LedgerId, first: EntryId, last: EntryId) {
+        let name = self.names[bookie].clone();
+        let Some(found) = self.metadata.ledger(ledger) else { return };
+        let metadata = found.metadata.clone();
+        for number in first.0..=last.0 {
+            let entry = EntryId(number);
+            if !metadata.fragment_of(entry).0.bookies.contains(&name) {
+                self.nodes[bookie].disk.drop_copy(ledger, entry);
+                self.checker.dropped(&name, ledger, entry);
+            }
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! The simulation: one queue of events in model time, one seeded source of every choice.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+use geminga_proto::env::{Random, SeededRandom};
+use geminga_proto::id::{BookieId, LedgerId};
+use geminga_proto::storage::BookieError;
+
+use crate::engine::append::AppendEngine;
+use crate::engine::recovery::RecoveryEngine;
+use crate::engine::{Command, CommitAnswer, EngineLimits, MetadataAnswer, RecoveryCommand};
+use crate::harness::bookie::{Answer, Ask, ModelBookie};
+use crate::harness::checker::Checker;
+use crate::harness::faults::Fault;
+use crate::harness::metadata::{MetaOp, MetaReply, ModelMetadata};
+use crate::harness::mutant::Mutant;
+use crate::harness::owner::Owner;
+
+/// Model time between ticks of an engine.
+const TICK: u64 = 50;
+
+/// Who asked the metadata store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    Actor(usize),
+    Owner(usize),
+}
+
+/// Something that will happen.
+#[derive(Debug, Clone)]
+pub(super) enum Event {
+    Arrive { bookie: usize, request: usize, ask: Ask },
+    Sync { bookie: usize, life: u32 },
+    Reply { actor: usize, bookie: usize, answer: Answer },
+    MetaArrive { caller: Caller, op: MetaOp, answer_lost: bool },
+    /// The operation of a request whose outcome is unknown is done late.
+    MetaLate { op: MetaOp },
+    MetaReply { caller: Caller, reply: MetaReply },
+    Picked { actor: usize, bookies: Vec<BookieId> },
+    Tick { actor: usize },
+    Step(usize),
+    TakeOver,
+    Fault(Fault),
+}
+
+/// A running engine.
+#[derive(Debug)]
+pub(super) enum Machine {
+    Writer(Box<AppendEngine>),
+    Recovery(Box<RecoveryEngine>),
+}
+
+/// An engine and whose it is.
+#[derive(Debug)]
+pub(super) struct Actor {
+    pub owner: usize,
+    pub ledger: LedgerId,
+    pub machine: Machine,
+    pub over: bool,
+}
+
+/// A bookie and its place in the network.
+#[derive(Debug, Default)]
+pub(super) struct Node {
+    pub disk: ModelBookie,
+    pub up: bool,
+    /// Never comes up again.
+    pub gone: bool,
+    /// Rises with each crash.
+    pub life: u32,
+    pub hung_until: u64,
+    sync_planned: bool,
+}
+
+/// A request on its way.
+#[derive(Debug, Clone, Copy)]
+struct InFlight {
+    actor: usize,
+    answer_lost: bool,
+}
+
+/// Everything.
+#[derive(Debug)]
+pub(super) struct Simulation {
+    pub mutant: Option<Mutant>,
+    pub limits: EngineLimits,
+    pub write_quorum: usize,
+    pub ack_quorum: usize,
+    random: SeededRandom,
+    now: u64,
+    /// Events handled so far; the checker's clock.
+    pub events: u64,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    planned: BTreeMap<u64, Event>,
+    planned_count: u64,
+    pub names: Vec<BookieId>,
+    pub nodes: Vec<Node>,
+    pub metadata: ModelMetadata,
+    pub metadata_down: bool,
+    pub owners: Vec<Owner>,
+    pub actors: Vec<Actor>,
+    pub next_ledger: u64,
+    pub checker: Checker,
+    pub recoveries: u64,
+    /// Faults happen; false at the end, when everything is mended.
+    pub faulty: bool,
+    /// One request in so many is lost, or its answer; 0: none.
+    pub loss: u64,
+    /// Owners and bookies that don't reach each other.
+    pub blocked: BTreeSet<(usize, usize)>,
+    /// The one bookie that may lose or damage what it had.
+    pub lossy: Option<usize>,
+    connections: BTreeMap<(usize, usize), u64>,
+    in_flight: Vec<InFlight>,
+    pub trace: Trace,
+}
+
+/// A digest of everything that happened.
+#[derive(Debug)]
+pub(super) struct Trace {
+    digest: u64,
+    pub print: bool,
+}
+
+impl Trace {
+    fn note(&mut self, words: [u64; 4]) {
+        for word in words {
+            // FNV-1a, a word at a time.
+            self.digest = (self.digest ^ word).wrapping_mul(0x0100_0000_01b3);
+            self.digest ^= self.digest >> 29;
+        }
+    }
+
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+}
+
+impl Simulation {
+    pub(super) fn new(seed: u64, mutant: Option<Mutant>, print: bool) -> Self {
+        let random = SeededRandom::new(seed);
+        const SHAPES: [(usize, usize); 9] =
+            [(3, 2), (3, 2), (3, 2), (1, 1), (2, 1), (2, 2), (3, 3), (4, 2), (5, 3)];
+        let (write_quorum, ack_quorum) = SHAPES[random.below(SHAPES.len() as u64) as usize];
+        let count = write_quorum + 1 + random.below(3) as usize;
+        let name = |index| BookieId::new(&format!("b{index}")).expect("a valid name");
+        let node = || {
+            let mut disk = ModelBookie::default();
+            disk.planted = mutant;
+            Node { disk, up: true, ..Node::default() }
+        };
+        let limits = EngineLimits {
+            max_pending_bytes: 2_000,
+            max_lag_bytes: 300 + random.below(3_000),
+            timeout_ticks: 8,
+            retry_ticks: 2,
+        };
+        Self {
+            mutant,
+            limits,
+            write_quorum,
+            ack_quorum,
+            now: 0,
+            events: 0,
+            queue: BinaryHeap::new(),
+            planned: BTreeMap::new(),
+            planned_count: 0,
+            names: (0..count).map(name).collect(),
+            nodes: (0..count).map(|_| node()).collect(),
+            metadata: ModelMetadata::default(),
+            metadata_down: false,
+            owners: Vec::new(),
+            actors: Vec::new(),
+            next_ledger: 0,
+            checker: Checker::default(),
+            recoveries: 0,
+            faulty: true,
+            loss: [0, 0, 100, 25, 8][random.below(5) as usize],
+            blocked: BTreeSet::new(),
+            lossy: None,
+            connections: BTreeMap::new(),
+            in_flight: Vec::new(),
+            trace: Trace { digest: seed, print },
+            random,
+        }
+    }
+
+    pub(super) fn has(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    pub(super) fn random_u64(&self) -> u64 {
+        self.random.next_u64()
+    }
+
+    pub(super) fn below(&self, bound: u64) -> u64 {
+        self.random.below(bound)
+    }
+
+    pub(super) fn schedule(&mut self, delay: u64, event: Event) {
+        self.planned_count += 1;
+        self.queue.push(Reverse((self.now + delay, self.planned_count)));
+        self.planned.insert(self.planned_count, event);
+    }
+
+    /// Lets things happen until `until`, or until a promise is broken.
+    pub(super) fn run_until(&mut self, until: u64) {
+        while let Some(Reverse((at, number))) = self.queue.peek().copied() {
+            if at > until || self.checker.violation.is_some() {
+                break;
+            }
+            self.queue.pop();
+            let Some(event) = self.planned.remove(&number) else { continue };
+            self.now = at;
+            self.events += 1;
+            if self.trace.print {
+                println!("{at:>6} {event:?}");
+            }
+            self.trace.note([at, number, weight(&event), self.checker.confirmed_entries]);
+            self.handle(event);
+        }
+        self.now = self.now.max(until);
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Arrive { bookie, request, ask } => self.arrive(bookie, request, ask),
+            Event::Sync { bookie, life } => self.sync(bookie, life),
+            Event::Reply { actor, bookie, answer } => self.reply(actor, bookie, answer),
+            Event::MetaArrive { caller, op, answer_lost } => {
+                let reply = self.apply(op);
+                let reply = if answer_lost { MetaReply::Unknown } else { reply };
+                let delay = 1 + self.below(15);
+                self.schedule(delay, Event::MetaReply { caller, reply });
+            }
+            Event::MetaLate { op } => {
+                self.apply(op);
+            }
+            Event::MetaReply { caller: Caller::Owner(owner), reply } => {
+                self.owner_reply(owner, reply);
+            }
+            Event::MetaReply { caller: Caller::Actor(actor), reply } => {
+                self.actor_reply(actor, reply);
+            }
+            Event::Picked { actor, bookies } => match &self.actors[actor].machine {
+                Machine::Writer(_) => {
+                    self.writer_event(actor, |engine, out| engine.replacement(bookies, out));
+                }
+                Machine::Recovery(_) => {
+                    self.recovery_event(actor, |engine, out| engine.replacement(bookies, out));
+                }
+            },
+            Event::Tick { actor } => self.tick(actor),
+            Event::Step(owner) => self.step(owner),
+            Event::TakeOver => self.take_over(false),
+            Event::Fault(fault) => self.fault(fault),
+        }
+    }
+
+    pub(super) fn add_actor(&mut self, owner: usize, ledger: LedgerId, machine: Machine) -> usize {
+        self.actors.push(Actor { owner, ledger, machine, over: false });
+        let actor = self.actors.len() - 1;
+        self.schedule(TICK, Event::Tick { actor });
+        actor
+    }
+
+    fn tick(&mut self, actor: usize) {
+        if self.actors[actor].over {
+            return;
+        }
+        self.schedule(TICK, Event::Tick { actor });
+        match &self.actors[actor].machine {
+            Machine::Writer(_) => self.writer_event(actor, AppendEngine::tick),
+            Machine::Recovery(_) => self.recovery_event(actor, RecoveryEngine::tick),
+        }
+    }
+
+    // Engines and their commands.
+
+    pub(super) fn writer_event(
+        &mut self,
+        actor: usize,
+        event: impl FnOnce(&mut AppendEngine, &mut Vec<Command>),
+    ) {
+        let mut commands = Vec::new();
+        if let Machine::Writer(engine) = &mut self.actors[actor].machine {
+            event(engine, &mut commands);
+        }
+        self.perform_writer(actor, commands);
+    }
+
+    pub(super) fn perform_writer(&mut self, actor: usize, commands: Vec<Command>) {
+        for command in commands {
+            match command {
+                Command::Send { bookie, request } => self.ask(actor, &bookie, Ask::Append(request)),
+                Command::Confirmed(lac) => {
+                    let (ledger, at) = (self.actors[actor].ledger, self.events);
+                    self.checker.confirmed(ledger, lac, at);
+                }
+                Command::PickReplacement { count, exclude } => {
+                    self.pick_later(actor, count, &exclude);
+                }
+                Command::Commit { version, metadata } => {
+                    let op = MetaOp::CommitLedger(version, metadata);
+                    self.ask_metadata(Caller::Actor(actor), op);
+                }
+                Command::ReadMetadata => {
+                    let op = MetaOp::ReadLedger(self.actors[actor].ledger);
+                    self.ask_metadata(Caller::Actor(actor), op);
+                }
+                Command::Failed { failure, unknown } => {
+                    self.writer_failed(actor, &failure, unknown);
+                }
+                Command::Closed(metadata) => self.writer_closed(actor, &metadata),
+                Command::Stalled(_) | Command::Resumed | Command::CloseDelayed => {}
+            }
+        }
+    }
+
+    fn recovery_event(
+        &mut self,
+        actor: usize,
+        event: impl FnOnce(&mut RecoveryEngine, &mut Vec<RecoveryCommand>),
+    ) {
+        let mut commands = Vec::new();
+        if let Machine::Recovery(engine) = &mut self.actors[actor].machine {
+            event(engine, &mut commands);
+        }
+        self.perform_recovery(actor, commands);
+    }
+
+    pub(super) fn perform_recovery(&mut self, actor: usize, commands: Vec<RecoveryCommand>) {
+        for command in commands {
+            match command {
+                RecoveryCommand::ReadMetadata => {
+                    let op = MetaOp::ReadLedger(self.actors[actor].ledger);
+                    self.ask_metadata(Caller::Actor(actor), op);
+                }
+                RecoveryCommand::Commit { version, metadata } => {
+                    let op = MetaOp::CommitLedger(version, metadata);
+                    self.ask_metadata(Caller::Actor(actor), op);
+                }
+                RecoveryCommand::Fence { bookie, request } => {
+                    self.ask(actor, &bookie, Ask::Fence(request));
+                }
+                RecoveryCommand::Read { bookie, round, mut request } => {
+                    // Small, so that a search takes several rounds.
+                    request.max_entries = 1 + self.below(3) as u32;
+                    self.ask(actor, &bookie, Ask::Read(round, request));
+                }
+                RecoveryCommand::Send { bookie, request } => {
+                    self.ask(actor, &bookie, Ask::Append(request));
+                }
+                RecoveryCommand::PickReplacement { count, exclude } => {
+                    self.pick_later(actor, count, &exclude);
+                }
+                RecoveryCommand::Done(result) => self.recovered(actor, result),
+            }
+        }
+    }
+
+    fn pick_later(&mut self, actor: usize, count: usize, exclude: &[BookieId]) {
+        let bookies = self.pick(count, 1, exclude).unwrap_or_default();
+        let delay = 1 + self.below(5);
+        self.schedule(delay, Event::Picked { actor, bookies });
+    }
+
+    /// Placement: mostly bookies that are up.
+    pub(super) fn pick(
+        &self,
+        want: usize,
+        at_least: usize,
+        exclude: &[BookieId],
+    ) -> Option<Vec<BookieId>> {
+        let knows = !self.faulty || self.below(8) > 0;
+        let mut left: Vec<&BookieId> = self
+            .names
+            .iter()
+            .zip(&self.nodes)
+            .filter(|(name, node)| (node.up || !knows) && !exclude.contains(name))
+            .map(|(name, _)| name)
+            .collect();
+        if left.len() < at_least {
+            return None;
+        }
+        let mut picked = Vec::new();
+        while picked.len() < want && !left.is_empty() {
+            let index = self.below(left.len() as u64) as usize;
+            picked.push(left.swap_remove(index).clone());
+        }
+        Some(picked)
+    }
+
+    // Bookies and the network.
+
+    fn ask(&mut self, actor: usize, bookie: &BookieId, ask: Ask) {
+        let Some(node) = self.names.iter().position(|name| name == bookie) else { return };
+        let owner = self.actors[actor].owner;
+        if !self.nodes[node].up || self.blocked.contains(&(owner, node)) {
+            return self.unreachable(actor, node, &ask);
+        }
+        let lost = self.faulty && self.loss > 0 && self.below(self.loss) == 0;
+        if lost && self.below(2) == 0 {
+            return self.unreachable(actor, node, &ask);
+        }
+        self.in_flight.push(InFlight { actor, answer_lost: lost });
+        let request = self.in_flight.len() - 1;
+        // What goes over one connection arrives in order.
+        let slow = self.faulty && self.below(12) == 0;
+        let delay = 1 + self.below(if slow { 120 } else { 8 });
+        let arrives = self.connections.entry((actor, node)).or_default();
+        *arrives = (*arrives).max(self.now + delay).max(self.nodes[node].hung_until);
+        let delay = *arrives - self.now;
+        self.schedule(delay, Event::Arrive { bookie: node, request, ask });
+    }
+
+    fn unreachable(&mut self, actor: usize, bookie: usize, ask: &Ask) {
+        let answer = ask.refusal(BookieError::Unreachable);
+        let delay = 1 + self.below(60);
+        self.schedule(delay, Event::Reply { actor, bookie, answer });
+    }
+
+    fn arrive(&mut self, bookie: usize, request: usize, ask: Ask) {
+        if !self.nodes[bookie].up {
+            let actor = self.in_flight[request].actor;
+            return self.unreachable(actor, bookie, &ask);
+        }
+        let answer = self.nodes[bookie].disk.ask(request, ask);
+        if let Some(answer) = answer {
+            self.answer(bookie, request, answer);
+        }
+        if !self.nodes[bookie].disk.idle() && !self.nodes[bookie].sync_planned {
+            self.nodes[bookie].sync_planned = true;
+            let life = self.nodes[bookie].life;
+            let delay = 1 + self.below(10);
+            self.schedule(delay, Event::Sync { bookie, life });
+        }
+    }
+
+    fn sync(&mut self, bookie: usize, life: u32) {
+        if self.nodes[bookie].life != life {
+            return;
+        }
+        self.nodes[bookie].sync_planned = false;
+        let (answers, stored) = self.nodes[bookie].disk.sync();
+        for (ledger, entry) in stored {
+            self.checker.stored(&self.names[bookie], ledger, entry);
+        }
+        for (request, answer) in answers {
+            self.answer(bookie, request, answer);
+        }
+    }
+
+    fn answer(&mut self, bookie: usize, request: usize, answer: Answer) {
+        let InFlight { actor, answer_lost } = self.in_flight[request];
+        let owner = self.actors[actor].owner;
+        let answer = if answer_lost || self.blocked.contains(&(owner, bookie)) {
+            match answer {
+                Answer::Append(entry, _) => Answer::Append(entry, Err(BookieError::Unreachable)),
+                Answer::Fence(_) => Answer::Fence(Err(BookieError::Unreachable)),
+                Answer::Read(round, _) => Answer::Read(round, Err(BookieError::Unreachable)),
+            }
+        } else {
+            answer
+        };
+        let delay = 1 + self.below(8);
+        if self.faulty && self.below(50) == 0 {
+            let twice = Event::Reply { actor, bookie, answer: answer.clone() };
+            let later = delay + self.below(100);
+            self.schedule(later, twice);
+        }
+        self.schedule(delay, Event::Reply { actor, bookie, answer });
+    }
+
+    fn reply(&mut self, actor: usize, bookie: usize, answer: Answer) {
+        if self.actors[actor].over {
+            return;
+        }
+        let name = self.names[bookie].clone();
+        if let Machine::Writer(_) = &self.actors[actor].machine {
+            if let Answer::Append(entry, result) = answer {
+                self.writer_event(actor, |engine, out| {
+                    engine.append_answered(&name, entry, result, out);
+                });
+            }
+            return;
+        }
+        self.recovery_event(actor, |engine, out| match answer {
+            Answer::Append(entry, result) => engine.append_answered(&name, entry, result, out),
+            Answer::Fence(result) => engine.fenced(&name, result, out),
+            Answer::Read(round, result) => engine.read(&name, round, result, out),
+        });
+    }
+
+    /// A bookie stops; what it hadn't synced is lost.
+    pub(super) fn crash(&mut self, bookie: usize) {
+        let node = &mut self.nodes[bookie];
+        node.up = false;
+        node.life += 1;
+        node.sync_planned = false;
+        let waiting = node.disk.crash();
+        for (request, ask) in waiting {
+            let actor = self.in_flight[request].actor;
+            self.unreachable(actor, bookie, &ask);
+        }
+    }
+
+    // The metadata store.
+
+    pub(super) fn ask_metadata(&mut self, caller: Caller, op: MetaOp) {
+        let delay = 1 + self.below(15);
+        let reading = matches!(op, MetaOp::ReadLedger(_) | MetaOp::ReadList);
+        if self.metadata_down {
+            let reply = match self.below(4) {
+                _ if reading => MetaReply::NotRead,
+                0 => MetaReply::Unknown,
+                _ => MetaReply::Unavailable,
+            };
+            return self.schedule(delay + 30, Event::MetaReply { caller, reply });
+        }
+        let lost = self.faulty && !reading && self.loss > 0 && self.below(self.loss) == 0;
+        if !lost {
+            return self.schedule(delay, Event::MetaArrive { caller, op, answer_lost: false });
+        }
+        match self.below(3) {
+            0 => self.schedule(delay, Event::MetaArrive { caller, op, answer_lost: true }),
+            1 => self.schedule(delay, Event::MetaReply { caller, reply: MetaReply::Unknown }),
+            _ => {
+                // The answer *unknown* comes first, the write is done afterwards.
+                self.schedule(delay, Event::MetaReply { caller, reply: MetaReply::Unknown });
+                let late = delay + self.below(300);
+                self.schedule(late, Event::MetaLate { op });
+            }
+        }
+    }
+
+    pub(super) fn apply(&mut self, op: MetaOp) -> MetaReply {
+        let (reply, written) = self.metadata.apply(op);
+        if let Some(written) = written {
+            self.checker.written(&written);
+        }
+        reply
+    }
+
+    fn actor_reply(&mut self, actor: usize, reply: MetaReply) {
+        if self.actors[actor].over {
+            return;
+        }
+        let commit = match &reply {
+            MetaReply::Applied(version) => Some(CommitAnswer::Committed(*version)),
+            MetaReply::Conflict => Some(CommitAnswer::Conflict),
+            MetaReply::Unknown => Some(CommitAnswer::Unknown),
+            MetaReply::Unavailable => Some(CommitAnswer::Unavailable),
+            MetaReply::Ledger(_) | MetaReply::List(..) | MetaReply::NotRead => None,
+        };
+        let read = match reply {
+            MetaReply::Ledger(Some(found)) => MetadataAnswer::Found(found),
+            MetaReply::Ledger(None) => MetadataAnswer::Absent,
+            _ => MetadataAnswer::Unavailable,
+        };
+        match &self.actors[actor].machine {
+            Machine::Writer(_) => self.writer_event(actor, |engine, out| match commit {
+                Some(answer) => engine.commit_answered(answer, out),
+                None => engine.metadata_read(read, out),
+            }),
+            Machine::Recovery(_) => self.recovery_event(actor, |engine, out| match commit {
+                Some(answer) => engine.commit_answered(answer, out),
+                None => engine.metadata_read(read, out),
+            }),
+        }
+    }
+}
+
+/// A number that tells events apart, for the trace.
+fn weight(event: &Event) -> u64 {
+    match event {
+        Event::Arrive { bookie, request, .. } => 1 + ((*bookie + (*request << 8)) << 4) as u64,
+        Event::Sync { bookie, .. } => 2 + (*bookie << 4) as u64,
+        Event::Reply { actor, bookie, answer } => {
+            let kind = match answer {
+                Answer::Append(entry, result) => entry.0 * 4 + u64::from(result.is_ok()),
+                Answer::Fence(result) => 2 + u64::from(result.is_ok()) * 4,
+                Answer::Read(round, result) => 3 + round * 8 + u64::from(result.is_ok()) * 4,
+            };
+            3 + ((*actor << 8) as u64 + *bookie as u64 + (kind << 24) << 4)
+        }
+        Event::MetaArrive { .. } => 4,
+        Event::MetaLate { .. } => 5,
+        Event::MetaReply { .. } => 6,
+        Event::Picked { actor, .. } => 7 + ((*actor as u64) << 4),
+        Event::Tick { actor } => 8 + ((*actor as u64) << 4),
+        Event::Step(owner) => 9 + ((*owner as u64) << 4),
+        Event::TakeOver => 10,
+        Event::Fault(_) => 11,
+    }
+}
