@@ -179,3 +179,6 @@ impl<I: CountedId> IdAllocator<I> {
         Ok(taken)
     }
 }
+
+#[cfg(test)]
+mod tests;

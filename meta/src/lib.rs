@@ -14,3 +14,4 @@ pub mod read;
 pub mod record;
 pub mod store;
 pub mod update_loop;
+pub mod watch_cache;

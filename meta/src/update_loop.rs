@@ -279,3 +279,6 @@ async fn read_patiently<R: Record>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

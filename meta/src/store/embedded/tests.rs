@@ -273,6 +273,9 @@ async fn a_damaged_pair_refuses_its_own_readers_and_writers_only() {
 }
 
 const CHILD_DIR: &str = "GEMINGA_TEST_META_CHILD_DIR";
+/// The first number that the child writes: higher in each round, so that a number of an earlier
+/// round can't stand in for a lost one.
+const CHILD_FIRST: &str = "GEMINGA_TEST_META_CHILD_FIRST";
 
 /// Not a test of its own: what the child of the next test runs. It writes the next number and
 /// says it on stdout, once it is answered, until it is killed.
@@ -280,12 +283,14 @@ const CHILD_DIR: &str = "GEMINGA_TEST_META_CHILD_DIR";
 async fn child_that_writes_until_it_is_killed() {
     use std::io::Write;
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let first = std::env::var(CHILD_FIRST).expect("set by the parent");
+    let first: u64 = first.parse().expect("a number");
     let config = EmbeddedConfig::new(dir);
     let store = Arc::new(EmbeddedStore::open(&config, &Env::system()).expect("opened"));
     let tasks = (0..4).map(|task| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
-            for number in 0_u64.. {
+            for number in first.. {
                 let key = format!("n/{task}");
                 let other = format!("m/{task}");
                 let text = number.to_string();
@@ -314,6 +319,7 @@ async fn a_killed_process_loses_nothing_that_it_answered() {
             .args(["--exact", "--nocapture"])
             .arg("store::embedded::tests::child_that_writes_until_it_is_killed")
             .env(CHILD_DIR, dir.path())
+            .env(CHILD_FIRST, (round * 1_000_000).to_string())
             .stdout(Stdio::piped())
             .spawn()
             .expect("started");

@@ -1,0 +1,233 @@
+//! Whatever is lost, the view ends up as the store is, and says so only then.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use geminga_proto::env::{ManualClock, Random, SeededRandom};
+
+use super::*;
+use crate::record::{CounterRecord, Nonce};
+use crate::store::memory::{Fault, MemoryStore, Request};
+use crate::store::{HistoryLimits, LeaseId, RangePage, Txn, TxnOutcome, Watch};
+
+fn env() -> Env {
+    Env { clock: Arc::new(ManualClock::default()), random: Arc::new(SeededRandom::new(3)) }
+}
+
+fn memory() -> Arc<MemoryStore> {
+    Arc::new(MemoryStore::new(env().clock))
+}
+
+fn encoded(next: u64) -> Bytes {
+    CounterRecord { next }.encode(Nonce::new(&SeededRandom::new(next))).expect("valid")
+}
+
+async fn put(store: &dyn MetadataStore, key: &str, next: u64) {
+    let done = store.txn(Txn::default().put(key, encoded(next))).await;
+    assert!(matches!(done, Ok(TxnOutcome::Applied(_))), "{done:?}");
+}
+
+async fn start(store: &Arc<MemoryStore>) -> WatchCache<CounterRecord> {
+    let store = Arc::clone(store) as Arc<dyn MetadataStore>;
+    WatchCache::start(store, env(), RetryPolicy::default(), "c/").await.expect("read")
+}
+
+/// Waits until the cache says so; in paused time a view that never gets there fails the test.
+async fn eventually(
+    cache: &WatchCache<CounterRecord>,
+    what: &str,
+    holds: impl Fn(&WatchCache<CounterRecord>) -> bool,
+) {
+    let mut changes = cache.changes();
+    let wait = async {
+        while !holds(cache) {
+            changes.changed().await.expect("the cache lives");
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(600), wait).await;
+    assert!(waited.is_ok(), "never happened: {what}");
+}
+
+fn next(cache: &WatchCache<CounterRecord>, key: &str) -> Option<u64> {
+    cache.get(key).ok().flatten().map(|stored| stored.record.next)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_view_follows_puts_and_deletions() {
+    let store = memory();
+    put(&*store, "c/a", 1).await;
+    put(&*store, "other", 9).await;
+    let cache = start(&store).await;
+    assert_eq!(next(&cache, "c/a"), Some(1));
+    assert_eq!(cache.get("other"), Ok(None));
+    put(&*store, "c/b", 2).await;
+    eventually(&cache, "the put is seen", |cache| next(cache, "c/b") == Some(2)).await;
+    let read = crate::read::read::<CounterRecord>(&*store, "c/b").await.expect("read");
+    assert_eq!(cache.get("c/b").expect("fresh").as_deref(), read.as_ref(), "nonce and revision");
+    store.txn(Txn::default().delete("c/a")).await.expect("deleted");
+    eventually(&cache, "the deletion is seen", |cache| cache.get("c/a") == Ok(None)).await;
+    assert_eq!(cache.list().expect("fresh").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_watch_makes_the_view_stale_until_it_is_read_again() {
+    let store = memory();
+    put(&*store, "c/a", 1).await;
+    let cache = start(&store).await;
+    store.faults().set_down(true);
+    store.lose_watches();
+    eventually(&cache, "it goes stale", |cache| cache.get("c/a") == Err(CacheError::Stale)).await;
+    assert!(matches!(cache.list(), Err(CacheError::Stale)));
+    let known = cache.get_anyway("c/a").expect("decoded").map(|stored| stored.record.next);
+    assert_eq!(known, Some(1));
+    store.faults().set_down(false);
+    put(&*store, "c/a", 2).await;
+    store.txn(Txn::default().delete("c/never-seen")).await.expect("done");
+    eventually(&cache, "it is read again", |cache| next(cache, "c/a") == Some(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_deleted_while_the_watch_was_lost_is_gone_from_the_view() {
+    let store = memory();
+    put(&*store, "c/a", 1).await;
+    put(&*store, "c/b", 1).await;
+    let cache = start(&store).await;
+    store.faults().set_script(|request| match request {
+        Request::Range(_) | Request::Watch(_) => Fault::Unavailable,
+        _ => Fault::None,
+    });
+    store.lose_watches();
+    eventually(&cache, "it goes stale", |cache| cache.list().is_err()).await;
+    store.txn(Txn::default().delete("c/a")).await.expect("deleted");
+    store.compact();
+    store.faults().clear();
+    eventually(&cache, "it is read again", |cache| cache.list().is_ok()).await;
+    assert_eq!((cache.get("c/a"), next(&cache, "c/b")), (Ok(None), Some(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_is_an_error_at_its_own_key_only() {
+    let store = memory();
+    put(&*store, "c/a", 1).await;
+    let cache = start(&store).await;
+    store.txn(Txn::default().put("c/bad", "\u{ff}")).await.expect("written");
+    let bad = |cache: &WatchCache<CounterRecord>| {
+        matches!(cache.get("c/bad"), Err(CacheError::Record { .. }))
+    };
+    eventually(&cache, "the bad record is seen", bad).await;
+    assert_eq!(next(&cache, "c/a"), Some(1));
+    assert_eq!(cache.list().expect("fresh").iter().filter(|entry| entry.is_err()).count(), 1);
+    put(&*store, "c/bad", 5).await;
+    eventually(&cache, "it is mended", |cache| next(cache, "c/bad") == Some(5)).await;
+}
+
+/// Changes the store between the pages of a read.
+#[derive(Debug)]
+struct Meddled {
+    inner: Arc<MemoryStore>,
+    pages: AtomicU64,
+}
+
+#[async_trait]
+impl MetadataStore for Meddled {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<RangePage, StoreError> {
+        let page = self.inner.range(prefix, after, limit.min(2)).await;
+        if self.pages.fetch_add(1, Ordering::Relaxed) == 0 {
+            // Behind the first page: one key that was read, one that will be.
+            put(&*self.inner, "c/a", 10).await;
+            put(&*self.inner, "c/d", 20).await;
+            self.inner.txn(Txn::default().delete("c/b").delete("c/e")).await?;
+            put(&*self.inner, "c/d", 21).await;
+        }
+        page
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        self.inner.txn(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        self.inner.watch(prefix, after).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.inner.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.revoke_lease(lease).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_between_the_pages_of_a_read_are_neither_missed_nor_undone() {
+    let inner = memory();
+    for (key, next) in [("c/a", 1), ("c/b", 2), ("c/c", 3), ("c/d", 4), ("c/e", 5)] {
+        put(&*inner, key, next).await;
+    }
+    let store: Arc<dyn MetadataStore> =
+        Arc::new(Meddled { inner: Arc::clone(&inner), pages: AtomicU64::new(0) });
+    let cache = WatchCache::<CounterRecord>::start(store, env(), RetryPolicy::default(), "c/");
+    let cache = cache.await.expect("read");
+    // The key of a later page is never seen at a revision before the one it was read at.
+    let mut changes = cache.changes();
+    let mut seen = vec![next(&cache, "c/d")];
+    while next(&cache, "c/a") != Some(10) || cache.get("c/b") != Ok(None) {
+        let changed = tokio::time::timeout(Duration::from_secs(600), changes.changed());
+        changed.await.expect("it catches up").expect("the cache lives");
+        seen.push(next(&cache, "c/d"));
+    }
+    assert!(seen.iter().all(|value| *value == Some(21)), "{seen:?}");
+    assert_eq!((next(&cache, "c/c"), cache.get("c/e")), (Some(3), Ok(None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_random_losses_the_view_ends_up_as_the_store_is() {
+    for seed in 0..20 {
+        let random = Arc::new(SeededRandom::new(seed));
+        let history = HistoryLimits { revisions: 8, bytes: 1 << 20 };
+        let store = Arc::new(MemoryStore::with_history(env().clock, history));
+        let cache = start(&store).await;
+        let faulty = Arc::clone(&random);
+        store.faults().set_script(move |request| match request {
+            Request::Range(_) | Request::Watch(_) if faulty.below(3) == 0 => Fault::Unavailable,
+            _ => Fault::None,
+        });
+        for step in 1..300 {
+            let key = format!("c/{}", random.below(6));
+            match random.below(12) {
+                0 => store.lose_watches(),
+                1 => store.compact(),
+                2..5 => {
+                    store.txn(Txn::default().delete(key)).await.expect("deleted");
+                }
+                5 => tokio::time::sleep(Duration::from_millis(random.below(500))).await,
+                6 => tokio::task::yield_now().await,
+                _ => put(&*store, &key, step).await,
+            }
+        }
+        store.faults().clear();
+        let expected = crate::read::read_all::<CounterRecord>(&*store, "c/").await.expect("read");
+        let same = |cache: &WatchCache<CounterRecord>| {
+            let list = cache.list().unwrap_or_default();
+            let list: Vec<_> = list.into_iter().filter_map(Result::ok).collect();
+            cache.list().is_ok() && list.iter().map(|stored| &**stored).eq(&expected)
+        };
+        eventually(&cache, &format!("seed {seed}: view and store agree"), same).await;
+    }
+}
