@@ -290,3 +290,6 @@ fn parse_topic(rest: &str) -> Option<TopicName> {
     let (namespace, local) = rest.rsplit_once('/')?;
     TopicName::new(namespace.parse().ok()?, local).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -206,3 +206,6 @@ where
 fn in_range(field: &str, value: u64) -> Result<(), String> {
     if value > i64::MAX as u64 { Err(format!("{field} is beyond 2^63-1")) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;
