@@ -1,0 +1,119 @@
+//! Runs the command line and keeps what it printed.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use crate::standalone::Standalone;
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// The exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output, byte for byte.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Demands exit code 0.
+    ///
+    /// # Panics
+    /// With what the command printed.
+    #[must_use]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "the command failed:\n{}", self.stderr);
+        self
+    }
+
+    /// Demands a failure whose text contains `words`, and no panic.
+    ///
+    /// # Panics
+    /// With what the command printed.
+    pub fn failed_with(self, words: &[&str]) {
+        assert!(self.code.is_some_and(|code| code != 0), "it passed:\n{}", self.stderr);
+        assert!(!self.stderr.contains("panicked at"), "it panicked:\n{}", self.stderr);
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is missing in:\n{}", self.stderr);
+        }
+    }
+
+    /// Standard output as one JSON value.
+    ///
+    /// # Panics
+    /// When it isn't one.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| {
+            panic!("not JSON ({error}): {}", String::from_utf8_lossy(&self.stdout))
+        })
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Self { code: output.status.code(), stdout: output.stdout, stderr }
+    }
+}
+
+/// A command of the binary under test, free of the caller's settings.
+#[must_use]
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(crate::binary());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("GEMINGA_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args);
+    command
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// When it can't be started.
+#[must_use]
+pub fn run(args: &[&str]) -> Ran {
+    command(args).stdin(Stdio::null()).output().expect("the binary starts").into()
+}
+
+/// Runs a client command against `server`.
+///
+/// # Panics
+/// When it can't be started.
+#[must_use]
+pub fn against(server: &Standalone, args: &[&str]) -> Ran {
+    client(server, args).stdin(Stdio::null()).output().expect("the binary starts").into()
+}
+
+/// Runs a client command against `server` with bytes on its standard input.
+///
+/// # Panics
+/// When it can't be started or doesn't read its input.
+#[must_use]
+pub fn against_with_input(server: &Standalone, args: &[&str], input: &[u8]) -> Ran {
+    let mut child = client(server, args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    std::thread::scope(|scope| {
+        // A command that refuses early closes its input; that is for the caller to judge.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        child.wait_with_output().expect("the binary ends").into()
+    })
+}
+
+/// A client command with the server's addresses in its environment.
+#[must_use]
+pub fn client(server: &Standalone, args: &[&str]) -> Command {
+    let mut command = command(args);
+    command.env("GEMINGA_SERVICE_URL", server.service_url());
+    command.env("GEMINGA_ADMIN_URL", server.admin_url());
+    command
+}
