@@ -47,7 +47,7 @@ async fn publish(client: Client, history: Arc<History>) {
             future.await.expect("the SDK sends until there is a receipt");
             history.stored.lock().insert(number);
         }));
-        if number % 16 == 0 {
+        if number.is_multiple_of(16) {
             tokio::time::sleep(Duration::from_micros(PAUSE_US)).await;
         }
     }
@@ -77,7 +77,7 @@ async fn consume(client: Client, history: Arc<History>) {
             history.violations.lock().push(format!("{id} was acknowledged and came again"));
         }
         let number: u64 = String::from_utf8_lossy(&message.payload).parse().expect("a number");
-        if number % 3 != 0 {
+        if !number.is_multiple_of(3) {
             let (consumer, history) = (Arc::clone(&consumer), Arc::clone(&history));
             tokio::spawn(async move {
                 // Without a receipt the outcome is unknown, and nothing is promised.
