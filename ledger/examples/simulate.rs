@@ -18,8 +18,7 @@ struct Arguments {
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut found =
-        Arguments { from: 0, seeds: 1_000, mutants: false, trace: None, only: None };
+    let mut found = Arguments { from: 0, seeds: 1_000, mutants: false, trace: None, only: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut text = || words.next().ok_or(format!("{word} needs a value"));

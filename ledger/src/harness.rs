@@ -15,6 +15,7 @@ pub mod metadata;
 pub mod mutant;
 mod owner;
 mod sim;
+pub mod transport;
 
 use geminga_proto::id::{EntryId, LedgerId};
 use geminga_proto::storage::ReadRequest;
@@ -125,8 +126,7 @@ impl Simulation {
     ) -> Option<u64> {
         let request =
             ReadRequest { ledger, first, max_entries: 1, max_bytes: u64::MAX, fence: None };
-        let holders =
-            self.names.iter().zip(&self.nodes).filter(|(name, _)| bookies.contains(name));
+        let holders = self.names.iter().zip(&self.nodes).filter(|(name, _)| bookies.contains(name));
         let mut copies = holders.filter_map(|(_, node)| node.disk.read(&request).ok()?.pop());
         let payload = copies.next()?.payload;
         Some(u64::from_be_bytes(payload.get(..8)?.try_into().ok()?))

@@ -342,10 +342,7 @@ impl AppendEngine {
             self.committed(&attempt, current, out);
             return;
         }
-        let over_recovery = planted!(self, CloseOverRecovery)
-            && matches!(attempt.goal, Goal::Close { .. })
-            && found.state == LedgerState::InRecovery;
-        if found.state != LedgerState::Open && !over_recovery {
+        if found.state != LedgerState::Open {
             self.fail(WriterFailure::Fenced, out);
             return;
         }

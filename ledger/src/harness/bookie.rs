@@ -244,7 +244,9 @@ impl ModelBookie {
     /// The entries of a ledger that it has.
     #[must_use]
     pub fn entries(&self, ledger: LedgerId) -> Vec<EntryId> {
-        self.durable.get(&ledger).map_or(Vec::new(), |known| known.entries.keys().copied().collect())
+        self.durable
+            .get(&ledger)
+            .map_or(Vec::new(), |known| known.entries.keys().copied().collect())
     }
 
     /// Reads what is durable.

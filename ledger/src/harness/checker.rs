@@ -68,9 +68,8 @@ impl Checker {
 
     fn copies(&self, metadata: &LedgerMetadata, entry: EntryId) -> u32 {
         let (fragment, _) = metadata.fragment_of(entry);
-        let has = |bookie: &&BookieId| {
-            self.copies.contains(&((*bookie).clone(), metadata.id, entry))
-        };
+        let has =
+            |bookie: &&BookieId| self.copies.contains(&((*bookie).clone(), metadata.id, entry));
         u32::try_from(fragment.bookies.iter().filter(has).count()).unwrap_or(u32::MAX)
     }
 

@@ -20,6 +20,8 @@ use crate::metadata::LedgerState;
 pub(super) enum Fault {
     Crash(usize),
     Restart(usize),
+    /// A crash and a restart at once.
+    Blip(usize),
     Hang(usize, u64),
     /// The latest owners and this bookie don't reach each other.
     Partition(usize),
@@ -40,38 +42,36 @@ pub(super) enum Fault {
     /// A repair moves a fragment.
     Repair,
     /// A bookie deletes copies of a fragment that it has left.
-    DropCopies { bookie: usize, ledger: LedgerId, first: EntryId, last: EntryId },
+    DropCopies {
+        bookie: usize,
+        ledger: LedgerId,
+        first: EntryId,
+        last: EntryId,
+    },
     /// No more faults.
     Heal,
 }
 
 impl Simulation {
-    /// Plans what goes wrong until `horizon`.
+    /// Plans what goes wrong until `horizon`. A run has a theme, so that what is rare by itself
+    /// happens often enough together.
     pub(super) fn plan_faults(&mut self, horizon: u64) {
         let count = self.below(16);
         if self.ack_quorum >= 2 && self.below(2) == 0 {
             self.lossy = Some(self.below(self.nodes.len() as u64) as usize);
         }
+        let theme = self.below(5);
         for _ in 0..count {
             let at = self.below(horizon);
             let bookie = self.below(self.nodes.len() as u64) as usize;
             let lasts = 20 + self.below(800);
-            let (fault, end) = match self.below(16) {
-                0..=2 => (Fault::Crash(bookie), Some(Fault::Restart(bookie))),
-                3 => (Fault::Hang(bookie, at + lasts), None),
-                4 | 5 => (Fault::Partition(bookie), Some(Fault::EndPartitions)),
-                6 => (Fault::MetadataDown, Some(Fault::MetadataUp)),
-                7 => {
-                    let first = self.below(2) == 0;
-                    let full = if first { Fullness::FirstMark } else { Fullness::SecondMark };
-                    (Fault::Full(bookie, full), Some(Fault::Full(bookie, Fullness::Free)))
-                }
-                8 => (Fault::AllFull, Some(Fault::AllFree)),
-                9 => (Fault::Wipe, None),
-                10 => (Fault::Damage, None),
-                11 => (Fault::LoseSegment, None),
-                12 | 13 => (Fault::KillOwner, None),
-                _ => (Fault::Repair, None),
+            let themed = self.below(2) == 0;
+            let (fault, end) = match theme {
+                0 if themed => (self.loss_of_data(), None),
+                1 if themed => (Fault::Repair, None),
+                2 if themed => (Fault::Blip(bookie), None),
+                3 if themed => (Fault::KillOwner, None),
+                _ => self.any_fault(bookie, at + lasts),
             };
             self.schedule(at, Event::Fault(fault));
             if let Some(end) = end {
@@ -80,10 +80,43 @@ impl Simulation {
         }
     }
 
+    fn loss_of_data(&self) -> Fault {
+        match self.below(3) {
+            0 => Fault::Wipe,
+            1 => Fault::Damage,
+            _ => Fault::LoseSegment,
+        }
+    }
+
+    fn any_fault(&self, bookie: usize, until: u64) -> (Fault, Option<Fault>) {
+        match self.below(16) {
+            0..=2 => (Fault::Crash(bookie), Some(Fault::Restart(bookie))),
+            3 => (Fault::Hang(bookie, until), None),
+            4 | 5 => (Fault::Partition(bookie), Some(Fault::EndPartitions)),
+            6 => (Fault::MetadataDown, Some(Fault::MetadataUp)),
+            7 => {
+                let first = self.below(2) == 0;
+                let full = if first { Fullness::FirstMark } else { Fullness::SecondMark };
+                (Fault::Full(bookie, full), Some(Fault::Full(bookie, Fullness::Free)))
+            }
+            8 => (Fault::AllFull, Some(Fault::AllFree)),
+            9 => (self.loss_of_data(), None),
+            10 | 11 => (Fault::Blip(bookie), None),
+            12 | 13 => (Fault::KillOwner, None),
+            _ => (Fault::Repair, None),
+        }
+    }
+
     pub(super) fn fault(&mut self, fault: Fault) {
         match fault {
             Fault::Crash(bookie) => self.crash(bookie),
             Fault::Restart(bookie) => self.nodes[bookie].up = !self.nodes[bookie].gone,
+            Fault::Blip(bookie) => {
+                if self.nodes[bookie].up {
+                    self.crash(bookie);
+                    self.nodes[bookie].up = true;
+                }
+            }
             Fault::Hang(bookie, until) => self.nodes[bookie].hung_until = until,
             Fault::Partition(bookie) => {
                 let latest = self.owners.len();

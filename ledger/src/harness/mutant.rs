@@ -22,8 +22,6 @@ pub enum Mutant {
     UnknownCommitIsFailure,
     /// The owner reports pending entries as not stored when it is fenced.
     FencedIsCleanFailure,
-    /// The owner closes the ledger over somebody else's recovery.
-    CloseOverRecovery,
     /// The owner's merge of a repair's change undoes the repair.
     RepairOverwritten,
     /// Recovery reads don't fence.
@@ -70,7 +68,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 30] = [
         Self::AckBelowQuorum,
         Self::OutOfOrderAck,
         Self::AckBeforeChangeCommitted,
@@ -80,7 +78,6 @@ impl Mutant {
         Self::ConflictIgnored,
         Self::UnknownCommitIsFailure,
         Self::FencedIsCleanFailure,
-        Self::CloseOverRecovery,
         Self::RepairOverwritten,
         Self::RecoveryReadDoesNotFence,
         Self::CoverageOffByOne,

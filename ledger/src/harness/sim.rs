@@ -30,15 +30,40 @@ pub(super) enum Caller {
 /// Something that will happen.
 #[derive(Debug, Clone)]
 pub(super) enum Event {
-    Arrive { bookie: usize, request: usize, ask: Ask },
-    Sync { bookie: usize, life: u32 },
-    Reply { actor: usize, bookie: usize, answer: Answer },
-    MetaArrive { caller: Caller, op: MetaOp, answer_lost: bool },
+    Arrive {
+        bookie: usize,
+        request: usize,
+        ask: Ask,
+    },
+    Sync {
+        bookie: usize,
+        life: u32,
+    },
+    Reply {
+        actor: usize,
+        bookie: usize,
+        answer: Answer,
+    },
+    MetaArrive {
+        caller: Caller,
+        op: MetaOp,
+        answer_lost: bool,
+    },
     /// The operation of a request whose outcome is unknown is done late.
-    MetaLate { op: MetaOp },
-    MetaReply { caller: Caller, reply: MetaReply },
-    Picked { actor: usize, bookies: Vec<BookieId> },
-    Tick { actor: usize },
+    MetaLate {
+        op: MetaOp,
+    },
+    MetaReply {
+        caller: Caller,
+        reply: MetaReply,
+    },
+    Picked {
+        actor: usize,
+        bookies: Vec<BookieId>,
+    },
+    Tick {
+        actor: usize,
+    },
     Step(usize),
     TakeOver,
     Fault(Fault),
@@ -109,6 +134,10 @@ pub(super) struct Simulation {
     pub loss: u64,
     /// Owners and bookies that don't reach each other.
     pub blocked: BTreeSet<(usize, usize)>,
+    /// Links between owners and bookies that are slow all the time, and by how much at most.
+    slow_links: BTreeMap<(usize, usize), u64>,
+    /// One fence in so many is lost; 0: none.
+    fence_loss: u64,
     /// The one bookie that may lose or damage what it had.
     pub lossy: Option<usize>,
     connections: BTreeMap<(usize, usize), u64>,
@@ -178,6 +207,8 @@ impl Simulation {
             faulty: true,
             loss: [0, 0, 100, 25, 8][random.below(5) as usize],
             blocked: BTreeSet::new(),
+            slow_links: BTreeMap::new(),
+            fence_loss: [0, 0, 3][random.below(3) as usize],
             lossy: None,
             connections: BTreeMap::new(),
             in_flight: Vec::new(),
@@ -400,7 +431,9 @@ impl Simulation {
         if !self.nodes[node].up || self.blocked.contains(&(owner, node)) {
             return self.unreachable(actor, node, &ask);
         }
-        let lost = self.faulty && self.loss > 0 && self.below(self.loss) == 0;
+        let fence = matches!(ask, Ask::Fence(_));
+        let rate = if fence && self.fence_loss > 0 { self.fence_loss } else { self.loss };
+        let lost = self.faulty && rate > 0 && self.below(rate) == 0;
         if lost && self.below(2) == 0 {
             return self.unreachable(actor, node, &ask);
         }
@@ -408,11 +441,20 @@ impl Simulation {
         let request = self.in_flight.len() - 1;
         // What goes over one connection arrives in order.
         let slow = self.faulty && self.below(12) == 0;
-        let delay = 1 + self.below(if slow { 120 } else { 8 });
+        let link = self.link(owner, node);
+        let delay = 1 + self.below(if slow { 120 } else { 8 }) + self.below(link + 1);
         let arrives = self.connections.entry((actor, node)).or_default();
         *arrives = (*arrives).max(self.now + delay).max(self.nodes[node].hung_until);
         let delay = *arrives - self.now;
         self.schedule(delay, Event::Arrive { bookie: node, request, ask });
+    }
+
+    fn link(&mut self, owner: usize, node: usize) -> u64 {
+        if !self.faulty {
+            return 0;
+        }
+        let drawn = if self.below(6) == 0 { 30 + self.below(300) } else { 0 };
+        *self.slow_links.entry((owner, node)).or_insert(drawn)
     }
 
     fn unreachable(&mut self, actor: usize, bookie: usize, ask: &Ask) {
