@@ -13,6 +13,7 @@ use geminga_meta::store::{Compare, MetadataStore, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::RetryPolicy;
 use geminga_proto::env::Env;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId, LedgerToken};
+use geminga_proto::storage::{BookieError, BookieInfo};
 
 pub use crate::config::{ConfigError, LedgerStoreConfig};
 use crate::engine::{EngineLimits, Versioned};
@@ -92,6 +93,24 @@ impl LedgerStore {
             runtime,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub fn config(&self) -> &LedgerStoreConfig {
+        &self.shared.config
+    }
+
+    /// The bookies that take writes, with what each says of itself.
+    pub async fn bookies(&self) -> Vec<(BookieId, Result<BookieInfo, BookieError>)> {
+        let shared = &self.shared;
+        let Ok(bookies) = shared.placement.pick(usize::MAX, 0, &[]) else { return Vec::new() };
+        let mut infos = Vec::with_capacity(bookies.len());
+        for bookie in bookies {
+            let info = shared.transport.info(&bookie).await;
+            infos.push((bookie, info));
+        }
+        infos
     }
 
     /// Takes an id, picks an ensemble, and creates the ledger's record in one transaction with

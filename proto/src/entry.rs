@@ -185,6 +185,22 @@ pub fn inspect_entry(bytes: &[u8], max_messages: u32) -> Result<EntrySummary, En
     Ok(EntrySummary { messages, sequence_id, highest_sequence_id })
 }
 
+/// How many messages a stored entry holds. Its checksum and count were checked when it was
+/// published, and are not again.
+///
+/// # Errors
+/// Any [`EntryError`] but `Checksum`.
+pub fn message_count(bytes: &[u8]) -> Result<u32, EntryError> {
+    let parts = split_entry(bytes, false)?;
+    let metadata: MessageMetadata = decode("message metadata", parts.metadata)?;
+    let count = i64::from(metadata.num_messages_in_batch());
+    u32::try_from(count).ok().filter(|count| *count > 0).ok_or(EntryError::MessageCount {
+        count,
+        bytes: bytes.len() as u64,
+        limit: u32::MAX,
+    })
+}
+
 /// Encodes the broker's header, to be stored in front of a producer's entry.
 #[must_use]
 pub fn encode_broker_header(header: BrokerHeader) -> Bytes {

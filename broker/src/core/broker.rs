@@ -1,27 +1,41 @@
 //! [`Broker`]: the façade that front-ends use. It finds or loads a topic and hands the request to
 //! it; everything it answers is plain data or a handle.
 //!
-//! Cheap to clone. Nothing here holds a lock across an await.
+//! Cheap to clone. Nothing here holds a lock across an await. A broker that is dropped without
+//! [`Broker::shutdown`] closes its clients; its ledgers are left to recovery, as after a crash.
+
+mod inspect;
+mod keeper;
+mod tenancy;
+mod topics;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
 use geminga_ledger::store::LedgerStore;
 use geminga_meta::store::MetadataStore;
 use geminga_proto::env::Env;
-use geminga_proto::id::{LedgerId, Position};
-use geminga_proto::topic_name::{NamespaceName, TopicName};
+use geminga_proto::topic_name::TopicName;
 
-use crate::core::admin::{AdminError, NamespaceInfo, NamespacePolicies, ResetTo};
+use crate::core::admin::AdminError;
 use crate::core::api::{
-    Ack, ConsumerSink, InitialPosition, Lookup, OpenProducer, OpenProducerError, ProducerOpened,
-    ProducerSink, Subscribe, SubscribeError, SubscriptionPosition, TopicError,
+    ConsumerSink, Lookup, OpenProducer, OpenProducerError, ProducerOpened, ProducerSink,
+    Subscribe, SubscribeError, TopicError,
 };
-use crate::core::budget::{ByteBudget, BytePermit};
+use crate::core::budget::ByteBudget;
+use crate::core::bundle::Bundle;
 use crate::core::config::{BrokerConfig, ConfigError};
-use crate::core::stats::{
-    Durability, LedgerInfo, QueueStats, SubscriptionStats, TopicInternalStats, TopicStats,
-};
+use crate::core::context::{Context, unavailable};
+use crate::core::namespace::Namespaces;
+use crate::core::ownership::{Ownership, OwnershipError};
+use crate::core::topic::{Create, Home, Topic};
+use crate::core::topic_map::{Claim, TopicMap};
+
+pub use crate::core::consumer::Consumer;
+pub use crate::core::producer::Producer;
+
+/// Times that a request is handed to a topic which closes at that moment.
+const ATTEMPTS: u32 = 4;
 
 /// Why a broker doesn't start.
 #[derive(Debug, thiserror::Error)]
@@ -29,20 +43,27 @@ pub enum StartError {
     /// A setting can't work.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The metadata store can't be used.
-    #[error(transparent)]
-    Metadata(#[from] geminga_meta::store::StoreError),
-    /// A record can't be read.
-    #[error("metadata record {0}")]
-    Record(String),
+    /// The lease can't be had.
+    #[error("the broker can't take a lease: {0}")]
+    Ownership(#[from] OwnershipError),
+    /// The first tenant and namespace can't be made.
+    #[error("public/default can't be created: {0}")]
+    Bootstrap(#[from] AdminError),
 }
 
 #[derive(Debug)]
 struct Inner {
-    config: BrokerConfig,
-    budget: ByteBudget,
-    meta: Arc<dyn MetadataStore>,
-    env: Env,
+    context: Arc<Context>,
+    ownership: Arc<Ownership>,
+    namespaces: Arc<Namespaces>,
+    topics: Arc<TopicMap>,
+    stopping: AtomicBool,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.topics.all().iter().for_each(|topic| topic.fail(&TopicError::ShuttingDown));
+    }
 }
 
 /// A running broker. Clones are the same broker.
@@ -64,31 +85,50 @@ impl Broker {
         meta: Arc<dyn MetadataStore>,
         ledgers: LedgerStore,
     ) -> Result<Self, StartError> {
-        todo!()
+        config.validate()?;
+        let context = Context::new(config, env, meta, ledgers);
+        let topics = TopicMap::new(Arc::clone(&context.metrics));
+        let namespaces = Namespaces::start(&context);
+        let ended = (Arc::downgrade(&namespaces), Arc::downgrade(&topics));
+        let lease_lost = move || {
+            let (Some(namespaces), Some(topics)) = (ended.0.upgrade(), ended.1.upgrade()) else {
+                return;
+            };
+            for bundle in namespaces.all().iter().flat_map(|name| name.take_bundles()) {
+                keeper::end_bundle(&topics, &bundle, &TopicError::NotOwner);
+            }
+        };
+        let ownership = Ownership::start(&context, lease_lost).await?;
+        let stopping = AtomicBool::new(false);
+        let inner = Arc::new(Inner { context, ownership, namespaces, topics, stopping });
+        let broker = Self { inner };
+        broker.bootstrap().await?;
+        broker.inner.context.runtime.spawn(keeper::run(Arc::downgrade(&broker.inner)));
+        Ok(broker)
     }
 
     /// The broker-wide byte budget: take bytes out of it before reading an entry off a socket.
     #[must_use]
     pub fn budget(&self) -> &ByteBudget {
-        &self.inner.budget
+        &self.inner.context.budget
     }
 
     /// The settings in force.
     #[must_use]
     pub fn config(&self) -> &BrokerConfig {
-        &self.inner.config
+        &self.inner.context.config
     }
 
     /// The clocks that the broker goes by.
     #[must_use]
     pub fn env(&self) -> &Env {
-        &self.inner.env
+        &self.inner.context.env
     }
 
     /// The metadata store, for showing its records.
     #[must_use]
     pub fn metadata(&self) -> &Arc<dyn MetadataStore> {
-        &self.inner.meta
+        &self.inner.context.meta
     }
 
     /// Which broker serves a topic. Creates nothing.
@@ -96,7 +136,16 @@ impl Broker {
     /// # Errors
     /// [`TopicError`] if the namespace doesn't exist, or nobody can be asked.
     pub async fn lookup(&self, topic: &TopicName) -> Result<Lookup, TopicError> {
-        todo!()
+        self.refuse_stopping()?;
+        if self.inner.topics.get(topic).is_some() {
+            return Ok(Lookup::Here);
+        }
+        let namespace = self.inner.namespaces.get(topic.namespace()).await?;
+        let bundle = namespace.bundle_of(topic);
+        if namespace.slot(&bundle).owned().is_some() {
+            return Ok(Lookup::Here);
+        }
+        self.inner.ownership.owner(&bundle).await.map_err(unavailable)
     }
 
     /// Opens a producer; creates the topic if that is allowed and needed.
@@ -108,7 +157,15 @@ impl Broker {
         open: OpenProducer,
         sink: Arc<dyn ProducerSink>,
     ) -> Result<(Producer, ProducerOpened), OpenProducerError> {
-        todo!()
+        for _ in 1..ATTEMPTS {
+            let topic = self.topic(&open.topic, Create::IfAutomatic).await?;
+            match topic.open_producer(open.clone(), Arc::clone(&sink)) {
+                Err(OpenProducerError::Topic(_)) if !topic.is_serving() => {}
+                answer => return answer,
+            }
+        }
+        let topic = self.topic(&open.topic, Create::IfAutomatic).await?;
+        topic.open_producer(open, sink)
     }
 
     /// Attaches a consumer; creates topic and subscription if that is allowed and needed. Events
@@ -121,230 +178,87 @@ impl Broker {
         subscribe: Subscribe,
         sink: Arc<dyn ConsumerSink>,
     ) -> Result<Consumer, SubscribeError> {
-        todo!()
+        for _ in 1..ATTEMPTS {
+            let topic = self.topic(&subscribe.topic, Create::IfAutomatic).await?;
+            match topic.subscribe(&subscribe, &sink).await {
+                Err(SubscribeError::Topic(_)) if !topic.is_serving() => {}
+                answer => return answer,
+            }
+        }
+        let topic = self.topic(&subscribe.topic, Create::IfAutomatic).await?;
+        topic.subscribe(&subscribe, &sink).await
     }
 
-    /// Closes producers and consumers with [`TopicError::ShuttingDown`], then ledgers and state
-    /// logs, and gives up ownership.
-    pub async fn shutdown(&self) {
-        todo!()
+    fn refuse_stopping(&self) -> Result<(), TopicError> {
+        if self.inner.stopping.load(Ordering::Acquire) {
+            return Err(TopicError::ShuttingDown);
+        }
+        Ok(())
+    }
+
+    /// The topic, loaded; created if `create` says so.
+    async fn topic(&self, name: &TopicName, create: Create) -> Result<Arc<Topic>, TopicError> {
+        self.refuse_stopping()?;
+        if create != Create::New
+            && let Some(topic) = self.inner.topics.get(name)
+        {
+            return Ok(topic);
+        }
+        // Loading goes on without its caller: half of it can't be taken back.
+        let (broker, name) = (self.clone(), name.clone());
+        let loading = self.inner.context.runtime.spawn(async move {
+            let claim = broker.inner.topics.claim(&name).await;
+            let loaded = broker.load(&claim, &name, create).await;
+            broker.inner.topics.release(claim);
+            loaded
+        });
+        loading.await.map_err(unavailable)?
+    }
+
+    async fn load(
+        &self,
+        claim: &Claim,
+        name: &TopicName,
+        create: Create,
+    ) -> Result<Arc<Topic>, TopicError> {
+        if let Some(topic) = claim.topic().filter(|topic| topic.is_serving()) {
+            return if create == Create::New { Err(already_there()) } else { Ok(topic) };
+        }
+        let home = self.home(name).await?;
+        let (topic, created) = Topic::load(name, &home, create).await?;
+        self.inner.topics.insert(claim, Arc::clone(&topic));
+        // Whoever ended the bundle meanwhile didn't find the topic.
+        if home.bundle.has_ended() {
+            topic.fail(&TopicError::NotOwner);
+            return Err(TopicError::NotOwner);
+        }
+        if self.inner.stopping.load(Ordering::Acquire) {
+            topic.fail(&TopicError::ShuttingDown);
+            return Err(TopicError::ShuttingDown);
+        }
+        if create == Create::New && !created {
+            return Err(already_there());
+        }
+        Ok(topic)
+    }
+
+    /// Where a topic belongs; acquires its bundle if need be.
+    async fn home(&self, name: &TopicName) -> Result<Home, TopicError> {
+        let inner = &self.inner;
+        let namespace = inner.namespaces.get(name.namespace()).await?;
+        let id = namespace.bundle_of(name);
+        let watch = |bundle: &Arc<Bundle>| {
+            let (map, bundle) = (Arc::downgrade(&inner.topics), Arc::clone(bundle));
+            inner.context.runtime.spawn(keeper::watch_bundle(map, bundle));
+        };
+        let slot = namespace.slot(&id);
+        let bundle = slot.acquire(&id, &inner.context, &inner.ownership, &watch).await?;
+        let map = Arc::downgrade(&inner.topics);
+        Ok(Home { context: Arc::clone(&inner.context), namespace, bundle, map })
     }
 }
 
-/// Administration. Requests that need a topic load it.
-impl Broker {
-    /// Tenants, sorted.
-    pub async fn list_tenants(&self) -> Result<Vec<String>, AdminError> {
-        todo!()
-    }
-
-    /// Creates a tenant.
-    pub async fn create_tenant(&self, tenant: &str) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// Deletes a tenant that has no namespaces.
-    pub async fn delete_tenant(&self, tenant: &str) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// A tenant's namespaces, sorted.
-    pub async fn list_namespaces(&self, tenant: &str) -> Result<Vec<NamespaceName>, AdminError> {
-        todo!()
-    }
-
-    /// A namespace.
-    pub async fn namespace(&self, name: &NamespaceName) -> Result<NamespaceInfo, AdminError> {
-        todo!()
-    }
-
-    /// Creates a namespace. `bundles`: the broker's default if `None`.
-    pub async fn create_namespace(
-        &self,
-        name: &NamespaceName,
-        policies: NamespacePolicies,
-        bundles: Option<u32>,
-    ) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// Replaces a namespace's policies.
-    pub async fn set_namespace_policies(
-        &self,
-        name: &NamespaceName,
-        policies: NamespacePolicies,
-    ) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// Deletes a namespace that has no topics.
-    pub async fn delete_namespace(&self, name: &NamespaceName) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// A namespace's topics, sorted.
-    pub async fn list_topics(&self, name: &NamespaceName) -> Result<Vec<TopicName>, AdminError> {
-        todo!()
-    }
-
-    /// Creates a topic, whatever automatic creation is set to.
-    pub async fn create_topic(&self, topic: &TopicName) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// Deletes a topic with its data. Unless forced, refuses while it has producers, consumers or
-    /// subscriptions; forced, they are closed with [`TopicError::Deleted`].
-    pub async fn delete_topic(&self, topic: &TopicName, force: bool) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// Closes a topic's ledger and takes it out of the memory; its producers and consumers are
-    /// closed with [`TopicError::Unavailable`] and may come back at once.
-    pub async fn unload_topic(&self, topic: &TopicName) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// A topic's statistics.
-    pub async fn topic_stats(&self, topic: &TopicName) -> Result<TopicStats, AdminError> {
-        todo!()
-    }
-
-    /// How a topic is stored.
-    pub async fn topic_internal_stats(
-        &self,
-        topic: &TopicName,
-    ) -> Result<TopicInternalStats, AdminError> {
-        todo!()
-    }
-
-    /// A topic's subscriptions with their statistics, sorted by name.
-    pub async fn list_subscriptions(
-        &self,
-        topic: &TopicName,
-    ) -> Result<Vec<(String, SubscriptionStats)>, AdminError> {
-        todo!()
-    }
-
-    /// Creates a subscription (durably) without a consumer.
-    pub async fn create_subscription(
-        &self,
-        topic: &TopicName,
-        subscription: &str,
-        from: InitialPosition,
-    ) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// Deletes a subscription. Unless forced, refuses while it has consumers.
-    pub async fn delete_subscription(
-        &self,
-        topic: &TopicName,
-        subscription: &str,
-        force: bool,
-    ) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// Moves a subscription's cursor. Its consumers are closed with
-    /// [`TopicError::Unavailable`] and may come back at once.
-    pub async fn reset_subscription(
-        &self,
-        topic: &TopicName,
-        subscription: &str,
-        to: ResetTo,
-    ) -> Result<(), AdminError> {
-        todo!()
-    }
-
-    /// Ledgers after `after`, at most `limit`, in order of their ids.
-    pub async fn list_ledgers(
-        &self,
-        after: Option<LedgerId>,
-        limit: usize,
-    ) -> Result<Vec<LedgerInfo>, AdminError> {
-        todo!()
-    }
-
-    /// One ledger.
-    pub async fn ledger(&self, ledger: LedgerId) -> Result<LedgerInfo, AdminError> {
-        todo!()
-    }
-
-    /// What the broker's queues hold, and their caps.
-    #[must_use]
-    pub fn queues(&self) -> Vec<QueueStats> {
-        todo!()
-    }
-
-    /// How durable a receipt is.
-    pub async fn durability(&self) -> Durability {
-        todo!()
-    }
-}
-
-/// An open producer. Dropping it detaches it; receipts of entries under way are then lost, the
-/// entries are not.
-#[derive(Debug)]
-pub struct Producer {}
-
-impl Producer {
-    /// Publishes an entry. What comes of it, the sink hears: receipts strictly in the order of
-    /// these calls. The entry's bytes are in `permit`.
-    pub fn publish(&self, sequence_id: u64, entry: Bytes, permit: BytePermit) {
-        todo!()
-    }
-
-    /// Waits until every entry has its outcome, then detaches.
-    pub async fn close(self) {
-        todo!()
-    }
-}
-
-/// An attached consumer. Dropping it detaches it; what it holds unacknowledged is redelivered to
-/// others.
-#[derive(Debug)]
-pub struct Consumer {}
-
-impl Consumer {
-    /// Its name: the one it asked for, or the one the broker made.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        todo!()
-    }
-
-    /// Adds credit.
-    pub fn flow(&self, messages: u32, bytes: u64) {
-        todo!()
-    }
-
-    /// Acknowledges. With a request id, the sink hears a receipt once it is durable. Waits only
-    /// while the bundle's state log has no room, or for the storage if something is acknowledged
-    /// that was not handed out since the topic was loaded.
-    pub async fn ack(&self, ack: Ack) {
-        todo!()
-    }
-
-    /// Asks for entries it holds to be delivered again; none named: all it holds.
-    pub fn redeliver(&self, positions: &[Position]) {
-        todo!()
-    }
-
-    /// Deletes the subscription, durably, and detaches.
-    ///
-    /// # Errors
-    /// [`SubscribeError::Busy`] while other consumers are attached.
-    pub async fn unsubscribe(&self) -> Result<(), SubscribeError> {
-        todo!()
-    }
-
-    /// Where the subscription stands.
-    #[must_use]
-    pub fn position(&self) -> SubscriptionPosition {
-        todo!()
-    }
-
-    /// Detaches, after the acknowledgements under way have their receipts.
-    pub async fn close(self) {
-        todo!()
-    }
+/// Only [`Create::New`] is refused for it; the caller words it.
+fn already_there() -> TopicError {
+    unavailable("it exists already")
 }

@@ -131,6 +131,14 @@ impl Drop for BytePermit {
 #[derive(Debug, Clone, Default)]
 pub struct EntryPermit(Option<Arc<BytePermit>>);
 
+impl EntryPermit {
+    /// Bytes that it keeps, together with all deliveries that share it.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |permit| permit.bytes())
+    }
+}
+
 impl From<BytePermit> for EntryPermit {
     fn from(permit: BytePermit) -> Self {
         Self(Some(Arc::new(permit)))

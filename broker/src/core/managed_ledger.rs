@@ -236,6 +236,12 @@ impl ManagedLedger {
         Ok(txn)
     }
 
+    /// Of the head record that [`Self::commit`] last encoded.
+    #[must_use]
+    pub fn nonce(&self) -> Nonce {
+        self.nonce
+    }
+
     /// The transaction of [`Self::commit`] was applied, at this revision if it is known.
     pub fn applied(&mut self, revision: Option<Revision>) {
         self.revision = revision;

@@ -81,11 +81,11 @@ pub struct SubscriptionStats {
     pub mark_delete: Option<Position>,
     /// The next entry to read.
     pub read_position: Option<Position>,
-    /// Entries beyond mark-delete that are acknowledged in part or in whole.
-    pub individually_acked_entries: u64,
+    /// Messages acknowledged beyond the first that is not.
+    pub individually_acked_messages: u64,
     /// The active consumer of an exclusive or failover subscription.
     pub active_consumer: Option<String>,
-    /// Why nothing is being handed out just now; empty: nothing holds it up.
+    /// What the next message to be handed out waits for.
     pub blocked_on: String,
     /// Consumers connected.
     pub consumers: Vec<ConsumerStats>,
@@ -159,9 +159,7 @@ pub struct CursorStats {
     pub mark_delete: Option<Position>,
     /// The next entry to read.
     pub read_position: Option<Position>,
-    /// Entries acknowledged beyond mark-delete.
-    pub individually_acked_entries: u64,
-    /// Messages acknowledged beyond mark-delete.
+    /// Messages acknowledged beyond the first that is not.
     pub individually_acked_messages: u64,
 }
 
@@ -212,4 +210,45 @@ pub struct LedgerInfo {
     pub under_replicated: bool,
     /// First entry and bookies of each fragment.
     pub fragments: Vec<(u64, Vec<String>)>,
+}
+
+/// The whole broker: counters since its start, and what is in use now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BrokerStats {
+    /// Messages stored.
+    pub messages_in: u64,
+    /// Entries stored.
+    pub entries_in: u64,
+    /// Bytes stored, as the producers sent them.
+    pub bytes_in: u64,
+    /// Entries refused.
+    pub entries_refused: u64,
+    /// Messages handed to consumers, repeated ones too.
+    pub messages_out: u64,
+    /// Entries handed to consumers, repeated ones too.
+    pub entries_out: u64,
+    /// Bytes handed to consumers.
+    pub bytes_out: u64,
+    /// Acknowledgements taken.
+    pub acks: u64,
+    /// Entries read from the tail cache.
+    pub cache_hits: u64,
+    /// Entries read from bookies.
+    pub cache_misses: u64,
+    /// Topics created.
+    pub topics_created: u64,
+    /// Topics loaded.
+    pub topics_loaded: u64,
+    /// Topics given up because of an error.
+    pub topics_failed: u64,
+    /// Ledgers opened for topics.
+    pub ledgers_opened: u64,
+    /// Ledgers trimmed off topics.
+    pub ledgers_trimmed: u64,
+    /// Topics in memory now.
+    pub topics: u64,
+    /// Producers connected now.
+    pub producers: u64,
+    /// Consumers connected now.
+    pub consumers: u64,
 }

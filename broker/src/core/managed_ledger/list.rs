@@ -74,6 +74,12 @@ impl ClosedLedger {
         LedgerLink { ledger: self.ledger, closed: Some(closed) }
     }
 
+    /// Index of the message after its last.
+    #[must_use]
+    pub fn end_index(&self) -> u64 {
+        self.first_index + self.messages
+    }
+
     /// Its last entry's place.
     #[must_use]
     pub fn last(&self) -> Position {
@@ -100,17 +106,6 @@ pub struct Retention {
     pub bytes: u64,
 }
 
-/// What every durable cursor has consumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Consumed {
-    /// Some cursor has consumed nothing.
-    Nothing,
-    /// Each has consumed up to here at least.
-    UpTo(Position),
-    /// There is no cursor.
-    Everything,
-}
-
 /// The list.
 #[derive(Debug, Clone, Default)]
 pub struct LedgerList {
@@ -130,7 +125,7 @@ impl LedgerList {
             if ledger.ledger <= last.ledger {
                 return Err(ListError::Order(ledger.ledger));
             }
-            let expected = last.first_index + last.messages;
+            let expected = last.end_index();
             if ledger.first_index != expected {
                 let found = ledger.first_index;
                 return Err(ListError::Index { ledger: ledger.ledger, found, expected });
@@ -170,13 +165,6 @@ impl LedgerList {
         let chunk = Chunk { number: first.ledger.0, ledgers: count };
         self.add_chunk(chunk);
         Some(chunk)
-    }
-
-    /// Takes back the last [`Self::chunk_oldest`].
-    pub fn unchunk(&mut self) {
-        if let Some(chunks) = &mut self.chunks {
-            chunks.pop_back();
-        }
     }
 
     /// The ledgers of the `index`th chunk.
@@ -236,13 +224,6 @@ impl LedgerList {
         self.closed.iter().map(|ledger| ledger.entries).sum()
     }
 
-    /// A ledger by its id.
-    #[must_use]
-    pub fn get(&self, ledger: LedgerId) -> Option<&ClosedLedger> {
-        let at = self.closed.partition_point(|closed| closed.ledger < ledger);
-        self.closed.get(at).filter(|closed| closed.ledger == ledger)
-    }
-
     /// The first entry at or after `from`, with its ledger.
     #[must_use]
     pub fn seek(&self, from: Position) -> Option<(Position, &ClosedLedger)> {
@@ -268,12 +249,12 @@ impl LedgerList {
         .sum()
     }
 
-    /// How many of the oldest ledgers may go: consumed ones that are too old *or* beyond the
-    /// bytes that are kept, counted with `open_bytes` from the newest.
+    /// How many of the oldest ledgers may go: those that hold only messages below `consumed` and
+    /// are too old *or* beyond the bytes that are kept, counted with `open_bytes` from the newest.
     #[must_use]
     pub fn trimmable(
         &self,
-        consumed: Consumed,
+        consumed: MessageIndex,
         retention: Retention,
         now_ms: u64,
         open_bytes: u64,
@@ -281,11 +262,7 @@ impl LedgerList {
         let mut kept = self.bytes().saturating_add(open_bytes);
         let mut count = 0;
         for ledger in &self.closed {
-            let consumed = match consumed {
-                Consumed::Nothing => false,
-                Consumed::UpTo(position) => ledger.last() <= position,
-                Consumed::Everything => true,
-            };
+            let consumed = ledger.end_index() <= consumed.0;
             let old = now_ms.saturating_sub(ledger.closed_ms) >= retention.age_ms;
             let over = kept > retention.bytes;
             if !consumed || !(old || over) {
@@ -386,18 +363,16 @@ mod tests {
         let list = list(&[(1, 5, 100), (2, 5, 200), (3, 5, 300)]);
         let none = Retention { age_ms: 0, bytes: 0 };
         let trim = |consumed, retention| list.trimmable(consumed, retention, 1_000, 0);
-        let up_to = |ledger, entry| Consumed::UpTo(at(ledger, entry));
-        assert_eq!(trim(Consumed::Nothing, none), 0);
-        assert_eq!(trim(up_to(1, 3), none), 0);
-        assert_eq!(trim(up_to(1, 4), none), 1);
-        assert_eq!(trim(up_to(3, 4), none), 3);
-        assert_eq!(trim(Consumed::Everything, none), 3);
+        assert_eq!(trim(MessageIndex(0), none), 0);
+        assert_eq!(trim(MessageIndex(4), none), 0);
+        assert_eq!(trim(MessageIndex(5), none), 1);
+        assert_eq!(trim(MessageIndex(15), none), 3);
         // It goes when it is too old or beyond the bytes.
         let keep = |age_ms, bytes| Retention { age_ms, bytes };
-        assert_eq!(trim(up_to(3, 4), keep(750, u64::MAX)), 2);
-        assert_eq!(trim(up_to(3, 4), keep(u64::MAX, 100)), 1);
-        assert_eq!(trim(up_to(3, 4), keep(u64::MAX, u64::MAX)), 0);
-        assert_eq!(list.trimmable(up_to(3, 4), keep(u64::MAX, 100), 1_000, 60), 3);
+        assert_eq!(trim(MessageIndex(15), keep(750, u64::MAX)), 2);
+        assert_eq!(trim(MessageIndex(15), keep(u64::MAX, 100)), 1);
+        assert_eq!(trim(MessageIndex(15), keep(u64::MAX, u64::MAX)), 0);
+        assert_eq!(list.trimmable(MessageIndex(15), keep(u64::MAX, 100), 1_000, 60), 3);
     }
 
     #[test]

@@ -158,6 +158,14 @@ impl PublishQueue {
         Ok(())
     }
 
+    /// Index of the message after those in the open ledger up to `last`.
+    #[must_use]
+    pub fn index_after(&self, last: Lac) -> MessageIndex {
+        let confirmed = last.next_entry().0.saturating_sub(self.next_confirmed.0);
+        let entry = usize::try_from(confirmed).ok().and_then(|count| self.pending.get(count));
+        entry.map_or(MessageIndex(self.next_index), |entry| entry.first_index)
+    }
+
     /// What was appended and not confirmed is to be appended again, to the next ledger.
     pub fn rewind(&mut self) {
         self.appended = 0;
@@ -186,12 +194,6 @@ impl PublishQueue {
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {
         self.pending_bytes
-    }
-
-    /// Index of the next message.
-    #[must_use]
-    pub fn next_index(&self) -> MessageIndex {
-        MessageIndex(self.next_index)
     }
 
     /// Index after the last confirmed message.
@@ -251,7 +253,7 @@ mod tests {
         assert_eq!(confirmed(&mut queue, 7), [(1, 2, 103)]);
         append(&mut queue, 2..3);
         assert_eq!(confirmed(&mut queue, 2), [(2, 3, 104)]);
-        assert_eq!((queue.next_index(), queue.confirmed_index()), (MessageIndex(114), MessageIndex(114)));
+        assert_eq!(queue.confirmed_index(), MessageIndex(114));
         assert_eq!(queue.pending_bytes(), 0);
     }
 

@@ -1,0 +1,125 @@
+//! Housekeeping: looks after loaded topics, unloads idle ones, ends bundles that were lost, and
+//! shuts the broker down.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use super::{Broker, Inner};
+use crate::core::api::TopicError;
+use crate::core::bundle::{Bundle, state_log_error};
+use crate::core::context::unavailable;
+use crate::core::topic::{Retired, Topic};
+use crate::core::topic_map::TopicMap;
+
+/// Topics that are closed at a time.
+const CLOSING_AT_ONCE: usize = 64;
+/// How long a topic may take to close its ledgers before it is left to recovery.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Looks after topics until the broker is gone.
+pub async fn run(broker: Weak<Inner>) {
+    loop {
+        let Some(interval) = broker.upgrade().map(|inner| {
+            inner.context.config.housekeeping_interval
+        }) else {
+            return;
+        };
+        tokio::time::sleep(interval).await;
+        let Some(inner) = broker.upgrade() else { return };
+        if inner.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let now = inner.context.env.clock.monotonic();
+        let unload_after = inner.context.config.topic_idle_unload;
+        let mut idle = inner.topics.all();
+        idle.retain(|topic| topic.keep_house(now, unload_after));
+        let unload = stream::iter(idle).for_each_concurrent(CLOSING_AT_ONCE, |topic| {
+            let inner = &inner;
+            async move { unload_idle(inner, &topic).await }
+        });
+        unload.await;
+    }
+}
+
+async fn unload_idle(inner: &Inner, topic: &Arc<Topic>) {
+    // Somebody who has the claim is using the topic.
+    let Some(claim) = inner.topics.try_claim(&topic.name) else { return };
+    // Checked again, now that nobody can begin to use it.
+    if topic.is_unused() {
+        close(&inner.topics, topic, unavailable("it was idle and is being unloaded")).await;
+    }
+    inner.topics.release(claim);
+}
+
+/// Closes a topic's ledgers and takes it out of the memory. The caller has its claim.
+pub async fn close(topics: &TopicMap, topic: &Arc<Topic>, error: TopicError) {
+    if let Some(retired) = topic.drain(error.clone()) {
+        match tokio::time::timeout(CLOSE_TIMEOUT, retired).await {
+            Ok(Ok(Retired::Cleanly)) => {}
+            Ok(Ok(Retired::Abandoned) | Err(_)) => {
+                tracing::warn!(topic = %topic.name, "a ledger is left to recovery");
+            }
+            Err(_) => {
+                tracing::warn!(topic = %topic.name, "closing takes too long; left to recovery");
+                topic.fail(&error);
+            }
+        }
+    }
+    topics.remove(topic);
+}
+
+/// Gives up a bundle and all its topics.
+pub fn end_bundle(topics: &TopicMap, bundle: &Arc<Bundle>, error: &TopicError) {
+    bundle.end();
+    let lost = topics.all().into_iter().filter(|topic| Arc::ptr_eq(&topic.bundle, bundle));
+    lost.for_each(|topic| topic.fail(error));
+}
+
+/// Waits until a bundle's state log ends; without it no topic of the bundle can be served.
+pub async fn watch_bundle(topics: Weak<TopicMap>, bundle: Arc<Bundle>) {
+    let why = bundle.log.ended().await;
+    if bundle.has_ended() {
+        return;
+    }
+    tracing::error!(bundle = %bundle.id, error = %why, "the state log has ended");
+    match topics.upgrade() {
+        Some(topics) => end_bundle(&topics, &bundle, &state_log_error(why)),
+        None => bundle.end(),
+    }
+}
+
+impl Broker {
+    /// Closes producers and consumers with [`TopicError::ShuttingDown`], then ledgers and state
+    /// logs, and gives up ownership.
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        if inner.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let close = |topic: Arc<Topic>| async move {
+            close(&inner.topics, &topic, TopicError::ShuttingDown).await;
+        };
+        let topics = stream::iter(inner.topics.all());
+        topics.for_each_concurrent(CLOSING_AT_ONCE, close).await;
+        for namespace in inner.namespaces.all() {
+            for bundle in namespace.take_bundles() {
+                bundle.end();
+                match tokio::time::timeout(CLOSE_TIMEOUT, bundle.log.close()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        let bundle = &bundle.id;
+                        tracing::warn!(%bundle, %error, "the state log is left to recovery");
+                    }
+                    Err(_) => tracing::warn!(bundle = %bundle.id, "closing takes too long"),
+                }
+            }
+        }
+        if let Err(error) = inner.ownership.release().await {
+            tracing::warn!(%error, "ownership ends with the lease");
+        }
+    }
+}

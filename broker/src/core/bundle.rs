@@ -1,0 +1,113 @@
+//! [`Bundle`]: a range of a namespace's topics that this broker owns, with the state log that
+//! holds their cursors; and [`BundleSlot`], which acquires it once for all who ask.
+//!
+//! Invariant: the state log is fenced, recovered and replayed before any topic of the bundle
+//! loads. A state log that can't be opened makes the bundle unavailable, never empty.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use geminga_meta::bundle::BundleId;
+use parking_lot::Mutex;
+
+use crate::core::api::{Lookup, TopicError};
+use crate::core::context::{Context, unavailable};
+use crate::core::ownership::Ownership;
+use crate::core::state_log::{StateLog, StateLogConfig, StateLogError};
+
+/// A bundle that this broker owns.
+#[derive(Debug)]
+pub struct Bundle {
+    /// Which.
+    pub id: BundleId,
+    /// The cursors of its topics.
+    pub log: StateLog,
+    /// Set once: no topic of it may be served any more.
+    ended: AtomicBool,
+}
+
+impl Bundle {
+    /// True once it is owned no more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// It is owned no more.
+    pub fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+/// Where a bundle is or comes to be.
+#[derive(Debug, Default)]
+pub struct BundleSlot {
+    owned: Mutex<Option<Arc<Bundle>>>,
+    /// Held by the one task that acquires the bundle.
+    acquiring: tokio::sync::Mutex<()>,
+}
+
+/// What an acquired bundle is handed to, to be watched.
+pub type OnAcquired<'a> = &'a (dyn Fn(&Arc<Bundle>) + Send + Sync);
+
+impl BundleSlot {
+    /// The bundle, if this broker owns it.
+    #[must_use]
+    pub fn owned(&self) -> Option<Arc<Bundle>> {
+        self.owned.lock().clone().filter(|bundle| !bundle.has_ended())
+    }
+
+    /// Forgets the bundle and answers it.
+    pub fn take(&self) -> Option<Arc<Bundle>> {
+        self.owned.lock().take()
+    }
+
+    /// The bundle; takes ownership and opens its state log if need be.
+    ///
+    /// # Errors
+    /// [`TopicError::NotOwner`] if another broker owns it, else why it is unavailable.
+    pub async fn acquire(
+        &self,
+        id: &BundleId,
+        context: &Arc<Context>,
+        ownership: &Ownership,
+        acquired: OnAcquired<'_>,
+    ) -> Result<Arc<Bundle>, TopicError> {
+        if let Some(bundle) = self.owned() {
+            return Ok(bundle);
+        }
+        let _one = self.acquiring.lock().await;
+        if let Some(bundle) = self.owned() {
+            return Ok(bundle);
+        }
+        if ownership.acquire(id).await.map_err(unavailable)? != Lookup::Here {
+            return Err(TopicError::NotOwner);
+        }
+        let log = StateLog::open(
+            id.clone(),
+            context.ledgers.clone(),
+            Arc::clone(&context.meta),
+            context.env.clone(),
+            StateLogConfig::default(),
+        )
+        .await
+        .map_err(state_log_error)?;
+        let bundle = Arc::new(Bundle { id: id.clone(), log, ended: AtomicBool::new(false) });
+        *self.owned.lock() = Some(Arc::clone(&bundle));
+        tracing::info!(bundle = %id, "bundle acquired");
+        acquired(&bundle);
+        Ok(bundle)
+    }
+}
+
+/// What a state log's failure means for a topic.
+pub fn state_log_error(error: StateLogError) -> TopicError {
+    match error {
+        StateLogError::Fenced => TopicError::Fenced,
+        StateLogError::Corrupt(why) => TopicError::Corrupt(why),
+        StateLogError::Unavailable(_)
+        | StateLogError::Closed
+        | StateLogError::NoSuchCursor(_)
+        | StateLogError::Exists(_) => unavailable(error),
+    }
+}

@@ -1,0 +1,83 @@
+//! [`Context`]: what every part of the core shares. No state of topics is in here.
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use geminga_ledger::reader::LedgerReader;
+use geminga_ledger::store::LedgerStore;
+use geminga_meta::id_block::IdAllocator;
+use geminga_meta::store::MetadataStore;
+use geminga_proto::env::Env;
+use geminga_proto::id::{LedgerId, ManagedLedgerId, TopicIncarnation};
+use tokio::runtime::Handle;
+
+use crate::core::api::TopicError;
+use crate::core::budget::ByteBudget;
+use crate::core::cache::TailCache;
+use crate::core::config::BrokerConfig;
+use crate::core::metrics::Metrics;
+
+/// Closed ledgers that are kept open for reading. A handle is small; opening one costs a read
+/// from the metadata.
+const OPEN_READERS: u64 = 4_096;
+
+/// What every part of the core shares.
+#[derive(Debug)]
+pub struct Context {
+    /// The settings.
+    pub config: BrokerConfig,
+    /// Time and randomness.
+    pub env: Env,
+    /// The metadata.
+    pub meta: Arc<dyn MetadataStore>,
+    /// The ledgers.
+    pub ledgers: LedgerStore,
+    /// Bytes of entries in memory.
+    pub budget: ByteBudget,
+    /// The newest entries.
+    pub cache: Arc<TailCache>,
+    /// Closed ledgers that were read lately.
+    pub readers: moka::sync::Cache<LedgerId, LedgerReader>,
+    /// Counters of the whole broker.
+    pub metrics: Arc<Metrics>,
+    /// Numbers for new managed ledgers.
+    pub managed_ledger_ids: IdAllocator<ManagedLedgerId>,
+    /// Numbers for new topics.
+    pub incarnations: IdAllocator<TopicIncarnation>,
+    /// Where tasks run: observers are called from threads that know no runtime.
+    pub runtime: Handle,
+}
+
+impl Context {
+    /// Builds what is shared. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn new(
+        config: BrokerConfig,
+        env: Env,
+        meta: Arc<dyn MetadataStore>,
+        ledgers: LedgerStore,
+    ) -> Arc<Self> {
+        let budget = ByteBudget::new(config.ingest_bytes(), config.egress_bytes());
+        let cache = Arc::new(TailCache::new(config.tail_cache_bytes, budget.clone()));
+        let weak = Arc::downgrade(&cache);
+        budget.set_reclaim(weak);
+        Arc::new(Self {
+            managed_ledger_ids: IdAllocator::new(Arc::clone(&meta), env.clone()),
+            incarnations: IdAllocator::new(Arc::clone(&meta), env.clone()),
+            readers: moka::sync::Cache::new(OPEN_READERS),
+            metrics: Arc::new(Metrics::default()),
+            runtime: Handle::current(),
+            config,
+            env,
+            meta,
+            ledgers,
+            budget,
+            cache,
+        })
+    }
+}
+
+/// A topic can't be used for a reason that may pass.
+pub fn unavailable(why: impl Display) -> TopicError {
+    TopicError::Unavailable(why.to_string())
+}

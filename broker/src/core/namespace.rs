@@ -1,0 +1,210 @@
+//! [`Namespaces`]: the namespaces in use here, with their policies and bundles.
+//!
+//! Records are read when a namespace is first used, and followed by a watch; a watch that was
+//! lost ends in reading all of them again, never in a stale one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use geminga_meta::bundle::{BundleId, HashRange};
+use geminga_meta::keys::{self, Key};
+use geminga_meta::read::read;
+use geminga_meta::record::{NamespacePolicies, NamespaceRecord, Record, Stored};
+use geminga_meta::store::{Revision, WatchEvent};
+use geminga_proto::topic_name::{NamespaceName, TopicName};
+use parking_lot::Mutex;
+
+use crate::core::api::TopicError;
+use crate::core::bundle::{Bundle, BundleSlot};
+use crate::core::context::{Context, unavailable};
+use crate::core::managed_ledger::list::Retention;
+
+/// Wait before a lost watch is set up again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A namespace in use.
+#[derive(Debug)]
+pub struct Namespace {
+    /// Its name.
+    pub name: NamespaceName,
+    /// Written by the watch, and by whoever reads the record anew.
+    record: Mutex<(NamespaceRecord, Revision)>,
+    bundles: Mutex<BTreeMap<HashRange, Arc<BundleSlot>>>,
+}
+
+impl Namespace {
+    fn new(name: NamespaceName, stored: Stored<NamespaceRecord>) -> Self {
+        let record = Mutex::new((stored.record, stored.revision));
+        Self { name, record, bundles: Mutex::default() }
+    }
+
+    /// Its policies.
+    #[must_use]
+    pub fn policies(&self) -> NamespacePolicies {
+        self.record.lock().0.policies
+    }
+
+    /// The bundle that a topic belongs to.
+    #[must_use]
+    pub fn bundle_of(&self, topic: &TopicName) -> BundleId {
+        let range = self.record.lock().0.bundle_of(topic.hash());
+        BundleId { namespace: self.name.clone(), range }
+    }
+
+    /// Where the bundle is.
+    #[must_use]
+    pub fn slot(&self, bundle: &BundleId) -> Arc<BundleSlot> {
+        Arc::clone(self.bundles.lock().entry(bundle.range).or_default())
+    }
+
+    /// The bundles that this broker owns.
+    #[must_use]
+    pub fn owned_bundles(&self) -> Vec<Arc<Bundle>> {
+        self.bundles.lock().values().filter_map(|slot| slot.owned()).collect()
+    }
+
+    /// Forgets all bundles and answers those that were owned.
+    pub fn take_bundles(&self) -> Vec<Arc<Bundle>> {
+        let slots: Vec<_> = self.bundles.lock().values().cloned().collect();
+        slots.iter().filter_map(|slot| slot.take()).collect()
+    }
+
+    /// How long consumed data is kept.
+    #[must_use]
+    pub fn retention(&self, context: &Context) -> Retention {
+        let policies = self.policies();
+        if policies.retention_ms.is_none() && policies.retention_bytes.is_none() {
+            let age_ms = u64::try_from(context.config.retention.as_millis()).unwrap_or(u64::MAX);
+            return Retention { age_ms, bytes: context.config.retention_bytes };
+        }
+        // One limit alone is the only one.
+        Retention {
+            age_ms: policies.retention_ms.unwrap_or(u64::MAX),
+            bytes: policies.retention_bytes.unwrap_or(u64::MAX),
+        }
+    }
+
+    fn update(&self, record: NamespaceRecord, revision: Revision) {
+        let mut current = self.record.lock();
+        if revision > current.1 {
+            *current = (record, revision);
+        }
+    }
+}
+
+/// The namespaces in use.
+#[derive(Debug)]
+pub struct Namespaces {
+    context: Arc<Context>,
+    known: Mutex<BTreeMap<NamespaceName, Arc<Namespace>>>,
+}
+
+impl Namespaces {
+    /// Follows the metadata's namespaces from now on.
+    #[must_use]
+    pub fn start(context: &Arc<Context>) -> Arc<Self> {
+        let namespaces =
+            Arc::new(Self { context: Arc::clone(context), known: Mutex::default() });
+        context.runtime.spawn(follow(Arc::downgrade(&namespaces)));
+        namespaces
+    }
+
+    /// A namespace.
+    ///
+    /// # Errors
+    /// [`TopicError::NamespaceNotFound`], or why the metadata can't be read.
+    pub async fn get(&self, name: &NamespaceName) -> Result<Arc<Namespace>, TopicError> {
+        if let Some(known) = self.known.lock().get(name) {
+            return Ok(Arc::clone(known));
+        }
+        let missing = || TopicError::NamespaceNotFound(name.to_string());
+        let stored = self.read(name).await?.ok_or_else(missing)?;
+        let new = Arc::new(Namespace::new(name.clone(), stored));
+        let namespace = Arc::clone(self.known.lock().entry(name.clone()).or_insert(new));
+        // The watch skips namespaces that aren't known yet, so what happened between reading and
+        // becoming known is read once more.
+        match self.read(name).await? {
+            Some(stored) => namespace.update(stored.record, stored.revision),
+            None => {
+                self.forget(name);
+                return Err(missing());
+            }
+        }
+        Ok(namespace)
+    }
+
+    async fn read(
+        &self,
+        name: &NamespaceName,
+    ) -> Result<Option<Stored<NamespaceRecord>>, TopicError> {
+        read(&*self.context.meta, &keys::namespace(name)).await.map_err(unavailable)
+    }
+
+    /// Forgets a namespace that was deleted.
+    pub fn forget(&self, name: &NamespaceName) -> Option<Arc<Namespace>> {
+        self.known.lock().remove(name)
+    }
+
+    /// All in use.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Namespace>> {
+        self.known.lock().values().cloned().collect()
+    }
+
+    fn apply(&self, event: &WatchEvent) {
+        let Some(Key::Namespace(name)) = Key::parse(&event.key) else { return };
+        let Some(namespace) = self.known.lock().get(&name).cloned() else { return };
+        match &event.value {
+            None => drop(self.forget(&name)),
+            Some(value) => match NamespaceRecord::decode(value) {
+                Ok((record, _)) => namespace.update(record, event.revision),
+                Err(error) => tracing::error!(%name, %error, "namespace record can't be read"),
+            },
+        }
+    }
+
+    /// Reads all known namespaces anew.
+    async fn refresh(&self) -> Result<(), TopicError> {
+        for namespace in self.all() {
+            match self.read(&namespace.name).await? {
+                Some(stored) => namespace.update(stored.record, stored.revision),
+                None => drop(self.forget(&namespace.name)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Follows changes until the broker is gone.
+async fn follow(namespaces: Weak<Namespaces>) {
+    loop {
+        let Some(strong) = namespaces.upgrade() else { return };
+        let meta = Arc::clone(&strong.context.meta);
+        // The watch starts before the records are read, so no change is between the two.
+        let start = match meta.range(keys::NAMESPACES, None, 1).await {
+            Ok(page) => meta.watch(keys::NAMESPACES, page.revision).await,
+            Err(error) => Err(error),
+        };
+        let ready = match start {
+            Ok(watch) => strong.refresh().await.map(|()| watch).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        drop(strong);
+        match ready {
+            Ok(mut watch) => loop {
+                let events = match watch.next().await {
+                    Ok(events) => events,
+                    Err(error) => {
+                        tracing::warn!(%error, "the watch of namespaces was lost");
+                        break;
+                    }
+                };
+                let Some(strong) = namespaces.upgrade() else { return };
+                events.iter().for_each(|event| strong.apply(event));
+            },
+            Err(error) => tracing::warn!(%error, "namespaces can't be watched"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}

@@ -1,0 +1,100 @@
+//! Deletes a topic: its subscriptions, then its ledgers, then its records.
+//!
+//! A crash in between leaves a topic that can be deleted again: first the state log forgets the
+//! cursors, so that nothing is left behind that belongs to no topic.
+
+use geminga_ledger::error::DeleteError;
+use geminga_meta::keys;
+use geminga_meta::store::{Compare, Txn, TxnOutcome};
+use geminga_proto::id::LedgerId;
+
+use crate::core::admin::AdminError;
+use crate::core::api::TopicError;
+use crate::core::bundle::state_log_error;
+use crate::core::context::unavailable;
+use crate::core::topic::maintenance::JobError;
+use crate::core::topic::report::Users;
+use crate::core::topic::Topic;
+
+/// Ledgers deleted in one transaction.
+const AT_ONCE: usize = 32;
+
+impl From<JobError> for AdminError {
+    fn from(error: JobError) -> Self {
+        match error {
+            JobError::Later(why) => Self::Topic(unavailable(why)),
+            JobError::Fatal(error) => Self::Topic(error),
+        }
+    }
+}
+
+impl Topic {
+    /// Deletes the topic. The caller has its claim.
+    ///
+    /// # Errors
+    /// [`AdminError::TopicInUse`] unless forced, or why it can't be deleted; then some of its data
+    /// may be gone, and the topic has closed.
+    pub async fn delete(&self, force: bool) -> Result<(), AdminError> {
+        let users = self.users();
+        if !force && users != Users::default() {
+            let Users { producers, consumers, subscriptions } = users;
+            let users = format!(
+                "{producers} producers, {consumers} consumers, {subscriptions} subscriptions"
+            );
+            return Err(AdminError::TopicInUse { topic: self.name.to_string(), users });
+        }
+        // Nobody waits for what is under way: it goes with the topic.
+        if let Some(drained) = self.drain(TopicError::Deleted) {
+            // An error means that the topic gave up; what is open is deleted anyway.
+            let _ = drained.await;
+        }
+        self.forget_cursors().await?;
+        let deleted = self.delete_ledgers().await;
+        if let Some(map) = self.map.upgrade()
+            && let Some(me) = self.me.upgrade()
+        {
+            map.remove(&me);
+        }
+        deleted
+    }
+
+    async fn forget_cursors(&self) -> Result<(), AdminError> {
+        let log = &self.bundle.log;
+        let room = log.room(0).await.map_err(state_log_error)?;
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        // Nobody listens if this was dropped meanwhile.
+        let done = Box::new(move |result| drop(sender.send(result)));
+        log.delete_topic(room, self.incarnation, done);
+        let lost = |_| unavailable("the bundle's state log was dropped");
+        receiver.await.map_err(lost)?.map_err(state_log_error)?;
+        Ok(())
+    }
+
+    async fn delete_ledgers(&self) -> Result<(), AdminError> {
+        let context = &self.context;
+        while self.state.lock().log.ledgers.list.len() > AT_ONCE {
+            let mut ledgers = self.plan().await?;
+            let gone = ledgers.trim(AT_ONCE);
+            self.write(&mut ledgers, &gone).await?;
+            self.state.lock().log.ledgers = ledgers;
+        }
+        let ledgers = self.plan().await?;
+        let closed = ledgers.list.iter().map(|ledger| ledger.ledger);
+        let rest: Vec<LedgerId> = closed.chain(ledgers.open.iter().copied()).collect();
+        let key = keys::topic(&self.name);
+        let mut txn: Txn = ledgers.delete();
+        txn = txn.when(Compare::Present(key.clone())).delete(key);
+        if rest.is_empty() {
+            return match context.meta.txn(txn).await? {
+                TxnOutcome::Applied(_) => Ok(()),
+                TxnOutcome::Conflict(_) => Err(TopicError::Fenced.into()),
+            };
+        }
+        context.ledgers.delete(&rest, txn).await.map_err(|error| match error {
+            DeleteError::Conflict => AdminError::Topic(TopicError::Fenced),
+            DeleteError::Metadata(error) => AdminError::Metadata(error),
+        })?;
+        rest.iter().for_each(|ledger| context.readers.invalidate(ledger));
+        Ok(())
+    }
+}

@@ -1,0 +1,492 @@
+//! What a topic does that takes waiting: opening, rolling, closing, recovering and trimming
+//! ledgers, and retiring the topic. One task does one job after the other, so only one changes
+//! the managed ledger at a time; it lives as long as there is a job.
+//!
+//! A job that meets an unreachable quorum or metadata store is tried again; meanwhile an open
+//! ledger goes on. A job that finds the managed ledger's record changed by somebody else, or
+//! whose transaction has an unknown outcome, gives the topic up: loading it again sorts it out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_ledger::error::{CloseError, CreateError, DeleteError, RecoverError};
+use geminga_ledger::reader::ClosedLedger as ClosedEnd;
+use geminga_ledger::writer::LedgerWriter;
+use geminga_meta::record::{LedgerOwner, RecordError};
+use geminga_meta::store::{Compare, StoreError, Txn, TxnOutcome};
+use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
+use geminga_proto::env::Monotonic;
+use geminga_proto::id::{Lac, LedgerId, MessageIndex};
+
+use crate::core::api::TopicError;
+use crate::core::context::unavailable;
+use crate::core::managed_ledger::ManagedLedger;
+use crate::core::managed_ledger::list::{ClosedLedger, Retention};
+use crate::core::topic::log::{Generation, Log};
+use crate::core::topic::observer::LedgerTap;
+use crate::core::topic::{State, Status, Topic};
+
+/// No observer has this generation: events of a ledger that has it are ignored.
+const NOBODY: Generation = 0;
+/// Ledgers deleted in one transaction.
+const TRIM_AT_ONCE: usize = 32;
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const MAX_RETRY: Duration = Duration::from_secs(2);
+/// Attempts at closing a ledger of a topic that is to leave; then recovery has to do it.
+const MAX_ATTEMPTS_DRAINING: u32 = 4;
+
+/// How a topic left the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retired {
+    /// Its ledgers are closed.
+    Cleanly,
+    /// A ledger is left to recovery.
+    Abandoned,
+}
+
+/// Why a job wasn't done.
+#[derive(Debug)]
+pub(super) enum JobError {
+    /// Try again.
+    Later(String),
+    /// The topic can't go on.
+    Fatal(TopicError),
+}
+
+impl From<StoreError> for JobError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) | StoreError::Full(_) => Self::Later(error.to_string()),
+            // Whether it was done, loading the topic again will show.
+            error => Self::Fatal(unavailable(error)),
+        }
+    }
+}
+
+impl From<RecordError> for JobError {
+    fn from(error: RecordError) -> Self {
+        Self::Fatal(TopicError::Corrupt(error.to_string()))
+    }
+}
+
+/// What is to be done next.
+#[derive(Debug)]
+enum Job {
+    /// Find the end of the failed ledger.
+    Recover(LedgerId),
+    /// Create a ledger: the first, or the next.
+    Open(Generation),
+    /// Close the ledger before the current one.
+    Close(LedgerWriter),
+    /// Delete so many of the oldest ledgers.
+    Trim(usize),
+    /// Nothing is left: close the topic.
+    Retire,
+}
+
+/// Does jobs until there is none.
+pub async fn run(topic: Arc<Topic>) {
+    let mut failures = 0;
+    loop {
+        let now = topic.context.env.clock.monotonic();
+        let job = {
+            let mut state = topic.state.lock();
+            let job = topic.next_job(&mut state, now, failures);
+            if job.is_none() {
+                state.maintaining = false;
+            }
+            job
+        };
+        let Some(job) = job else { return };
+        if matches!(job, Job::Retire) {
+            topic.retire(failures);
+            return;
+        }
+        match topic.perform(job).await {
+            Ok(()) => failures = 0,
+            Err(JobError::Later(why)) => {
+                failures += 1;
+                let pause = (FIRST_RETRY * 2_u32.saturating_pow(failures.min(8))).min(MAX_RETRY);
+                tracing::warn!(topic = %topic.name, why, attempt = failures, "will try again");
+                tokio::time::sleep(pause).await;
+            }
+            Err(JobError::Fatal(error)) => {
+                topic.fail(&error);
+                return;
+            }
+        }
+    }
+}
+
+impl Topic {
+    /// True if the maintenance task has something to do that can't wait for housekeeping. Cheap.
+    pub(super) fn has_work(&self, state: &State, now: Monotonic) -> bool {
+        let log = &state.log;
+        match state.status {
+            Status::Closed(_) => false,
+            Status::Draining(..) => true,
+            Status::Serving => {
+                log.failed.is_some()
+                    || log.closing.is_some()
+                    || (log.current.is_none() && log.next.is_none() && !log.queue.is_empty())
+                    || self.wants_roll(log, now)
+                    || self.wants_close(log, now)
+                    || self.wants_seal(state)
+            }
+        }
+    }
+
+    fn next_job(&self, state: &mut State, now: Monotonic, failures: u32) -> Option<Job> {
+        let draining = match state.status {
+            Status::Closed(_) => return None,
+            Status::Draining(..) => true,
+            Status::Serving => false,
+        };
+        if draining && failures >= MAX_ATTEMPTS_DRAINING {
+            return Some(Job::Retire);
+        }
+        if self.wants_seal(state) {
+            tracing::info!(topic = %self.name, "sealing a consumed ledger to free its space");
+            state.log.failed = Some(geminga_ledger::observer::WriterFailure::QuorumLost);
+        }
+        let log = &mut state.log;
+        if log.failed.is_some()
+            && let Some(current) = &mut log.current
+        {
+            // From here on only recovery says what was confirmed.
+            current.generation = NOBODY;
+            return Some(Job::Recover(current.id));
+        }
+        if log.current.is_none() && log.next.is_none() && !log.queue.is_empty() {
+            return Some(Job::Open(log.next_generation()));
+        }
+        if draining && log.queue.is_empty() && log.closing.is_none() {
+            self.close_clients(state);
+            let log = &mut state.log;
+            log.pump(now);
+            log.stop_current();
+        } else if !draining && self.wants_close(log, now) {
+            log.stop_current();
+        }
+        let log = &mut state.log;
+        if let Some(closing) = &log.closing {
+            return Some(Job::Close(closing.writer.clone()));
+        }
+        if draining {
+            return log.queue.is_empty().then_some(Job::Retire);
+        }
+        if self.wants_roll(log, now) {
+            return Some(Job::Open(log.next_generation()));
+        }
+        let trim = if state.log.next.is_none() { self.trimmable(state) } else { 0 };
+        (trim > 0).then(|| Job::Trim(trim.min(TRIM_AT_ONCE)))
+    }
+
+    fn wants_roll(&self, log: &Log, now: Monotonic) -> bool {
+        let config = &self.context.config;
+        let Some(current) = &log.current else { return false };
+        let full = current.bytes >= config.ledger_max_bytes;
+        let old = current.entries > 0 && now.saturating_sub(current.opened) > config.ledger_max_age;
+        log.next.is_none() && log.closing.is_none() && (full || old)
+    }
+
+    /// An idle ledger is closed without a successor: the next publish creates one. So retention
+    /// isn't blocked, and an idle topic costs no more than its list.
+    fn wants_close(&self, log: &Log, now: Monotonic) -> bool {
+        let Some(current) = &log.current else { return false };
+        let idle = now.saturating_sub(current.last_append) > self.context.config.ledger_idle_close;
+        idle && log.queue.is_empty() && log.next.is_none() && log.closing.is_none()
+    }
+
+    /// With full disks, an open ledger that everybody has consumed is the space that is needed:
+    /// it is closed by recovery, which may still write, and then trimmed.
+    fn wants_seal(&self, state: &State) -> bool {
+        let log = &state.log;
+        let Some(current) = &log.current else { return false };
+        log.storage_full
+            && log.failed.is_none()
+            && log.next.is_none()
+            && log.closing.is_none()
+            && log.last_confirmed.is_some_and(|last| last.ledger == current.id)
+            && state.subscriptions.consumed() >= log.queue.confirmed_index()
+            && !state.subscriptions.slots.is_empty()
+            && self.retention(state).age_ms == 0
+    }
+
+    fn retention(&self, state: &State) -> Retention {
+        let subscribed = state.subscriptions.had_any || state.log.ledgers.had_subscription;
+        if subscribed {
+            return self.namespace.retention(&self.context);
+        }
+        let config = &self.context.config;
+        let age_ms = u64::try_from(config.unsubscribed_retention.as_millis()).unwrap_or(u64::MAX);
+        Retention { age_ms, bytes: config.unsubscribed_retention_bytes }
+    }
+
+    /// How many of the oldest ledgers may go.
+    pub(super) fn trimmable(&self, state: &State) -> usize {
+        if state.log.ledgers.list.is_empty() {
+            return 0;
+        }
+        let (consumed, retention) = (state.subscriptions.consumed(), self.retention(state));
+        let (now_ms, open) = (self.context.env.clock.wall_ms(), state.log.open_bytes());
+        state.log.ledgers.list.trimmable(consumed, retention, now_ms, open)
+    }
+
+    async fn perform(&self, job: Job) -> Result<(), JobError> {
+        match job {
+            Job::Recover(ledger) => self.recover_current(ledger).await,
+            Job::Open(generation) => self.open_ledger(generation).await,
+            Job::Close(writer) => self.close_ledger(writer).await,
+            Job::Trim(count) => self.trim(count).await,
+            Job::Retire => Ok(()),
+        }
+    }
+
+    /// The managed ledger to plan a change on.
+    pub(super) async fn plan(&self) -> Result<ManagedLedger, JobError> {
+        let mut ledgers = {
+            let state = self.state.lock();
+            let mut ledgers = state.log.ledgers.clone();
+            ledgers.had_subscription |= state.subscriptions.had_any;
+            ledgers
+        };
+        self.see_revision(&mut ledgers).await?;
+        Ok(ledgers)
+    }
+
+    async fn see_revision(&self, ledgers: &mut ManagedLedger) -> Result<(), JobError> {
+        if ledgers.needs_revision() {
+            let pair = self.context.meta.get(&ledgers.key()).await?;
+            if !ledgers.seen(pair)? {
+                return Err(JobError::Fatal(TopicError::Fenced));
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_ledger(&self, generation: Generation) -> Result<(), JobError> {
+        let mut ledgers = self.plan().await?;
+        let writer = self.create_ledger(&mut ledgers, generation, Txn::default()).await?;
+        let now = self.context.env.clock.monotonic();
+        let mut state = self.state.lock();
+        if matches!(state.status, Status::Closed(_)) {
+            return Ok(());
+        }
+        state.log.ledgers = ledgers;
+        state.log.add_ledger(writer, generation, now);
+        Ok(())
+    }
+
+    /// Creates a ledger at the end of `ledgers`, and writes that list, in one transaction with
+    /// `extra`.
+    pub(super) async fn create_ledger(
+        &self,
+        ledgers: &mut ManagedLedger,
+        generation: Generation,
+        extra: Txn,
+    ) -> Result<LedgerWriter, JobError> {
+        let owner = LedgerOwner::ManagedLedger(ledgers.id);
+        let last = ledgers.open.last().copied();
+        let after = last.or_else(|| ledgers.list.last().map(|ledger| ledger.ledger));
+        let observer = Arc::new(LedgerTap { topic: self.me.clone(), generation });
+        let mut invalid = None;
+        let link = |ledger| {
+            ledgers.open.push(ledger);
+            match ledgers.commit(&self.name, &self.context.env) {
+                Ok(mut txn) => {
+                    txn.merge(extra);
+                    txn
+                }
+                Err(error) => {
+                    invalid = Some(error);
+                    never()
+                }
+            }
+        };
+        let created = self.context.ledgers.create(owner, after, link, observer).await;
+        if let Some(error) = invalid {
+            return Err(error.into());
+        }
+        let writer = created.map_err(|error| match error {
+            CreateError::Conflict => JobError::Fatal(TopicError::Fenced),
+            CreateError::Metadata(error) => error.into(),
+            CreateError::Placement(_) | CreateError::Ids(_) => JobError::Later(error.to_string()),
+        })?;
+        ledgers.applied(None);
+        self.context.metrics.ledgers_opened.inc();
+        Ok(writer)
+    }
+
+    async fn close_ledger(&self, writer: LedgerWriter) -> Result<(), JobError> {
+        let end = match writer.close().await {
+            Ok(end) => end,
+            Err(CloseError::Unavailable) => {
+                return Err(JobError::Later(CloseError::Unavailable.to_string()));
+            }
+            Err(CloseError::Failed(_)) => self.recover(writer.id()).await?,
+        };
+        let (first_index, end_index, entries) = {
+            let state = self.state.lock();
+            let Some(closing) = &state.log.closing else { return Ok(()) };
+            (closing.first_index, closing.end_index, closing.entries)
+        };
+        if end.last_entry.next_entry().0 != entries {
+            let why = format!("ledger {} has not the {entries} entries written", end.id);
+            return Err(JobError::Fatal(TopicError::Corrupt(why)));
+        }
+        let ledgers = self.link_closed(end, first_index, end_index).await?;
+        let mut state = self.state.lock();
+        if let Some(ledgers) = ledgers {
+            state.log.ledgers = ledgers;
+        }
+        state.log.closing = None;
+        let now = self.context.env.clock.monotonic();
+        state.log.pump(now);
+        Ok(())
+    }
+
+    /// Writes the closed ledger into the list; an empty one is deleted instead. `None`: the topic
+    /// was closed meanwhile.
+    async fn link_closed(
+        &self,
+        end: ClosedEnd,
+        first_index: MessageIndex,
+        end_index: MessageIndex,
+    ) -> Result<Option<ManagedLedger>, JobError> {
+        let mut ledgers = self.plan().await?;
+        let timestamp_ms = {
+            let state = self.state.lock();
+            if matches!(state.status, Status::Closed(_)) {
+                return Ok(None);
+            }
+            state.log.queue.last_timestamp_ms()
+        };
+        let entries = end.last_entry.next_entry().0;
+        let closed = ClosedLedger {
+            ledger: end.id,
+            entries,
+            bytes: end.bytes,
+            first_index: first_index.0,
+            messages: end_index.0 - first_index.0,
+            closed_ms: self.context.env.clock.wall_ms(),
+        };
+        let corrupt = |error: crate::core::managed_ledger::list::ListError| {
+            JobError::Fatal(TopicError::Corrupt(error.to_string()))
+        };
+        ledgers.close(closed, timestamp_ms).map_err(corrupt)?;
+        ledgers.chunk(self.context.config.ledgers_per_chunk);
+        let gone: &[LedgerId] = if entries == 0 { &[end.id] } else { &[] };
+        self.write(&mut ledgers, gone).await?;
+        Ok(Some(ledgers))
+    }
+
+    /// Writes the planned list, and deletes the ledgers that left it, in one transaction.
+    pub(super) async fn write(
+        &self,
+        ledgers: &mut ManagedLedger,
+        gone: &[LedgerId],
+    ) -> Result<(), JobError> {
+        let context = &self.context;
+        let txn = ledgers.commit(&self.name, &context.env)?;
+        if gone.is_empty() {
+            let witness = Witness::new(ledgers.key(), ledgers.nonce());
+            let policy = RetryPolicy::default();
+            match commit(&*context.meta, &context.env, policy, txn, &witness).await? {
+                TxnOutcome::Applied(revision) => ledgers.applied(Some(revision)),
+                TxnOutcome::Conflict(_) => return Err(JobError::Fatal(TopicError::Fenced)),
+            }
+            return Ok(());
+        }
+        context.ledgers.delete(gone, txn).await.map_err(|error| match error {
+            DeleteError::Conflict => JobError::Fatal(TopicError::Fenced),
+            DeleteError::Metadata(error) => error.into(),
+        })?;
+        ledgers.applied(None);
+        Ok(())
+    }
+
+    pub(super) async fn recover(&self, ledger: LedgerId) -> Result<ClosedEnd, JobError> {
+        self.context.ledgers.recover(ledger).await.map_err(|error| match error {
+            RecoverError::NotFound(_) => JobError::Fatal(TopicError::Fenced),
+            RecoverError::Damaged { .. } => JobError::Fatal(TopicError::Corrupt(error.to_string())),
+            RecoverError::Fence { .. }
+            | RecoverError::Undecided { .. }
+            | RecoverError::WriteBack { .. }
+            | RecoverError::Metadata { .. } => JobError::Later(error.to_string()),
+        })
+    }
+
+    /// Closes the failed ledger by recovery, acknowledges up to its end, and lets the rest go
+    /// into the next ledger, in order.
+    async fn recover_current(&self, ledger: LedgerId) -> Result<(), JobError> {
+        let end = self.recover(ledger).await?;
+        let (first_index, end_index) = {
+            let state = self.state.lock();
+            let corrupt = |error: crate::core::managed_ledger::queue::ForeignEnd| {
+                JobError::Fatal(TopicError::Corrupt(error.to_string()))
+            };
+            state.log.queue.check_end(end.last_entry).map_err(corrupt)?;
+            let Some(current) = &state.log.current else { return Ok(()) };
+            (current.first_index, state.log.queue.index_after(end.last_entry))
+        };
+        // Only an owner that could still write the list may tell producers what was stored.
+        let Some(ledgers) = self.link_closed(end, first_index, end_index).await? else {
+            return Ok(());
+        };
+        let now = self.context.env.clock.monotonic();
+        let mut state = self.state.lock();
+        if matches!(state.status, Status::Closed(_)) {
+            return Ok(());
+        }
+        // The list before the receipts: whoever hears of an entry may read it.
+        state.log.ledgers = ledgers;
+        state.log.current = None;
+        if let Lac(Some(last)) = end.last_entry {
+            self.confirm_up_to(&mut state, ledger, last);
+        }
+        state.log.queue.rewind();
+        state.log.failed = None;
+        state.log.storage_full = false;
+        state.log.pump(now);
+        Ok(())
+    }
+
+    async fn trim(&self, count: usize) -> Result<(), JobError> {
+        let mut ledgers = self.plan().await?;
+        let gone = ledgers.trim(count);
+        self.write(&mut ledgers, &gone).await?;
+        for ledger in &gone {
+            self.context.readers.invalidate(ledger);
+            self.context.cache.forget(*ledger);
+        }
+        let first = ledgers.list.first().map(|ledger| ledger.ledger);
+        tracing::debug!(topic = %self.name, ledgers = gone.len(), ?first, "trimmed");
+        self.context.metrics.ledgers_trimmed.inc_by(gone.len() as u64);
+        let mut state = self.state.lock();
+        state.log.ledgers = ledgers;
+        Ok(())
+    }
+
+    /// The topic has nothing open any more (or that can't be helped).
+    fn retire(&self, failures: u32) {
+        let mut state = self.state.lock();
+        state.maintaining = false;
+        let Status::Draining(error, done) = &mut state.status else { return };
+        let (error, done) = (error.clone(), done.take());
+        self.close_state(&mut state, &error);
+        drop(state);
+        if let Some(done) = done {
+            let how = if failures == 0 { Retired::Cleanly } else { Retired::Abandoned };
+            // Nobody listens if the caller was dropped meanwhile.
+            let _ = done.send(how);
+        }
+    }
+}
+
+
+/// A transaction that never applies.
+fn never() -> Txn {
+    let key = String::from("never");
+    Txn::default().when(Compare::Absent(key.clone())).when(Compare::Present(key))
+}

@@ -1,0 +1,292 @@
+//! Reads entries for subscriptions from bookies, off the topic's lock, in ranges, and a range
+//! ahead of what was asked for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use geminga_ledger::error::{OpenError, ReadError};
+use geminga_ledger::reader::LedgerReader;
+use geminga_proto::entry::{EntryError, message_count, split_stored};
+use geminga_proto::id::{LedgerId, MessageIndex, Position};
+use geminga_proto::payload::Payload;
+use geminga_proto::storage::StoredEntry;
+
+use crate::core::api::TopicError;
+use crate::core::budget::{BytePermit, EntryPermit};
+use crate::core::context::{Context, unavailable};
+use crate::core::cursor::EntrySpan;
+use crate::core::dispatch::{EntryRun, ReadRequest, ReadTarget, ReadyEntry};
+use crate::core::topic::log::{Place, Source};
+use crate::core::topic::subscriptions::{ReadAhead, SubscriptionSlot};
+use crate::core::topic::{State, Status, Topic};
+
+/// Wait before a failed read is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Why entries can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// The ledger can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The entries can't be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// What was stored isn't an entry.
+    #[error("entry {position} is damaged: {error}")]
+    Damaged {
+        /// The entry.
+        position: Position,
+        /// What is wrong with it.
+        error: EntryError,
+    },
+    /// The topic ends before it.
+    #[error("there is no entry at or after {0}")]
+    Nothing(Position),
+    /// The topic was closed meanwhile.
+    #[error("the topic was closed")]
+    Closed,
+}
+
+/// Opens a closed ledger for reading, or finds it open.
+pub async fn reader(context: &Context, ledger: LedgerId) -> Result<LedgerReader, OpenError> {
+    if let Some(reader) = context.readers.get(&ledger) {
+        return Ok(reader);
+    }
+    let reader = context.ledgers.open(ledger).await?;
+    context.readers.insert(ledger, reader.clone());
+    Ok(reader)
+}
+
+/// Takes a stored entry apart.
+pub fn parse(ledger: LedgerId, stored: StoredEntry) -> Result<(EntrySpan, Payload), FetchError> {
+    let position = Position::new(ledger, stored.entry);
+    let damaged = |error| FetchError::Damaged { position, error };
+    let (header, entry) = split_stored(&stored.payload).map_err(damaged)?;
+    let messages = message_count(&entry).map_err(damaged)?;
+    let first_index = (header.last_index + 1).saturating_sub(u64::from(messages));
+    let head: Bytes = stored.payload.slice(..stored.payload.len() - entry.len());
+    let span = EntrySpan { position, first_index: MessageIndex(first_index), messages };
+    Ok((span, Payload::new(head, entry)))
+}
+
+impl SubscriptionSlot {
+    /// What was read ahead, if it is what is asked for now. Anything else read ahead is of no use
+    /// any more.
+    pub(super) fn take_ahead(
+        &mut self,
+        first: Position,
+        request: &ReadRequest,
+    ) -> Option<Vec<ReadyEntry>> {
+        let ahead = self.ahead.as_mut()?;
+        if matches!(request.target, ReadTarget::Runs(_)) {
+            return None;
+        }
+        let Some(skip) = ahead.entries.iter().position(|entry| entry.span.position == first)
+        else {
+            self.ahead = None;
+            return None;
+        };
+        ahead.stale = false;
+        let mut bytes = 0_u64;
+        let fits = |(index, entry): &(usize, ReadyEntry)| {
+            bytes = bytes.saturating_add(entry.payload.len() as u64);
+            *index == 0 || bytes <= request.max_bytes
+        };
+        let wanted = usize::try_from(request.max_entries).unwrap_or(usize::MAX).max(1);
+        let entries = ahead.entries.iter().skip(skip).take(wanted).cloned();
+        let taken: Vec<ReadyEntry> =
+            entries.enumerate().take_while(fits).map(|(_, entry)| entry).collect();
+        // It all stays: what can't be handed out for lack of credit is asked for again.
+        Some(taken)
+    }
+}
+
+impl Topic {
+    /// Reads in a task of its own.
+    pub(super) fn spawn_read(&self, slot: &SubscriptionSlot, request: ReadRequest) {
+        let Some(topic) = self.me.upgrade() else { return };
+        let name = Arc::clone(slot.subscription.name());
+        self.context.runtime.spawn(async move { topic.read_for(name, request).await });
+    }
+
+    async fn read_for(self: Arc<Self>, name: Arc<str>, request: ReadRequest) {
+        let budget = &self.context.budget;
+        let permit = budget.acquire_egress(request.max_bytes.max(1)).await;
+        let result = self.fetch(&request, permit).await;
+        let Some(next) = self.deliver_read(&name, &request, result) else { return };
+        // The next range, while what was read is on its way. It is a luxury: only with bytes
+        // that nobody waits for.
+        let ahead = self.context.config.read_ahead_bytes;
+        let Some(permit) = budget.try_acquire_egress(ahead) else { return };
+        let target = ReadTarget::From(next);
+        let request = ReadRequest { target, max_bytes: ahead, max_entries: u32::MAX, ..request };
+        let Ok(entries) = self.fetch(&request, permit).await else { return };
+        let mut state = self.state.lock();
+        if let Some(slot) = state.subscriptions.get_mut(&name)
+            && !slot.consumers.is_empty()
+        {
+            slot.ahead = Some(Box::new(ReadAhead { entries, stale: false }));
+        }
+    }
+
+    /// Hands over what was read. Answers where to read ahead, if that makes sense.
+    fn deliver_read(
+        &self,
+        name: &str,
+        request: &ReadRequest,
+        result: Result<Vec<ReadyEntry>, FetchError>,
+    ) -> Option<Position> {
+        let mut guard = self.state.lock();
+        let State { log, subscriptions, traffic, status, .. } = &mut *guard;
+        if matches!(status, Status::Closed(_)) {
+            return None;
+        }
+        let slot = subscriptions.get_mut(name)?;
+        let mut commands = Vec::new();
+        let next = match &result {
+            Ok(entries) => {
+                self.context.metrics.cache_misses.inc_by(entries.len() as u64);
+                slot.subscription.read_done(request.token, Ok(entries), &mut commands);
+                entries.last().map(|entry| entry.span.position)
+            }
+            Err(error) => {
+                tracing::warn!(topic = %self.name, subscription = name, %error, "read failed");
+                let why = error.to_string();
+                slot.subscription.read_done(request.token, Err(why), &mut commands);
+                if slot.subscription.read_has_failed() {
+                    self.retry_later(name);
+                }
+                None
+            }
+        };
+        self.execute(log, slot, traffic, &mut commands, None);
+        let next = next.filter(|_| matches!(request.target, ReadTarget::From(_)))?;
+        let next = Position::new(next.ledger, next.entry.next());
+        // At the tail, the cache has it.
+        let place = log.locate(next).filter(|place| matches!(place.source, Source::Closed));
+        place.filter(|_| slot.ahead.is_none()).map(|place| place.first)
+    }
+
+    fn retry_later(&self, name: &str) {
+        let (topic, name) = (self.me.clone(), name.to_owned());
+        self.context.runtime.spawn(async move {
+            tokio::time::sleep(RETRY).await;
+            let Some(topic) = topic.upgrade() else { return };
+            let mut guard = topic.state.lock();
+            let State { log, subscriptions, traffic, .. } = &mut *guard;
+            let Some(slot) = subscriptions.get_mut(&name) else { return };
+            let mut commands = Vec::new();
+            slot.subscription.retry_read(&mut commands);
+            topic.execute(log, slot, traffic, &mut commands, None);
+        });
+    }
+
+    /// Reads at least one entry. `permit` covers the request's bytes; what isn't needed of it
+    /// goes back.
+    async fn fetch(
+        &self,
+        request: &ReadRequest,
+        mut permit: BytePermit,
+    ) -> Result<Vec<ReadyEntry>, FetchError> {
+        let found = match &request.target {
+            ReadTarget::From(from) => {
+                let place = self.place(*from)?;
+                let entries = u32::try_from(place.entries).unwrap_or(u32::MAX);
+                let entries = entries.min(request.max_entries);
+                self.read_range(&place, entries, request.max_bytes).await?
+            }
+            ReadTarget::Runs(runs) => self.read_runs(runs, request).await?,
+        };
+        let bytes = found.iter().map(|(_, payload)| payload.len() as u64).sum();
+        let spare = permit.bytes().saturating_sub(bytes);
+        drop(permit.split(spare));
+        let permit = EntryPermit::from(permit);
+        let ready = |(span, payload)| ReadyEntry { span, payload, permit: permit.clone() };
+        Ok(found.into_iter().map(ready).collect())
+    }
+
+    async fn read_runs(
+        &self,
+        runs: &[EntryRun],
+        request: &ReadRequest,
+    ) -> Result<Vec<(EntrySpan, Payload)>, FetchError> {
+        let mut found: Vec<(EntrySpan, Payload)> = Vec::new();
+        let mut bytes_left = request.max_bytes;
+        for run in runs {
+            let left = request.max_entries.saturating_sub(u32::try_from(found.len()).unwrap_or(0));
+            if !found.is_empty() && (left == 0 || bytes_left == 0) {
+                break;
+            }
+            let place = self.place(Position::new(run.ledger, run.first))?;
+            let wanted = run.entries.min(left.max(1));
+            match self.read_range(&place, wanted, bytes_left).await {
+                Ok(part) => {
+                    let bytes: u64 = part.iter().map(|(_, payload)| payload.len() as u64).sum();
+                    bytes_left = bytes_left.saturating_sub(bytes);
+                    let whole = part.len() == run.entries as usize;
+                    found.extend(part);
+                    if !whole {
+                        break;
+                    }
+                }
+                Err(error) if found.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(found)
+    }
+
+    fn place(&self, from: Position) -> Result<Place, FetchError> {
+        let state = self.state.lock();
+        if matches!(state.status, Status::Closed(_)) {
+            return Err(FetchError::Closed);
+        }
+        state.log.locate(from).ok_or(FetchError::Nothing(from))
+    }
+
+    /// Reads from one ledger: at least one entry.
+    pub(super) async fn read_range(
+        &self,
+        place: &Place,
+        max_entries: u32,
+        max_bytes: u64,
+    ) -> Result<Vec<(EntrySpan, Payload)>, FetchError> {
+        let Position { ledger, entry } = place.first;
+        let stored = match &place.source {
+            Source::Own(writer) => writer.read(entry, max_entries, max_bytes).await?,
+            Source::Closed => {
+                let reader = reader(&self.context, ledger).await?;
+                reader.read(entry, max_entries, max_bytes).await?
+            }
+        };
+        stored.into_iter().map(|stored| parse(ledger, stored)).collect()
+    }
+
+    /// The spans of entries that exist; the others are left out.
+    pub(super) async fn spans(&self, positions: &[Position]) -> Result<Vec<EntrySpan>, TopicError> {
+        let mut spans = Vec::with_capacity(positions.len());
+        for position in positions {
+            let place = match self.place(*position) {
+                Ok(place) if place.first == *position => place,
+                Ok(_) | Err(FetchError::Nothing(_)) => continue,
+                Err(error) => return Err(unavailable(error)),
+            };
+            let cached = self.context.cache.read(position.ledger, position.entry, 1, 1);
+            if let Some((_, cached)) = cached.into_iter().next() {
+                let (first_index, messages) = (cached.first_index, cached.messages);
+                spans.push(EntrySpan { position: *position, first_index, messages });
+                continue;
+            }
+            match self.read_range(&place, 1, 1).await {
+                Ok(found) => spans.extend(found.into_iter().next().map(|(span, _)| span)),
+                Err(error @ FetchError::Damaged { .. }) => {
+                    return Err(TopicError::Corrupt(error.to_string()));
+                }
+                Err(error) => return Err(unavailable(error)),
+            }
+        }
+        Ok(spans)
+    }
+}
