@@ -42,6 +42,9 @@ pub enum CacheError {
 
 type Entry<R> = Result<Arc<Stored<R>>, RecordError>;
 
+/// A record of the view, or why it can't be decoded.
+pub type Listed<R> = Result<Arc<Stored<R>>, CacheError>;
+
 /// Up to which key a page of the re-read went, and its revision.
 #[derive(Debug)]
 struct PageEnd {
@@ -127,7 +130,7 @@ impl<R: Record> WatchCache<R> {
     ///
     /// # Errors
     /// [`CacheError::Stale`] while the view is out of date.
-    pub fn list(&self) -> Result<Vec<Result<Arc<Stored<R>>, CacheError>>, CacheError> {
+    pub fn list(&self) -> Result<Vec<Listed<R>>, CacheError> {
         let view = self.shared.view.read();
         if !view.fresh {
             return Err(CacheError::Stale);

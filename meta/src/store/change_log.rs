@@ -19,18 +19,21 @@ use super::{Revision, Watch, WatchError, WatchEvent};
 /// Most events that one [`Watch::next`] answers, unless a single revision has more.
 const MAX_EVENTS_PER_ANSWER: usize = 1_000;
 
+/// What an event takes in memory beside the bytes of its key and value.
+const EVENT_OVERHEAD_BYTES: usize = 128;
+
 /// How much history is kept for watches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryLimits {
     /// Revisions.
     pub revisions: usize,
-    /// Bytes of keys and values.
+    /// Bytes in memory: keys, values, and some for each event.
     pub bytes: usize,
 }
 
 impl Default for HistoryLimits {
     fn default() -> Self {
-        Self { revisions: 8_192, bytes: 2 << 20 }
+        Self { revisions: 8_192, bytes: 1 << 20 }
     }
 }
 
@@ -84,8 +87,10 @@ impl ChangeLog {
     /// Adds the changes of one revision. They must be readable already, so that a watcher never
     /// hears of a change which a read doesn't see.
     pub(super) fn append(&self, revision: Revision, events: Vec<WatchEvent>) {
-        let size =
-            |event: &WatchEvent| event.key.len() + event.value.as_ref().map_or(0, |v| v.len());
+        let size = |event: &WatchEvent| {
+            let value_bytes = event.value.as_ref().map_or(0, bytes::Bytes::len);
+            EVENT_OVERHEAD_BYTES + event.key.len() + value_bytes
+        };
         let bytes = events.iter().map(size).sum();
         {
             let mut state = self.shared.state.lock();
@@ -256,7 +261,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_bytes_of_the_history_are_bounded_too() {
-        let log = ChangeLog::new(Revision(0), HistoryLimits { revisions: 100, bytes: 5 });
+        let log = ChangeLog::new(
+            Revision(0),
+            HistoryLimits { revisions: 100, bytes: 2 * EVENT_OVERHEAD_BYTES + 5 },
+        );
         for revision in 1..=3 {
             log.append(Revision(revision), put(revision, "k"));
         }

@@ -13,6 +13,7 @@
 //!
 //! Beside `metadata.redb` lies `metadata.lock`, locked by the process that has the store open.
 
+mod device;
 mod file;
 mod writer;
 
@@ -26,8 +27,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use geminga_proto::env::Env;
-use redb::{ReadOnlyTable, ReadableDatabase};
+use redb::{ReadOnlyTable, ReadableDatabase, StorageBackend};
 
+use self::device::ZeroedFile;
 use self::file::{OpenedFile, PAIRS, STORE, decode_row};
 use self::writer::{Request, Shared, Writer};
 use super::limits::{check_key, check_prefix, check_txn};
@@ -96,15 +98,16 @@ impl EmbeddedStore {
             let stat = rustix::fs::statvfs(&dir)?;
             Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
         };
-        Self::open_with(config, env, Arc::new(free_bytes))
+        Self::open_with(config, env, Arc::new(free_bytes), ZeroedFile::new)
     }
 
-    fn open_with(
+    fn open_with<D: StorageBackend>(
         config: &EmbeddedConfig,
         env: &Env,
         free_bytes: FreeBytes,
+        device: impl Fn(std::fs::File) -> D,
     ) -> Result<Self, OpenError> {
-        let OpenedFile { lock, database, revision } = file::open(config)?;
+        let OpenedFile { lock, database, revision } = file::open(config, device)?;
         let shared = Arc::new(Shared::new(database, revision, config.history));
         let writer = Writer::new(Arc::clone(&shared), revision, config, env, free_bytes);
         let spawned = std::thread::Builder::new().name("metadata".to_owned());

@@ -11,7 +11,7 @@ use std::io::{self, Read, Seek, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use redb::{Builder, Database, ReadableTable, TableDefinition};
+use redb::{Builder, Database, ReadableTable, StorageBackend, TableDefinition};
 
 use super::EmbeddedConfig;
 use crate::store::{LeaseId, Revision, StoreError};
@@ -141,20 +141,34 @@ pub(super) struct OpenedFile {
 
 /// Locks the directory, makes the file if there is none, opens it, and deletes the keys that
 /// hung on leases of a former process.
-pub(super) fn open(config: &EmbeddedConfig) -> Result<OpenedFile, OpenError> {
+///
+/// `device` makes of a file what redb reads and writes.
+pub(super) fn open<D: StorageBackend>(
+    config: &EmbeddedConfig,
+    device: impl Fn(File) -> D,
+) -> Result<OpenedFile, OpenError> {
     let dir = config.dir.as_path();
     std::fs::create_dir_all(dir).map_err(OpenError::io("creating the directory", dir))?;
     let lock = lock(dir)?;
     let path = dir.join(FILE_NAME);
     let exists = path.try_exists().map_err(OpenError::io("looking for the file", &path))?;
     if !exists {
-        create(dir, &path)?;
+        create(dir, &path, &device)?;
+    }
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).open(&path);
+    let file = file.map_err(OpenError::io("opening", &path))?;
+    if file.metadata().map_err(OpenError::io("opening", &path))?.len() == 0 {
+        // redb would take it for a new one.
+        let why = "it is empty".to_owned();
+        return Err(OpenError::Corrupt { path, why });
     }
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let fail = OpenError::redb(&path);
         let mut builder = Builder::new();
         builder.set_cache_size(config.cache_bytes);
-        let database = builder.open(&path).map_err(|error| fail(error.into()))?;
+        let database = builder.create_with_backend(device(file));
+        let database = database.map_err(|error| fail(error.into()))?;
         let revision = begin(&database, &path)?;
         Ok((database, revision))
     }));
@@ -192,7 +206,11 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
 }
 
 /// Makes an empty store aside and gives it its name when it is complete and durable.
-fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
+fn create<D: StorageBackend>(
+    dir: &Path,
+    path: &Path,
+    device: &impl Fn(File) -> D,
+) -> Result<(), OpenError> {
     let aside = dir.join(NEW_FILE_NAME);
     match std::fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -201,8 +219,12 @@ fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
         // Left by a start that was killed.
         Ok(()) | Err(_) => {}
     }
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).open(&aside);
+    let file = file.map_err(OpenError::io("creating", &aside))?;
     let fail = OpenError::redb(&aside);
-    let database = Builder::new().create(&aside).map_err(|error| fail(error.into()))?;
+    let database = Builder::new().create_with_backend(device(file));
+    let database = database.map_err(|error| fail(error.into()))?;
     let write = database.begin_write().map_err(|error| fail(error.into()))?;
     {
         write.open_table(PAIRS).map_err(|error| fail(error.into()))?;

@@ -233,8 +233,8 @@ async fn a_full_disk_refuses_writes_but_not_deletions_and_recovers() {
     let free = Arc::new(AtomicU64::new(u64::MAX));
     let probe = Arc::clone(&free);
     let probe: FreeBytes = Arc::new(move || Ok(probe.load(Ordering::Relaxed)));
-    let store = EmbeddedStore::open_with(&config(&dir), &env(&Arc::default()), probe);
-    let store = store.expect("made");
+    let (config, env) = (config(&dir), env(&Arc::default()));
+    let store = EmbeddedStore::open_with(&config, &env, probe, ZeroedFile::new).expect("made");
     store.txn(Txn::default().put("a", "1").put("b", "1")).await.expect("written");
     free.store(1_000, Ordering::Relaxed);
     let full = store.txn(Txn::default().put("a", "2")).await;
@@ -270,6 +270,125 @@ async fn a_damaged_pair_refuses_its_own_readers_and_writers_only() {
     assert!(matches!(touch("bad").await, Err(StoreError::Corrupt(_))));
     assert!(matches!(touch("good").await, Ok(TxnOutcome::Applied(_))));
     assert!(store.get("good").await.is_ok());
+}
+
+/// What the faulty device fails at, and how.
+#[derive(Debug, Default)]
+struct Plan {
+    fail_syncs: std::sync::atomic::AtomicBool,
+    fail_growth: std::sync::atomic::AtomicBool,
+    panic_in_writes: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Debug)]
+struct FaultyFile {
+    inner: ZeroedFile,
+    plan: Arc<Plan>,
+}
+
+impl StorageBackend for FaultyFile {
+    fn len(&self) -> std::io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.inner.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        if self.plan.fail_growth.load(Ordering::Relaxed) {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.inner.set_len(len)
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        if self.plan.fail_syncs.load(Ordering::Relaxed) {
+            return Err(std::io::Error::from_raw_os_error(5));
+        }
+        self.inner.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        assert!(!self.plan.panic_in_writes.load(Ordering::Relaxed), "a planned panic");
+        self.inner.write(offset, data)
+    }
+}
+
+fn open_faulty(dir: &TempDir, plan: &Arc<Plan>) -> EmbeddedStore {
+    let device = |file| FaultyFile { inner: ZeroedFile::new(file), plan: Arc::clone(plan) };
+    let roomy: FreeBytes = Arc::new(|| Ok(u64::MAX));
+    let (config, env) = (config(dir), env(&Arc::default()));
+    EmbeddedStore::open_with(&config, &env, roomy, device).expect("opened")
+}
+
+async fn assert_poisoned(store: &EmbeddedStore, watch: &mut Box<dyn Watch>) {
+    let later = store.txn(Txn::default().put("b", "1")).await;
+    let says = |error: &StoreError| matches!(error, StoreError::Unavailable(why) if why.contains("restart"));
+    assert!(later.as_ref().is_err_and(says), "{later:?}");
+    assert!(store.get("a").await.as_ref().is_err_and(says));
+    assert!(store.grant_lease(Duration::from_secs(1)).await.is_err());
+    assert!(matches!(watch.next().await, Err(crate::store::WatchError::Lost(_))));
+}
+
+#[tokio::test]
+async fn a_failed_sync_leaves_the_outcome_unknown_and_poisons_the_store_until_a_restart() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let plan = Arc::<Plan>::default();
+    let store = open_faulty(&dir, &plan);
+    let mut watch = store.watch("", Revision(0)).await.expect("started");
+    store.txn(Txn::default().put("a", "1")).await.expect("written");
+    assert_eq!(watch.next().await.map(|events| events.len()), Ok(1));
+    plan.fail_syncs.store(true, Ordering::Relaxed);
+    let torn = store.txn(Txn::default().put("a", "2")).await;
+    assert!(matches!(torn, Err(StoreError::Unknown(_))), "{torn:?}");
+    plan.fail_syncs.store(false, Ordering::Relaxed);
+    assert_poisoned(&store, &mut watch).await;
+    drop(store);
+    let store = open(&dir).expect("opened");
+    let value = store.get("a").await.expect("read").expect("it was answered").value;
+    assert!(value == "1" || value == "2", "{value:?}");
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_in_a_commit_loses_nothing_and_never_claims_success() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let plan = Arc::<Plan>::default();
+    let store = open_faulty(&dir, &plan);
+    let mut watch = store.watch("", Revision(0)).await.expect("started");
+    store.txn(Txn::default().put("a", "1")).await.expect("written");
+    plan.fail_growth.store(true, Ordering::Relaxed);
+    let mut answered = 0;
+    let refused = loop {
+        match store.txn(Txn::default().put(format!("large/{answered}"), vec![7; 500_000])).await {
+            Ok(_) => answered += 1,
+            Err(error) => break error,
+        }
+    };
+    let honest = matches!(refused, StoreError::Full(_) | StoreError::Unknown(_));
+    assert!(honest && answered < 10, "{refused:?} after {answered}");
+    watch.next().await.expect("the first change");
+    while watch.next().await.is_ok() {}
+    assert_poisoned(&store, &mut watch).await;
+    drop(store);
+    plan.fail_growth.store(false, Ordering::Relaxed);
+    let store = open_faulty(&dir, &plan);
+    let found = store.range("large/", None, 100).await.expect("read").pairs.len();
+    assert!(found >= answered, "{found} of {answered}");
+    assert!(store.txn(Txn::default().put("more", vec![7; 1_500_000])).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_panic_in_the_writer_is_answered_and_poisons_the_store() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let plan = Arc::<Plan>::default();
+    let store = open_faulty(&dir, &plan);
+    let mut watch = store.watch("", Revision(0)).await.expect("started");
+    plan.panic_in_writes.store(true, Ordering::Relaxed);
+    let torn = store.txn(Txn::default().put("a", "1")).await;
+    assert!(matches!(torn, Err(StoreError::Unknown(_))), "{torn:?}");
+    plan.panic_in_writes.store(false, Ordering::Relaxed);
+    assert_poisoned(&store, &mut watch).await;
 }
 
 const CHILD_DIR: &str = "GEMINGA_TEST_META_CHILD_DIR";
