@@ -73,7 +73,6 @@ impl ClientInner {
 
 impl Client {
     /// Starts to build a client.
-    #[must_use]
     pub fn builder() -> ClientBuilder {
         ClientBuilder::default()
     }
@@ -100,13 +99,11 @@ impl Client {
     }
 
     /// Starts to build a producer on a topic.
-    #[must_use]
     pub fn producer(&self, topic: &str) -> ProducerBuilder {
         ProducerBuilder::new(self.clone(), topic)
     }
 
     /// Starts to build a consumer of a topic's subscription.
-    #[must_use]
     pub fn consumer(&self, topic: &str, subscription: &str) -> ConsumerBuilder {
         ConsumerBuilder::new(self.clone(), topic, subscription)
     }

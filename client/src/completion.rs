@@ -73,7 +73,7 @@ impl Completion {
     }
 
     /// Resolves the entry's messages. Answers how many of them had asked for no answer.
-    pub(crate) fn resolve(&self, outcome: Outcome) -> u32 {
+    pub(crate) fn resolve(&self, outcome: &Outcome) -> u32 {
         let mut waiting = self.0.lock();
         if waiting.outcome.is_some() {
             return 0;
@@ -158,7 +158,7 @@ mod tests {
         completion.one_way();
         let waiting = tokio::spawn(future);
         tokio::task::yield_now().await;
-        assert_eq!(completion.resolve(Ok(stored(3))), 1);
+        assert_eq!(completion.resolve(&Ok(stored(3))), 1);
         let third = waiting.await.expect("no panic").expect("stored");
         assert_eq!((third.id.batch_index, third.index.0, third.sequence_id), (Some(2), 42, 9));
         let second = receiver.recv().expect("called").expect("stored");
@@ -168,8 +168,8 @@ mod tests {
     #[tokio::test]
     async fn the_first_outcome_counts() {
         let completion = Arc::new(Completion::default());
-        completion.resolve(Err(SendError::Closed));
-        completion.resolve(Ok(stored(1)));
+        completion.resolve(&Err(SendError::Closed));
+        completion.resolve(&Ok(stored(1)));
         assert_eq!(SendFuture::new(completion, 0).await, Err(SendError::Closed));
     }
 
@@ -183,7 +183,7 @@ mod tests {
         let second = tokio::spawn(second);
         tokio::task::yield_now().await;
         drop(first);
-        completion.resolve(Ok(stored(1)));
+        completion.resolve(&Ok(stored(1)));
         let receipt = second.await.expect("no panic").expect("stored");
         assert_eq!((receipt.id.batch_index, receipt.id.batch_size), (None, 1));
     }

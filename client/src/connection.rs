@@ -157,9 +157,12 @@ impl Connection {
         let mut grpc = MessagingClient::new(channel);
         // Something that isn't a broker may take the connection and then stay silent.
         let answer = tokio::time::timeout(settings.connect_timeout, grpc.handshake(request));
-        let answer = answer.await.map_err(|_| ClientError::NotABroker {
+        let answer = answer.await.map_err(|_| ClientError::Disconnected {
             url: url.to_owned(),
-            why: format!("no handshake within {:?}", settings.connect_timeout),
+            why: format!(
+                "no handshake within {:?}; is this a broker's gRPC port?",
+                settings.connect_timeout
+            ),
         })?;
         let answer = answer.map_err(|status| status_error(url, &status))?.into_inner();
         if !geminga_proto::PROTOCOL.contains(&answer.protocol) {
@@ -300,12 +303,15 @@ impl Drop for Connection {
     }
 }
 
+/// Where a broker's connection is, if there is one.
+type Place = tokio::sync::Mutex<Option<Arc<Connection>>>;
+
 /// At most one live connection for each broker's address.
 #[derive(Debug)]
 pub(crate) struct Pool {
     settings: ConnectSettings,
     /// The inner lock is held while connecting, so that one attempt serves all who wait.
-    by_url: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<Arc<Connection>>>>>>,
+    by_url: Mutex<HashMap<String, Arc<Place>>>,
     /// Set once, when the client is closed.
     closed: AtomicBool,
 }

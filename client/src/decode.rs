@@ -41,10 +41,10 @@ struct Common {
 
 /// The messages of an entry that are not acknowledged.
 pub(crate) fn open_entry(
-    delivered: v1::DeliveredEntry,
+    delivered: &v1::DeliveredEntry,
     limit: u64,
 ) -> Result<VecDeque<ReceivedMessage>, DecodeError> {
-    let position = position_of(&delivered);
+    let position = position_of(delivered);
     let (header, _) = split_stored(&delivered.broker_header)?;
     let entry = decode_entry(&delivered.entry)?;
     let mut metadata = entry.metadata;

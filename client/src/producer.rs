@@ -1,5 +1,6 @@
 //! [`Producer`]: publishes to one topic. This file is the application's side; `producer/shared.rs`
-//! gathers, sends and resolves.
+//! gathers, sends and resolves,
+//! `producer/endpoint.rs` keeps the session.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::error::{ClientError, SendError};
 use crate::message::{Message, SendReceipt};
 use crate::session;
 
+mod endpoint;
 mod shared;
 
 use shared::{Reply, Shared};

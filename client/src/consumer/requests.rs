@@ -82,7 +82,11 @@ impl Shared {
             // A new session sends it.
             return;
         }
-        for group in acks.tracker.take_groups() {
+        let groups = acks.tracker.take_groups();
+        if groups.is_empty() {
+            return;
+        }
+        for group in groups {
             inbox.session.push(|consumer_id| ack_frame(consumer_id, group));
         }
         if !acks.tracker.is_waiting() {

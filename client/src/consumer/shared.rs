@@ -327,7 +327,7 @@ impl Shared {
             };
             let position = position_of(&entry);
             *open = Opened { session_id, credit, ..Opened::default() };
-            match open_entry(entry, self.config.max_entry_bytes) {
+            match open_entry(&entry, self.config.max_entry_bytes) {
                 Ok(messages) => open.messages = messages,
                 Err(why) => {
                     tracing::debug!(topic = %self.topic, %position, %why, "an entry can't be read");

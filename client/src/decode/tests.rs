@@ -42,7 +42,7 @@ fn metadata(messages: Option<i32>) -> MessageMetadata {
 fn acknowledged_messages_of_a_batch_are_skipped_and_the_others_keep_their_numbers() {
     for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
         let entry = batch_of(&["a", "b", "c"], compression);
-        let messages = open_entry(delivered(entry, 3, &[0b010]), LIMIT).expect("opens");
+        let messages = open_entry(&delivered(entry, 3, &[0b010]), LIMIT).expect("opens");
         let seen: Vec<_> = messages
             .iter()
             .map(|it| (&it.payload[..], it.id.batch_index, it.index.0, it.sequence_id))
@@ -55,7 +55,7 @@ fn acknowledged_messages_of_a_batch_are_skipped_and_the_others_keep_their_number
 #[test]
 fn a_single_message_has_no_place_in_a_batch() {
     let entry = encode_entry(&metadata(None), b"hi");
-    let messages = open_entry(delivered(entry, 1, &[]), LIMIT).expect("opens");
+    let messages = open_entry(&delivered(entry, 1, &[]), LIMIT).expect("opens");
     assert_eq!((messages.len(), messages[0].id.batch_index), (1, None));
     assert_eq!((&messages[0].payload[..], messages[0].index.0), (&b"hi"[..], 100));
 }
@@ -64,7 +64,7 @@ fn a_single_message_has_no_place_in_a_batch() {
 fn a_batch_of_one_is_still_a_batch() {
     let batch = Bytes::from_static(&[0, 0, 0, 2, 0x18, 1, b'x']);
     let entry = encode_entry(&metadata(Some(1)), &batch);
-    let messages = open_entry(delivered(entry, 1, &[]), LIMIT).expect("opens");
+    let messages = open_entry(&delivered(entry, 1, &[]), LIMIT).expect("opens");
     assert_eq!((messages[0].id.batch_index, &messages[0].payload[..]), (Some(0), &b"x"[..]));
 }
 
@@ -72,14 +72,14 @@ fn a_batch_of_one_is_still_a_batch() {
 fn a_batch_with_fewer_or_more_messages_than_stated_is_reported() {
     let batch = [0, 0, 0, 2, 0x18, 1, b'x', 0, 0, 0, 2, 0x18, 1, b'y'];
     let fewer = encode_entry(&metadata(Some(3)), &batch);
-    let error = open_entry(delivered(fewer, 3, &[]), LIMIT);
+    let error = open_entry(&delivered(fewer, 3, &[]), LIMIT);
     assert_eq!(error, Err(DecodeError::Count { stated: 3, found: 2 }));
     let more = encode_entry(&metadata(Some(1)), &batch);
-    let error = open_entry(delivered(more, 1, &[]), LIMIT);
+    let error = open_entry(&delivered(more, 1, &[]), LIMIT);
     assert_eq!(error, Err(DecodeError::TrailingBytes(7)));
     for count in [0, -1] {
         let error =
-            open_entry(delivered(encode_entry(&metadata(Some(count)), &batch), 1, &[]), LIMIT);
+            open_entry(&delivered(encode_entry(&metadata(Some(count)), &batch), 1, &[]), LIMIT);
         assert_eq!(error, Err(DecodeError::Count { stated: count.into(), found: 0 }));
     }
 }
@@ -90,7 +90,7 @@ fn a_flipped_bit_is_reported() {
     for bit in 0..entry.len() * 8 {
         let mut damaged = entry.to_vec();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        let result = open_entry(delivered(damaged.into(), 2, &[]), LIMIT);
+        let result = open_entry(&delivered(damaged.into(), 2, &[]), LIMIT);
         assert!(matches!(result, Err(DecodeError::Entry(_))), "bit {bit}: {result:?}");
     }
 }
@@ -102,7 +102,7 @@ fn a_stated_size_is_checked_before_and_after_decompression() {
         let mut metadata = metadata(None);
         metadata.compression = Some(2 + 1);
         metadata.uncompressed_size = Some(size);
-        open_entry(delivered(encode_entry(&metadata, &payload), 1, &[]), LIMIT)
+        open_entry(&delivered(encode_entry(&metadata, &payload), 1, &[]), LIMIT)
     };
     assert_eq!(with_size(1000).expect("opens")[0].payload.len(), 1000);
     let huge = with_size(u32::MAX);
@@ -118,7 +118,7 @@ fn what_is_not_supported_is_named() {
     for (compression, name) in [(2, "zlib"), (4, "snappy"), (77, "unknown")] {
         let mut metadata = metadata(None);
         metadata.compression = Some(compression);
-        let result = open_entry(delivered(encode_entry(&metadata, b"x"), 1, &[]), LIMIT);
+        let result = open_entry(&delivered(encode_entry(&metadata, b"x"), 1, &[]), LIMIT);
         let Err(DecodeError::Unsupported(what)) = result else { panic!("{result:?}") };
         assert!(what.contains(name), "{what}");
     }
@@ -128,7 +128,7 @@ fn what_is_not_supported_is_named() {
 fn a_missing_broker_header_is_reported() {
     let mut entry = delivered(encode_entry(&metadata(None), b"x"), 1, &[]);
     entry.broker_header = Bytes::new();
-    let result = open_entry(entry, LIMIT);
+    let result = open_entry(&entry, LIMIT);
     assert!(matches!(result, Err(DecodeError::Entry(EntryError::Truncated(_)))), "{result:?}");
 }
 
@@ -145,10 +145,10 @@ proptest! {
         metadata.compression = compression;
         metadata.uncompressed_size = size;
         let entry = encode_entry(&metadata, &payload);
-        if let Ok(messages) = open_entry(delivered(entry, 1, &acked), LIMIT) {
+        if let Ok(messages) = open_entry(&delivered(entry, 1, &acked), LIMIT) {
             prop_assert!(messages.len() as i64 <= i64::from(count.unwrap_or(1)));
         }
         // The same bytes as if they were the whole entry, checksum and all.
-        prop_assert!(open_entry(delivered(payload.into(), 1, &acked), LIMIT).is_err());
+        prop_assert!(open_entry(&delivered(payload.into(), 1, &acked), LIMIT).is_err());
     }
 }

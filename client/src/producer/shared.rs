@@ -9,11 +9,9 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use geminga_proto::env::Monotonic;
-use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
 use geminga_proto::topic_name::TopicName;
 use geminga_proto::v1;
 use parking_lot::Mutex;
@@ -22,14 +20,13 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use super::ProducerConfig;
 use crate::batch::{BatchBuilder, EntryHead, SealedBatch};
 use crate::client::ClientInner;
-use crate::completion::{Callback, Completion, EntryReceipt, Outcome, SendFuture};
+use crate::completion::{Callback, Completion, Outcome, SendFuture};
 use crate::compression::Compression;
 use crate::connection::Connection;
-use crate::error::{BrokerError, ClientError, SendError};
-use crate::link::{Link, Produce, Sink};
+use crate::error::{ClientError, SendError};
+use crate::link::{Link, Produce};
 use crate::message::Message;
-use crate::resend::{Answered, ResendQueue, SlotId};
-use crate::session::Endpoint;
+use crate::resend::{ResendQueue, SlotId};
 
 /// Room that an entry's own metadata may need beyond its messages: names and fixed fields.
 const ENTRY_OVERHEAD_BYTES: usize = 1024;
@@ -43,25 +40,25 @@ pub(crate) enum Reply {
 
 /// An entry's messages, as long as they have no outcome.
 #[derive(Debug)]
-struct Pending {
-    completion: Arc<Completion>,
-    messages: u32,
+pub(super) struct Pending {
+    pub(super) completion: Arc<Completion>,
+    pub(super) messages: u32,
     /// Room in flight that they hold.
     bytes: usize,
-    first_sequence: u64,
+    pub(super) first_sequence: u64,
 }
 
-type OpenReply = oneshot::Sender<Result<(), ClientError>>;
+pub(super) type OpenReply = oneshot::Sender<Result<(), ClientError>>;
 
 /// The producer's place on a link.
-enum Session {
+pub(super) enum Session {
     None,
     Opening { id: u64, link: Arc<Link<Produce>>, connection: Arc<Connection>, reply: OpenReply },
     Open { id: u64, link: Arc<Link<Produce>>, connection: Arc<Connection> },
 }
 
 impl Session {
-    fn id(&self) -> Option<u64> {
+    pub(super) fn id(&self) -> Option<u64> {
         match self {
             Self::None => None,
             Self::Opening { id, .. } | Self::Open { id, .. } => Some(*id),
@@ -69,42 +66,42 @@ impl Session {
     }
 }
 
-struct State {
-    batch: BatchBuilder,
+pub(super) struct State {
+    pub(super) batch: BatchBuilder,
     batch_completion: Arc<Completion>,
     batch_bytes: usize,
     /// When the batch must leave, if a delay is set and it isn't empty.
-    batch_deadline: Option<Monotonic>,
+    pub(super) batch_deadline: Option<Monotonic>,
     /// A batch waits for the driver to seal it.
-    seal_due: bool,
-    queue: ResendQueue<Pending>,
-    session: Session,
+    pub(super) seal_due: bool,
+    pub(super) queue: ResendQueue<Pending>,
+    pub(super) session: Session,
     next_sequence: u64,
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     /// The driver has a timer for the oldest entry.
-    timer_armed: bool,
-    closing: bool,
+    pub(super) timer_armed: bool,
+    pub(super) closing: bool,
     /// Set once: nothing is taken any more. `Closed` if it was closed and is done.
-    end: Option<ClientError>,
+    pub(super) end: Option<ClientError>,
     /// Everything has its outcome and the session is left.
-    done: bool,
+    pub(super) done: bool,
     one_way_failure: Option<SendError>,
     in_flight_messages: u32,
 }
 
 pub(crate) struct Shared {
-    client: Arc<ClientInner>,
+    pub(super) client: Arc<ClientInner>,
     pub(crate) topic: TopicName,
-    config: ProducerConfig,
-    state: Mutex<State>,
+    pub(super) config: ProducerConfig,
+    pub(super) state: Mutex<State>,
     /// The broker's limit, known from the first session on. Written with each new session.
-    max_message_bytes: AtomicUsize,
+    pub(super) max_message_bytes: AtomicUsize,
     /// Wakes the driver.
-    wake: Notify,
+    pub(super) wake: Notify,
     /// Closed when the producer is.
-    room_messages: Semaphore,
-    room_bytes: Semaphore,
-    ended: Notify,
+    pub(super) room_messages: Semaphore,
+    pub(super) room_bytes: Semaphore,
+    pub(super) ended: Notify,
 }
 
 impl fmt::Debug for Shared {
@@ -120,10 +117,10 @@ impl fmt::Debug for Shared {
 }
 
 /// A sealed batch with its place in the order.
-struct Job {
+pub(super) struct Job {
     slot: SlotId,
     sealed: SealedBatch,
-    first_sequence: u64,
+    pub(super) first_sequence: u64,
 }
 
 impl Shared {
@@ -268,7 +265,7 @@ impl Shared {
     }
 
     /// Gives what is gathered its place in the order.
-    fn seal(&self, state: &mut State) -> Option<Job> {
+    pub(super) fn seal(&self, state: &mut State) -> Option<Job> {
         let sealed = state.batch.seal()?;
         state.batch_deadline = None;
         state.seal_due = false;
@@ -291,7 +288,7 @@ impl Shared {
     }
 
     /// Encodes a sealed batch and sends what can be sent.
-    fn encode(&self, job: Option<Job>) {
+    pub(super) fn encode(&self, job: Option<Job>) {
         let Some(Job { slot, sealed, first_sequence }) = job else {
             return;
         };
@@ -327,7 +324,7 @@ impl Shared {
     }
 
     /// Sends what order and credit allow.
-    fn pump(state: &mut State) {
+    pub(super) fn pump(state: &mut State) {
         let Session::Open { id, link, .. } = &state.session else {
             return;
         };
@@ -338,14 +335,14 @@ impl Shared {
     }
 
     /// Tells messages their outcome and gives their room back.
-    fn resolve(&self, done: impl IntoIterator<Item = (Pending, Outcome)>) {
+    pub(super) fn resolve(&self, done: impl IntoIterator<Item = (Pending, Outcome)>) {
         let (mut messages, mut bytes) = (0, 0);
         let mut one_way_failure = None;
         for (pending, outcome) in done {
             messages += pending.messages;
             bytes += pending.bytes;
             let error = outcome.as_ref().err().cloned();
-            if pending.completion.resolve(outcome) > 0 && one_way_failure.is_none() {
+            if pending.completion.resolve(&outcome) > 0 && one_way_failure.is_none() {
                 one_way_failure = error;
             }
         }
@@ -425,7 +422,7 @@ impl Shared {
     }
 
     /// Leaves the link; the broker is told.
-    fn end_session(&self) {
+    pub(super) fn end_session(&self) {
         let session = {
             let mut state = self.state.lock();
             state.queue.session_ended();
@@ -442,7 +439,7 @@ impl Shared {
     }
 
     /// Sends a batch that gathered while others were in flight, now that none is.
-    fn seal_if_idle(&self, state: &mut State) -> Option<Job> {
+    pub(super) fn seal_if_idle(&self, state: &mut State) -> Option<Job> {
         let waits = self.config.max_batch_delay.is_some() || state.batch.is_empty();
         if waits || !state.queue.is_empty() {
             return None;
@@ -457,296 +454,9 @@ impl Shared {
     }
 }
 
-// ---- what the broker says
-
-impl Sink<v1::produce_result::Result> for Shared {
-    fn event(&self, id: u64, event: v1::produce_result::Result) {
-        use v1::produce_result::Result::{Closed, Opened, Receipts, SendFailed};
-        match event {
-            Opened(opened) => self.on_opened(id, opened),
-            Receipts(receipts) => self.on_receipts(id, &receipts.receipts),
-            SendFailed(failed) => self.on_send_failed(id, failed),
-            Closed(closed) => {
-                let error = closed.error.map(BrokerError::from_wire);
-                self.on_session_over(id, |_| match error {
-                    Some(error) => ClientError::Broker(error),
-                    None => ClientError::Closed,
-                });
-            }
-        }
-    }
-
-    fn lost(&self, id: u64, why: &str) {
-        self.on_session_over(id, |url| ClientError::Disconnected {
-            url: url.to_owned(),
-            why: why.to_owned(),
-        });
-    }
-}
-
-impl Shared {
-    fn on_opened(&self, id: u64, opened: v1::ProducerOpened) {
-        if let Some(error) = opened.error {
-            let error = BrokerError::from_wire(error);
-            self.on_session_over(id, |_| ClientError::Broker(error));
-            return;
-        }
-        let mut state = self.state.lock();
-        if state.session.id() != Some(id) {
-            return;
-        }
-        match std::mem::replace(&mut state.session, Session::None) {
-            Session::Opening { id, link, connection, reply } => {
-                let limit = connection.info().max_message_bytes as usize;
-                self.max_message_bytes.store(limit, Ordering::Relaxed);
-                if !opened.producer_name.is_empty() {
-                    state.name = opened.producer_name.into();
-                }
-                state.session = Session::Open { id, link, connection };
-                state.queue.session_opened(opened.credit_bytes);
-                Self::pump(&mut state);
-                drop(state);
-                // The driver may have stopped waiting; it will see the session.
-                let _ = reply.send(Ok(()));
-            }
-            // A second answer changes nothing.
-            other => state.session = other,
-        }
-    }
-
-    fn on_receipts(&self, id: u64, receipts: &[v1::Receipt]) {
-        let mut done = Vec::with_capacity(receipts.len());
-        let mut out_of_order = None;
-        let job = {
-            let mut state = self.state.lock();
-            if state.session.id() != Some(id) {
-                return;
-            }
-            for receipt in receipts {
-                match state.queue.answered(receipt.sequence_id) {
-                    Answered::Entry(pending) => {
-                        let position =
-                            Position::new(LedgerId(receipt.ledger_id), EntryId(receipt.entry_id));
-                        let stored = EntryReceipt {
-                            position,
-                            first_index: MessageIndex(receipt.index),
-                            first_sequence: pending.first_sequence,
-                            messages: pending.messages,
-                        };
-                        done.push((pending, Ok(stored)));
-                    }
-                    Answered::Ignored => {}
-                    Answered::OutOfOrder { expected } => {
-                        out_of_order = Some((receipt.sequence_id, expected));
-                        break;
-                    }
-                }
-            }
-            Self::pump(&mut state);
-            self.seal_if_idle(&mut state)
-        };
-        self.resolve(done);
-        self.encode(job);
-        if let Some((found, expected)) = out_of_order {
-            self.distrust(id, found, expected);
-        }
-    }
-
-    fn on_send_failed(&self, id: u64, failed: v1::SendFailed) {
-        let error = BrokerError::from_wire(failed.error.unwrap_or_default());
-        if error.ends_session() {
-            // Nothing was stored, but the entries behind it may be refused likewise: sending all
-            // of them again in a new session keeps their order.
-            tracing::debug!(topic = %self.topic, %error, "the topic is not served here any more");
-            self.on_session_over(id, |_| ClientError::Broker(error));
-            return;
-        }
-        let mut done = None;
-        let mut out_of_order = None;
-        let job = {
-            let mut state = self.state.lock();
-            if state.session.id() != Some(id) {
-                return;
-            }
-            match state.queue.answered(failed.sequence_id) {
-                Answered::Entry(pending) => done = Some((pending, Err(SendError::Refused(error)))),
-                Answered::Ignored => {}
-                Answered::OutOfOrder { expected } => out_of_order = Some(expected),
-            }
-            Self::pump(&mut state);
-            self.seal_if_idle(&mut state)
-        };
-        self.resolve(done);
-        self.encode(job);
-        if let Some(expected) = out_of_order {
-            self.distrust(id, failed.sequence_id, expected);
-        }
-    }
-
-    /// An answer out of order: nothing that this session says can be relied on.
-    fn distrust(&self, id: u64, found: u64, expected: Option<u64>) {
-        tracing::warn!(
-            topic = %self.topic, found, expected,
-            "the broker answered out of order; reconnecting and sending again"
-        );
-        self.on_session_over(id, |url| ClientError::Disconnected {
-            url: url.to_owned(),
-            why: "the broker answered out of order".to_owned(),
-        });
-    }
-
-    /// The session is over; the driver makes the next one.
-    fn on_session_over(&self, id: u64, error: impl FnOnce(&str) -> ClientError) {
-        let session = {
-            let mut state = self.state.lock();
-            if state.session.id() != Some(id) {
-                return;
-            }
-            state.queue.session_ended();
-            std::mem::replace(&mut state.session, Session::None)
-        };
-        match session {
-            Session::None => {}
-            Session::Opening { id, link, connection, reply } => {
-                link.unregister(id);
-                let _ = reply.send(Err(error(connection.url())));
-            }
-            Session::Open { id, link, connection } => {
-                link.unregister(id);
-                // Tells a broker that is still there not to expect more of this session.
-                link.push(v1::produce_frame::Frame::Close(v1::CloseProducer { producer_id: id }));
-                let error = error(connection.url());
-                tracing::debug!(topic = %self.topic, %error, "a producer's session is over");
-                self.session_error(error);
-            }
-        }
-        self.wake.notify_one();
-    }
-
-    /// Remembers an error that no reconnect can mend.
-    fn session_error(&self, error: ClientError) {
-        let mut state = self.state.lock();
-        if !error.is_retryable() && error != ClientError::Closed && state.end.is_none() {
-            state.end = Some(error);
-        }
-    }
-}
-
-fn send_error(end: ClientError) -> SendError {
+pub(super) fn send_error(end: ClientError) -> SendError {
     match end {
         ClientError::Closed => SendError::Closed,
         error => SendError::Failed(error),
-    }
-}
-
-// ---- what the session's task needs
-
-impl Endpoint for Shared {
-    const BUSY: v1::ErrorCode = v1::ErrorCode::ProducerBusy;
-
-    fn client(&self) -> &Arc<ClientInner> {
-        &self.client
-    }
-
-    fn label(&self) -> String {
-        format!("producer {:?} on {}", self.name(), self.topic)
-    }
-
-    fn wake(&self) -> &Notify {
-        &self.wake
-    }
-
-    fn on_timer(&self) -> Option<Duration> {
-        let now = self.client.env.clock.monotonic();
-        let (job, expired, next) = {
-            let mut state = self.state.lock();
-            let due = state.seal_due || state.batch_deadline.is_some_and(|at| at <= now);
-            let job = if due { self.seal(&mut state) } else { None };
-            let expired = state.queue.expire(now);
-            let deadline = state.queue.next_deadline();
-            state.timer_armed = deadline.is_some();
-            let next = match (deadline, state.batch_deadline) {
-                (Some(one), Some(other)) => Some(one.min(other)),
-                (one, other) => one.or(other),
-            };
-            (job, expired, next)
-        };
-        self.encode(job);
-        if let Some(after) = self.config.send_timeout {
-            let failed = expired.into_iter();
-            self.resolve(failed.map(|pending| (pending, Err(SendError::Timeout { after }))));
-        }
-        next.map(|at| at.saturating_sub(now))
-    }
-
-    fn over(&self) -> Option<ClientError> {
-        let state = self.state.lock();
-        let drained = state.closing && state.queue.is_empty() && state.batch.is_empty();
-        state.end.clone().or_else(|| drained.then_some(ClientError::Closed))
-    }
-
-    fn is_closing(&self) -> bool {
-        self.state.lock().closing
-    }
-
-    fn needs_session(&self) -> bool {
-        matches!(self.state.lock().session, Session::None)
-    }
-
-    async fn open_session(self: Arc<Self>) -> Result<(), ClientError> {
-        let connection = self.client.locate(&self.topic).await?;
-        let link = connection.produce().await?;
-        let id = self.client.next_id();
-        let (reply, answer) = oneshot::channel();
-        let url = connection.url().to_owned();
-        {
-            let link = Arc::clone(&link);
-            self.state.lock().session = Session::Opening { id, link, connection, reply };
-        }
-        if let Err(why) = link.register(id, Arc::clone(&self) as _) {
-            self.end_session();
-            return Err(ClientError::Disconnected { url, why });
-        }
-        let properties = self.config.properties.iter().cloned();
-        let properties = properties.map(|(key, value)| v1::Property { key, value }).collect();
-        let open = v1::OpenProducer {
-            producer_id: id,
-            topic: self.topic.to_string(),
-            // After the first session, the name that the broker made.
-            producer_name: self.name().to_string(),
-            properties,
-        };
-        link.push(v1::produce_frame::Frame::Open(open));
-        let timeout = self.client.operation_timeout;
-        match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => {
-                let why = "the attempt was given up".to_owned();
-                Err(ClientError::Disconnected { url, why })
-            }
-            Err(_) => {
-                self.end_session();
-                let why = format!("no answer within {timeout:?}");
-                Err(ClientError::Disconnected { url, why })
-            }
-        }
-    }
-
-    fn finish(&self, error: &ClientError) {
-        self.end_session();
-        let (job, pending) = {
-            let mut state = self.state.lock();
-            state.closing = true;
-            state.end.get_or_insert_with(|| error.clone());
-            // What is gathered gets a slot only to be failed with the others.
-            (self.seal(&mut state), state.queue.drain())
-        };
-        drop(job);
-        let error = send_error(error.clone());
-        self.resolve(pending.into_iter().map(|pending| (pending, Err(error.clone()))));
-        self.room_messages.close();
-        self.room_bytes.close();
-        self.state.lock().done = true;
-        self.ended.notify_waiters();
     }
 }

@@ -1,0 +1,300 @@
+//! A producer's session: how it is opened, what the broker says in it, and what its end means.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
+use geminga_proto::v1;
+use tokio::sync::{Notify, oneshot};
+
+use super::shared::{Session, Shared, send_error};
+use crate::client::ClientInner;
+use crate::completion::EntryReceipt;
+use crate::error::{BrokerError, ClientError, SendError};
+use crate::link::Sink;
+use crate::resend::Answered;
+use crate::session::Endpoint;
+
+impl Endpoint for Shared {
+    const BUSY: v1::ErrorCode = v1::ErrorCode::ProducerBusy;
+
+    fn client(&self) -> &Arc<ClientInner> {
+        &self.client
+    }
+
+    fn label(&self) -> String {
+        format!("producer {:?} on {}", self.name(), self.topic)
+    }
+
+    fn wake(&self) -> &Notify {
+        &self.wake
+    }
+
+    fn on_timer(&self) -> Option<Duration> {
+        let now = self.client.env.clock.monotonic();
+        let (job, expired, next) = {
+            let mut state = self.state.lock();
+            let due = state.seal_due || state.batch_deadline.is_some_and(|at| at <= now);
+            let job = if due { self.seal(&mut state) } else { None };
+            let expired = state.queue.expire(now);
+            let deadline = state.queue.next_deadline();
+            state.timer_armed = deadline.is_some();
+            let next = match (deadline, state.batch_deadline) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+            (job, expired, next)
+        };
+        self.encode(job);
+        if let Some(after) = self.config.send_timeout {
+            let failed = expired.into_iter();
+            self.resolve(failed.map(|pending| (pending, Err(SendError::Timeout { after }))));
+        }
+        next.map(|at| at.saturating_sub(now))
+    }
+
+    fn over(&self) -> Option<ClientError> {
+        let state = self.state.lock();
+        let drained = state.closing && state.queue.is_empty() && state.batch.is_empty();
+        state.end.clone().or_else(|| drained.then_some(ClientError::Closed))
+    }
+
+    fn is_closing(&self) -> bool {
+        self.state.lock().closing
+    }
+
+    fn needs_session(&self) -> bool {
+        matches!(self.state.lock().session, Session::None)
+    }
+
+    async fn open_session(self: Arc<Self>) -> Result<(), ClientError> {
+        let connection = self.client.locate(&self.topic).await?;
+        let link = connection.produce().await?;
+        let id = self.client.next_id();
+        let (reply, answer) = oneshot::channel();
+        let url = connection.url().to_owned();
+        {
+            let link = Arc::clone(&link);
+            self.state.lock().session = Session::Opening { id, link, connection, reply };
+        }
+        if let Err(why) = link.register(id, Arc::clone(&self) as _) {
+            self.end_session();
+            return Err(ClientError::Disconnected { url, why });
+        }
+        let properties = self.config.properties.iter().cloned();
+        let properties = properties.map(|(key, value)| v1::Property { key, value }).collect();
+        let open = v1::OpenProducer {
+            producer_id: id,
+            topic: self.topic.to_string(),
+            // After the first session, the name that the broker made.
+            producer_name: self.name().to_string(),
+            properties,
+        };
+        link.push(v1::produce_frame::Frame::Open(open));
+        let timeout = self.client.operation_timeout;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => {
+                let why = "the attempt was given up".to_owned();
+                Err(ClientError::Disconnected { url, why })
+            }
+            Err(_) => {
+                self.end_session();
+                let why = format!("no answer within {timeout:?}");
+                Err(ClientError::Disconnected { url, why })
+            }
+        }
+    }
+
+    fn finish(&self, error: &ClientError) {
+        self.end_session();
+        let (job, pending) = {
+            let mut state = self.state.lock();
+            state.closing = true;
+            state.end.get_or_insert_with(|| error.clone());
+            // What is gathered gets a slot only to be failed with the others.
+            (self.seal(&mut state), state.queue.drain())
+        };
+        drop(job);
+        let error = send_error(error.clone());
+        self.resolve(pending.into_iter().map(|pending| (pending, Err(error.clone()))));
+        self.room_messages.close();
+        self.room_bytes.close();
+        self.state.lock().done = true;
+        self.ended.notify_waiters();
+    }
+}
+
+impl Sink<v1::produce_result::Result> for Shared {
+    fn event(&self, id: u64, event: v1::produce_result::Result) {
+        use v1::produce_result::Result::{Closed, Opened, Receipts, SendFailed};
+        match event {
+            Opened(opened) => self.on_opened(id, opened),
+            Receipts(receipts) => self.on_receipts(id, &receipts.receipts),
+            SendFailed(failed) => self.on_send_failed(id, failed),
+            Closed(closed) => {
+                let error = closed.error.map(BrokerError::from_wire);
+                self.on_session_over(id, |_| match error {
+                    Some(error) => ClientError::Broker(error),
+                    None => ClientError::Closed,
+                });
+            }
+        }
+    }
+
+    fn lost(&self, id: u64, why: &str) {
+        self.on_session_over(id, |url| ClientError::Disconnected {
+            url: url.to_owned(),
+            why: why.to_owned(),
+        });
+    }
+}
+
+impl Shared {
+    fn on_opened(&self, id: u64, opened: v1::ProducerOpened) {
+        if let Some(error) = opened.error {
+            let error = BrokerError::from_wire(error);
+            self.on_session_over(id, |_| ClientError::Broker(error));
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.session.id() != Some(id) {
+            return;
+        }
+        match std::mem::replace(&mut state.session, Session::None) {
+            Session::Opening { id, link, connection, reply } => {
+                let limit = connection.info().max_message_bytes as usize;
+                self.max_message_bytes.store(limit, Ordering::Relaxed);
+                if !opened.producer_name.is_empty() {
+                    state.name = opened.producer_name.into();
+                }
+                state.session = Session::Open { id, link, connection };
+                state.queue.session_opened(opened.credit_bytes);
+                Self::pump(&mut state);
+                drop(state);
+                // The driver may have stopped waiting; it will see the session.
+                let _ = reply.send(Ok(()));
+            }
+            // A second answer changes nothing.
+            other => state.session = other,
+        }
+    }
+
+    fn on_receipts(&self, id: u64, receipts: &[v1::Receipt]) {
+        let mut done = Vec::with_capacity(receipts.len());
+        let mut out_of_order = None;
+        let job = {
+            let mut state = self.state.lock();
+            if state.session.id() != Some(id) {
+                return;
+            }
+            for receipt in receipts {
+                match state.queue.answered(receipt.sequence_id) {
+                    Answered::Entry(pending) => {
+                        let position =
+                            Position::new(LedgerId(receipt.ledger_id), EntryId(receipt.entry_id));
+                        let stored = EntryReceipt {
+                            position,
+                            first_index: MessageIndex(receipt.index),
+                            first_sequence: pending.first_sequence,
+                            messages: pending.messages,
+                        };
+                        done.push((pending, Ok(stored)));
+                    }
+                    Answered::Ignored => {}
+                    Answered::OutOfOrder { expected } => {
+                        out_of_order = Some((receipt.sequence_id, expected));
+                        break;
+                    }
+                }
+            }
+            Self::pump(&mut state);
+            self.seal_if_idle(&mut state)
+        };
+        self.resolve(done);
+        self.encode(job);
+        if let Some((found, expected)) = out_of_order {
+            self.distrust(id, found, expected);
+        }
+    }
+
+    fn on_send_failed(&self, id: u64, failed: v1::SendFailed) {
+        let error = BrokerError::from_wire(failed.error.unwrap_or_default());
+        if error.ends_session() {
+            // Nothing was stored, but the entries behind it may be refused likewise: sending all
+            // of them again in a new session keeps their order.
+            tracing::debug!(topic = %self.topic, %error, "the topic is not served here any more");
+            self.on_session_over(id, |_| ClientError::Broker(error));
+            return;
+        }
+        let mut done = None;
+        let mut out_of_order = None;
+        let job = {
+            let mut state = self.state.lock();
+            if state.session.id() != Some(id) {
+                return;
+            }
+            match state.queue.answered(failed.sequence_id) {
+                Answered::Entry(pending) => done = Some((pending, Err(SendError::Refused(error)))),
+                Answered::Ignored => {}
+                Answered::OutOfOrder { expected } => out_of_order = Some(expected),
+            }
+            Self::pump(&mut state);
+            self.seal_if_idle(&mut state)
+        };
+        self.resolve(done);
+        self.encode(job);
+        if let Some(expected) = out_of_order {
+            self.distrust(id, failed.sequence_id, expected);
+        }
+    }
+
+    /// An answer out of order: nothing that this session says can be relied on.
+    fn distrust(&self, id: u64, found: u64, expected: Option<u64>) {
+        tracing::warn!(
+            topic = %self.topic, found, expected,
+            "the broker answered out of order; reconnecting and sending again"
+        );
+        self.on_session_over(id, |url| ClientError::Disconnected {
+            url: url.to_owned(),
+            why: "the broker answered out of order".to_owned(),
+        });
+    }
+
+    /// The session is over; the driver makes the next one.
+    fn on_session_over(&self, id: u64, error: impl FnOnce(&str) -> ClientError) {
+        let session = {
+            let mut state = self.state.lock();
+            if state.session.id() != Some(id) {
+                return;
+            }
+            state.queue.session_ended();
+            std::mem::replace(&mut state.session, Session::None)
+        };
+        match session {
+            Session::None => {}
+            Session::Opening { id, link, connection, reply } => {
+                link.unregister(id);
+                let _ = reply.send(Err(error(connection.url())));
+            }
+            Session::Open { id, link, connection } => {
+                link.unregister(id);
+                // Tells a broker that is still there not to expect more of this session.
+                link.push(v1::produce_frame::Frame::Close(v1::CloseProducer { producer_id: id }));
+                let error = error(connection.url());
+                tracing::debug!(topic = %self.topic, %error, "a producer's session is over");
+                self.session_error(error);
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    /// Remembers an error that no reconnect can mend.
+    fn session_error(&self, error: ClientError) {
+        let mut state = self.state.lock();
+        if !error.is_retryable() && error != ClientError::Closed && state.end.is_none() {
+            state.end = Some(error);
+        }
+    }
+}
