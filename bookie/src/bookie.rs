@@ -1,0 +1,271 @@
+//! [`Bookie`]: the storage node's core, below every service and transport.
+//!
+//! Owns the log and its threads, and the hints about deleted ledgers. All per-directory state is
+//! in the log, so a node with several directories is several logs behind this one interface; a
+//! ledger then lives where its first record went. Clones share the node.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use geminga_proto::env::Env;
+use geminga_proto::id::LedgerId;
+use geminga_proto::storage::{
+    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest, ReadResult,
+};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::config::BookieConfig;
+use crate::cookie::{self, Identity};
+use crate::device::Device;
+use crate::done::AppendDone;
+use crate::error::{CloseError, OpenError};
+use crate::log::crew::Crew;
+use crate::log::state::FenceAdmission;
+use crate::log::{Log, OpenReport};
+
+/// Hints that wait for a look; more turn into a census of everything.
+const MAX_HINTS: usize = 100_000;
+
+/// A running storage node. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Bookie {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    log: Arc<Log>,
+    crew: Crew,
+    identity: Identity,
+    config: BookieConfig,
+    reads: Semaphore,
+    hints: Mutex<Hints>,
+    hinted: Notify,
+}
+
+/// Ledgers that may be gone from the metadata.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Hints {
+    pub ledgers: BTreeSet<LedgerId>,
+    /// There were more hints than are kept: look at everything.
+    pub overflown: bool,
+}
+
+/// Figures for an operator. Counts are since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BookieMetrics {
+    /// Entries made durable.
+    pub appended_entries: u64,
+    /// Their payload, in bytes.
+    pub appended_bytes: u64,
+    /// Writes of the log.
+    pub groups: u64,
+    /// Bytes of these, padding and headers included.
+    pub written_bytes: u64,
+    /// Fences made durable.
+    pub fences: u64,
+    /// Appends refused at once.
+    pub refused_appends: u64,
+    /// Bytes waiting for the disk, and their cap.
+    pub pending_bytes: u64,
+    /// The cap of `pending_bytes`.
+    pub max_pending_bytes: u64,
+    /// Segments sealed.
+    pub sealed_segments: u64,
+    /// Segments freed.
+    pub recycled_segments: u64,
+    /// Ledgers deleted.
+    pub deleted_ledgers: u64,
+    /// 1 once the log is read-only for good.
+    pub poisoned: u64,
+}
+
+impl Bookie {
+    /// Opens the log on `device` under the identity that [`cookie::claim`] gave, and starts its
+    /// threads.
+    ///
+    /// # Errors
+    /// Any [`OpenError`]; nothing runs then.
+    pub fn open(
+        config: BookieConfig,
+        identity: Identity,
+        device: Arc<dyn Device>,
+        env: Env,
+    ) -> Result<(Self, OpenReport), OpenError> {
+        let limits = config.validate()?;
+        let (instance, begun) = (identity.instance, identity.begun);
+        let (log, report) = Log::open(&config, limits, instance, begun, device.clone(), env)?;
+        cookie::mark_begun(device.as_ref(), &identity)?;
+        tracing::info!(
+            directory = device.describe(),
+            sync_mode = report.sync_mode.as_str(),
+            ledgers = report.ledgers,
+            segments = report.segments,
+            replayed_groups = report.replayed_groups,
+            "the log is open"
+        );
+        for damage in &report.damage {
+            tracing::error!(%damage, "served in spite of damage");
+        }
+        let log = Arc::new(log);
+        let crew = Crew::start(log.clone())?;
+        let reads = Semaphore::new(config.max_concurrent_reads as usize);
+        let hints = Mutex::default();
+        let hinted = Notify::new();
+        let inner = Inner { log, crew, identity, config, reads, hints, hinted };
+        Ok((Self { inner: Arc::new(inner) }, report))
+    }
+
+    /// Takes an entry. `Ok`: `done` will be told what came of it, exactly once, in a batch with
+    /// the other appends of its group that share `done`. `Err`: refused, `done` is not called.
+    /// Costs a lock and a push; never blocks on the disk.
+    ///
+    /// # Errors
+    /// Why the entry is refused.
+    pub fn append(
+        &self,
+        request: AppendRequest,
+        done: &Arc<dyn AppendDone>,
+        tag: u64,
+    ) -> Result<(), BookieError> {
+        self.inner.log.append(request, done, tag)
+    }
+
+    /// Reads consecutive entries, after fencing the ledger if asked to.
+    ///
+    /// # Errors
+    /// Why the first entry can't be sent.
+    pub async fn read(&self, request: ReadRequest) -> ReadResult {
+        if let Some(token) = request.fence {
+            self.fence(FenceRequest { ledger: request.ledger, token }).await?;
+        }
+        let permit = self.inner.reads.acquire().await;
+        // The semaphore is never closed; were it, reading unbounded would be the lesser evil.
+        let log = self.inner.log.clone();
+        let read = tokio::task::spawn_blocking(move || log.read(&request)).await;
+        drop(permit);
+        read.unwrap_or(Err(BookieError::Io))
+    }
+
+    /// Fences a ledger. Answers once the fence and all adds accepted before it are durable.
+    ///
+    /// # Errors
+    /// Why it could not be fenced.
+    pub async fn fence(&self, request: FenceRequest) -> FenceResult {
+        match self.inner.log.fence(request)? {
+            FenceAdmission::Done(result) => result,
+            FenceAdmission::Queued(receiver) => receiver.await.unwrap_or(Err(BookieError::Io)),
+        }
+    }
+
+    /// Notes that these ledgers may be gone from the metadata. Deletes nothing by itself.
+    pub fn delete_hint(&self, ledgers: &[LedgerId]) {
+        let mut hints = self.inner.hints.lock();
+        for ledger in ledgers {
+            if hints.ledgers.len() < MAX_HINTS {
+                hints.ledgers.insert(*ledger);
+            } else {
+                hints.overflown = true;
+            }
+        }
+        drop(hints);
+        self.inner.hinted.notify_one();
+    }
+
+    /// What the bookie says of itself.
+    #[must_use]
+    pub fn info(&self) -> BookieInfo {
+        let sync_mode = self.inner.log.device().sync_mode();
+        self.inner.log.with_state(|state| BookieInfo {
+            sync_mode,
+            total_bytes: state.total_bytes(),
+            free_bytes: state.ordinary_free_bytes(),
+            writable: state.is_writable(),
+            ledgers: state.table.len() as u64,
+            segments: state.sealed.len() as u64 + state.sealing.len() as u64 + 1,
+        })
+    }
+
+    /// Figures for an operator.
+    #[must_use]
+    pub fn metrics(&self) -> BookieMetrics {
+        self.inner.log.with_state(|state| BookieMetrics {
+            appended_entries: state.counters.appended_entries,
+            appended_bytes: state.counters.appended_bytes,
+            groups: state.counters.groups,
+            written_bytes: state.counters.written_bytes,
+            fences: state.counters.fences,
+            refused_appends: state.counters.refused,
+            pending_bytes: state.pending_bytes,
+            max_pending_bytes: state.limits.max_pending_bytes,
+            sealed_segments: state.counters.sealed_segments,
+            recycled_segments: state.counters.recycled_segments,
+            deleted_ledgers: state.counters.deleted_ledgers,
+            poisoned: u64::from(state.poisoned.is_some()),
+        })
+    }
+
+    /// Why the bookie takes no writes any more, if so.
+    #[must_use]
+    pub fn poisoned(&self) -> Option<String> {
+        self.inner.log.with_state(|state| state.poisoned.clone())
+    }
+
+    /// Who this is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &BookieConfig {
+        &self.inner.config
+    }
+
+    /// Writes and answers everything that was accepted, ends the threads, and leaves the log so
+    /// that the next start has nothing to replay. Appends and fences are refused from now on.
+    ///
+    /// # Errors
+    /// [`CloseError`]: the next start will replay.
+    pub async fn close(&self) -> Result<(), CloseError> {
+        let bookie = self.clone();
+        let closed = tokio::task::spawn_blocking(move || bookie.close_now()).await;
+        closed.unwrap_or(Err(CloseError::Panicked))
+    }
+
+    /// As [`Bookie::close`], blocking.
+    ///
+    /// # Errors
+    /// As [`Bookie::close`].
+    pub fn close_now(&self) -> Result<(), CloseError> {
+        self.inner.crew.stop()?;
+        Ok(self.inner.log.seal_all()?)
+    }
+
+    pub(crate) fn log(&self) -> &Arc<Log> {
+        &self.inner.log
+    }
+
+    /// Takes the hints that have come since the last call.
+    pub(crate) fn take_hints(&self) -> Hints {
+        std::mem::take(&mut *self.inner.hints.lock())
+    }
+
+    /// Puts hints back for the next look, without calling for it.
+    pub(crate) fn keep_hints(&self, ledgers: &[LedgerId]) {
+        let mut hints = self.inner.hints.lock();
+        let room = MAX_HINTS.saturating_sub(hints.ledgers.len());
+        hints.overflown |= ledgers.len() > room;
+        hints.ledgers.extend(ledgers.iter().take(room));
+    }
+
+    /// Waits until there may be hints.
+    pub(crate) async fn hinted(&self) {
+        self.inner.hinted.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! The bookie's settings. Built by the composition root, checked once, never re-read.
+//!
+//! Owns every limit of the storage node and what follows from them ([`Limits`]). Refuses
+//! settings with which the log could not make progress, by name.
+
+use std::time::Duration;
+
+use crate::device::BLOCK_BYTES;
+
+/// Largest segment: offsets in an index are stored in units of 8 bytes in 32 bits.
+pub const MAX_SEGMENT_BYTES: u64 = 16 * GIB;
+/// The segment size on a disk with room.
+const PREFERRED_SEGMENT_BYTES: u64 = 256 * MIB;
+/// A limited disk is divided into at least so many segments, so that reclaim has grain.
+const MIN_SEGMENTS: u64 = 32;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// Settings of a [`crate::bookie::Bookie`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BookieConfig {
+    /// Size of a full-grown segment file. Unset: 256 MiB, or less if `max_bytes` is small.
+    pub segment_bytes: Option<u64>,
+    /// Size of the first segment file of a new log; later ones double up to `segment_bytes`, so
+    /// that a small installation stays small.
+    pub first_segment_bytes: u64,
+    /// Most bytes of disk that the log may take. Unset: what the disk has.
+    pub max_bytes: Option<u64>,
+    /// Largest entry that is stored.
+    pub max_entry_bytes: u32,
+    /// A group takes no further record beyond this; one record alone may be larger.
+    pub max_group_bytes: u32,
+    /// Bytes waiting for the disk above which appends are refused as overloaded.
+    pub max_pending_bytes: u64,
+    /// Share of the disk that ordinary adds leave to state logs, recoveries and fences, and these
+    /// to reclaim: the first mark.
+    pub ordinary_reserve_percent: u32,
+    /// Share of the disk that belongs to reclaim alone: the second mark.
+    pub reclaim_reserve_percent: u32,
+    /// Recycled segment files that are kept for re-use; more are removed.
+    pub max_spare_segments: u32,
+    /// Bytes of index pages of sealed segments that are cached.
+    pub index_cache_bytes: u64,
+    /// Segment files that are kept open for reading.
+    pub max_open_files: u32,
+    /// Most entries that one read answers.
+    pub max_read_entries: u32,
+    /// Most bytes that one read answers, but always one entry.
+    pub max_read_bytes: u64,
+    /// Reads that may run at once; more wait.
+    pub max_concurrent_reads: u32,
+    /// After how long without an append the last group is closed by an empty one.
+    pub idle_close: Duration,
+    /// How often all ledgers are compared with the metadata.
+    pub census_interval: Duration,
+    /// From how many ledgers on a census looks at how many vanish at once.
+    pub mass_deletion_floor: u32,
+    /// Share of the ledgers that may vanish between two looks without a hint; above it, deletion
+    /// stops.
+    pub mass_deletion_percent: u32,
+    /// Start although segments or parts of them are lost; what they may have held answers
+    /// *unknown*. Otherwise the start is refused and says what is lost.
+    pub accept_damage: bool,
+}
+
+impl Default for BookieConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: None,
+            first_segment_bytes: 16 * MIB,
+            max_bytes: None,
+            max_entry_bytes: 6 * 1024 * 1024,
+            max_group_bytes: 2 * 1024 * 1024,
+            max_pending_bytes: 64 * MIB,
+            ordinary_reserve_percent: 10,
+            reclaim_reserve_percent: 5,
+            max_spare_segments: 4,
+            index_cache_bytes: 32 * MIB,
+            max_open_files: 128,
+            max_read_entries: 1_000,
+            max_read_bytes: 8 * MIB,
+            max_concurrent_reads: 32,
+            idle_close: Duration::from_millis(100),
+            census_interval: Duration::from_secs(60),
+            mass_deletion_floor: 100,
+            mass_deletion_percent: 50,
+            accept_damage: false,
+        }
+    }
+}
+
+/// Why settings can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A setting must not be 0.
+    #[error("{0} must not be 0")]
+    Zero(&'static str),
+    /// A size must be a multiple of the disk's block.
+    #[error("{name} is {value} but must be a multiple of {BLOCK_BYTES}")]
+    Unaligned {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// A setting is below what the others need.
+    #[error("{name} is {value} but must be at least {least}: {why}")]
+    TooSmall {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: u64,
+        /// The lowest value that works.
+        least: u64,
+        /// Why.
+        why: &'static str,
+    },
+    /// A setting is above what the format or the others allow.
+    #[error("{name} is {value} but must be at most {most}: {why}")]
+    TooLarge {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: u64,
+        /// The highest value that works.
+        most: u64,
+        /// Why.
+        why: &'static str,
+    },
+}
+
+/// What follows from the settings: the sizes the log works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Size of a full-grown segment file.
+    pub segment_bytes: u64,
+    /// Size of the first one.
+    pub first_segment_bytes: u64,
+    /// Smallest file that is worth making: holds the largest entry with its index.
+    pub least_segment_bytes: u64,
+    /// Most bytes of disk, if limited.
+    pub max_bytes: Option<u64>,
+    /// Largest entry.
+    pub max_entry_bytes: u32,
+    /// Largest group, unless one record is larger.
+    pub max_group_bytes: u32,
+    /// Cap of waiting bytes.
+    pub max_pending_bytes: u64,
+    /// First mark, percent.
+    pub ordinary_reserve_percent: u32,
+    /// Second mark, percent.
+    pub reclaim_reserve_percent: u32,
+    /// Spare files kept.
+    pub max_spare_segments: u32,
+}
+
+impl BookieConfig {
+    /// Checks every setting and derives the sizes.
+    ///
+    /// # Errors
+    /// The first setting that can't be used.
+    pub fn validate(&self) -> Result<Limits, ConfigError> {
+        self.refuse_zeros()?;
+        let least_segment_bytes = self.least_segment_bytes();
+        let segment_bytes = self.segment_bytes.unwrap_or_else(|| {
+            let share = self.max_bytes.map_or(PREFERRED_SEGMENT_BYTES, |max| max / MIN_SEGMENTS);
+            let share = share.clamp(least_segment_bytes, PREFERRED_SEGMENT_BYTES.max(least_segment_bytes));
+            share.next_multiple_of(BLOCK_BYTES as u64)
+        });
+        let first_segment_bytes = self.first_segment_bytes.min(segment_bytes).max(least_segment_bytes);
+        for (value, name) in
+            [(segment_bytes, "segment_bytes"), (first_segment_bytes, "first_segment_bytes")]
+        {
+            if !value.is_multiple_of(BLOCK_BYTES as u64) {
+                return Err(ConfigError::Unaligned { name, value });
+            }
+        }
+        at_least("segment_bytes", segment_bytes, least_segment_bytes, "it must hold max_entry_bytes")?;
+        at_most("segment_bytes", segment_bytes, MAX_SEGMENT_BYTES, "offsets are stored in 32 bits")?;
+        if let Some(max_bytes) = self.max_bytes {
+            let least = segment_bytes.saturating_mul(4);
+            at_least("max_bytes", max_bytes, least, "it must hold 4 segments")?;
+        }
+        self.check_percentages()?;
+        Ok(Limits {
+            segment_bytes,
+            first_segment_bytes,
+            least_segment_bytes,
+            max_bytes: self.max_bytes,
+            max_entry_bytes: self.max_entry_bytes,
+            max_group_bytes: self.max_group_bytes,
+            max_pending_bytes: self.max_pending_bytes,
+            ordinary_reserve_percent: self.ordinary_reserve_percent,
+            reclaim_reserve_percent: self.reclaim_reserve_percent,
+            max_spare_segments: self.max_spare_segments,
+        })
+    }
+
+    /// Header, one group with the largest entry, and a footer for a few entries.
+    fn least_segment_bytes(&self) -> u64 {
+        let group = u64::from(self.max_entry_bytes) + 2 * BLOCK_BYTES as u64;
+        (group + 8 * BLOCK_BYTES as u64).next_multiple_of(BLOCK_BYTES as u64)
+    }
+
+    fn refuse_zeros(&self) -> Result<(), ConfigError> {
+        let zero = Duration::ZERO;
+        for (is_zero, name) in [
+            (self.first_segment_bytes == 0, "first_segment_bytes"),
+            (self.max_entry_bytes == 0, "max_entry_bytes"),
+            (self.max_group_bytes == 0, "max_group_bytes"),
+            (self.max_pending_bytes == 0, "max_pending_bytes"),
+            (self.max_open_files == 0, "max_open_files"),
+            (self.max_read_entries == 0, "max_read_entries"),
+            (self.max_read_bytes == 0, "max_read_bytes"),
+            (self.max_concurrent_reads == 0, "max_concurrent_reads"),
+            (self.idle_close == zero, "idle_close"),
+            (self.census_interval == zero, "census_interval"),
+        ] {
+            if is_zero {
+                return Err(ConfigError::Zero(name));
+            }
+        }
+        let most = 1 << 30;
+        at_most("max_entry_bytes", self.max_entry_bytes.into(), most, "records have 32-bit lengths")?;
+        at_most("max_group_bytes", self.max_group_bytes.into(), most, "groups have 32-bit lengths")
+    }
+
+    fn check_percentages(&self) -> Result<(), ConfigError> {
+        let (first, second) = (self.ordinary_reserve_percent, self.reclaim_reserve_percent);
+        let why = "the rest is what ordinary adds can use";
+        at_most("ordinary_reserve_percent", first.into(), 90, why)?;
+        let why = "reclaim's share is part of what ordinary adds leave";
+        at_most("reclaim_reserve_percent", second.into(), first.into(), why)?;
+        let why = "it is a percentage";
+        at_most("mass_deletion_percent", self.mass_deletion_percent.into(), 100, why)
+    }
+}
+
+fn at_least(name: &'static str, value: u64, least: u64, why: &'static str) -> Result<(), ConfigError> {
+    if value < least { Err(ConfigError::TooSmall { name, value, least, why }) } else { Ok(()) }
+}
+
+fn at_most(name: &'static str, value: u64, most: u64, why: &'static str) -> Result<(), ConfigError> {
+    if value > most { Err(ConfigError::TooLarge { name, value, most, why }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_disk_gets_small_segments_and_a_large_one_does_not_get_larger_ones() {
+        let sized = |max_bytes| BookieConfig { max_bytes, ..BookieConfig::default() }.validate();
+        let bytes = |max_bytes| sized(max_bytes).expect("valid").segment_bytes;
+        assert_eq!(bytes(None), 256 * MIB);
+        assert_eq!(bytes(Some(100 * GIB)), 256 * MIB);
+        assert_eq!(bytes(Some(GIB)), 32 * MIB);
+        assert!(matches!(sized(Some(MIB)), Err(ConfigError::TooSmall { name: "max_bytes", .. })));
+    }
+
+    #[test]
+    fn settings_that_could_not_work_are_refused_by_name() {
+        let default = BookieConfig::default;
+        let refused = |config: BookieConfig| config.validate().expect_err("refused").to_string();
+        let zero = BookieConfig { max_group_bytes: 0, ..default() };
+        assert_eq!(refused(zero), "max_group_bytes must not be 0");
+        let odd = BookieConfig { segment_bytes: Some(100 * MIB + 1), ..default() };
+        assert!(refused(odd).contains("multiple of 4096"));
+        let tiny = BookieConfig { segment_bytes: Some(4096), ..default() };
+        assert!(refused(tiny).contains("must hold max_entry_bytes"));
+        let marks = BookieConfig { reclaim_reserve_percent: 20, ..default() };
+        assert!(refused(marks).contains("reclaim_reserve_percent is 20"));
+    }
+}

@@ -1,0 +1,312 @@
+//! [`Collector`]: deletes ledgers that are gone from the metadata, and nothing else.
+//!
+//! A hint or the interval triggers a look. A look reads, linearizably, the cluster's record, this
+//! bookie's own cookie, and the ledgers; what the bookie holds was listed *before*, so a ledger
+//! that exists was in the metadata by then. Before anything is deleted, the revision of what was
+//! read is made durable here, so that a later look can tell metadata that went back in time.
+//!
+//! Deletion stops, loudly, until somebody looks: at a revision lower than any seen, at a foreign
+//! cluster id, without the own cookie, and when a large share of the ledgers is gone at once
+//! without a hint. A ledger that was hinted doesn't count as vanished: two independent sources
+//! say that it is gone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use geminga_meta::keys::{self, Key};
+use geminga_meta::record::{ClusterRecord, CookieRecord, RecordError, Stored};
+use geminga_meta::store::{MAX_RANGE, MetadataStore, RangePage, Revision, StoreError};
+use geminga_proto::id::{ClusterId, LedgerId};
+
+use crate::bookie::{Bookie, Hints};
+
+/// Hinted ledgers above which all ledgers are listed instead of asked for one by one.
+const MAX_SINGLE_LOOKS: usize = 256;
+
+/// Why nothing was deleted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CollectError {
+    /// The metadata store didn't answer; the next look tries again.
+    #[error("the metadata can't be read: {0}")]
+    Store(#[from] StoreError),
+    /// A record can't be read.
+    #[error("the metadata can't be used: {0}")]
+    Record(#[from] RecordError),
+    /// The metadata is older than it was.
+    #[error(
+        "the metadata is at revision {found}, but was at {seen}: it was restored from an old copy. \
+         Nothing is deleted any more until this node is restarted with the right metadata"
+    )]
+    WentBack {
+        /// Highest revision ever seen.
+        seen: u64,
+        /// The revision now.
+        found: u64,
+    },
+    /// The metadata is another cluster's, or nobody's.
+    #[error("the metadata is of cluster {found:?}, not of {expected}: nothing is deleted any more")]
+    ForeignCluster {
+        /// What it says.
+        found: Option<ClusterId>,
+        /// Which it should be.
+        expected: ClusterId,
+    },
+    /// The metadata doesn't know this bookie's disk.
+    #[error("this bookie's cookie is not in the metadata: nothing is deleted any more")]
+    NoCookie,
+    /// Too many ledgers are gone at once.
+    #[error(
+        "{vanished} of {known} ledgers are gone from the metadata without a hint: nothing is \
+         deleted any more. If that is right, restart this node with a higher mass_deletion_percent"
+    )]
+    MassDeletion {
+        /// How many are gone.
+        vanished: u64,
+        /// How many this bookie holds.
+        known: u64,
+    },
+    /// The revision could not be made durable.
+    #[error("the bookie is read-only")]
+    ReadOnly,
+    /// An earlier look found a reason to stop.
+    #[error("deletion has stopped: {0}")]
+    Stopped(String),
+}
+
+impl CollectError {
+    /// True if a look at another time may end differently.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Store(_) => true,
+            Self::Record(_)
+            | Self::WentBack { .. }
+            | Self::ForeignCluster { .. }
+            | Self::NoCookie
+            | Self::MassDeletion { .. }
+            | Self::ReadOnly
+            | Self::Stopped(_) => false,
+        }
+    }
+}
+
+/// Deletes what is gone from the metadata.
+#[derive(Debug)]
+pub struct Collector {
+    bookie: Bookie,
+    store: Arc<dyn MetadataStore>,
+    stopped: Option<String>,
+}
+
+impl Collector {
+    /// A collector for `bookie`, whose cluster keeps its metadata in `store`.
+    #[must_use]
+    pub fn new(bookie: Bookie, store: Arc<dyn MetadataStore>) -> Self {
+        Self { bookie, store, stopped: None }
+    }
+
+    /// Looks at each hint and at each interval until `shutdown` completes.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {
+        let mut interval = tokio::time::interval(self.bookie.config().census_interval);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The first tick comes at once; a start has better things to do.
+        interval.tick().await;
+        tokio::pin!(shutdown);
+        loop {
+            let looked = tokio::select! {
+                () = &mut shutdown => return,
+                _ = interval.tick() => self.census().await,
+                () = self.bookie.hinted() => self.look().await,
+            };
+            match looked {
+                Ok(0) => {}
+                Ok(deleted) => tracing::debug!(deleted, "ledgers that are gone were deleted"),
+                // Said once when it happened.
+                Err(CollectError::Stopped(_)) => {}
+                Err(error) if error.is_passing() => {
+                    tracing::info!(%error, "ledgers could not be compared with the metadata");
+                }
+                Err(error) => tracing::error!(%error, "deletion of ledgers has stopped"),
+            }
+        }
+    }
+
+    /// Looks at what was hinted. Returns how many ledgers were deleted.
+    ///
+    /// # Errors
+    /// Why nothing was deleted.
+    pub async fn look(&mut self) -> Result<u64, CollectError> {
+        let hints = self.bookie.take_hints();
+        let looked = if hints.overflown || hints.ledgers.len() > MAX_SINGLE_LOOKS {
+            self.guarded(&hints.ledgers, true).await
+        } else {
+            self.guarded(&hints.ledgers, false).await
+        };
+        self.conclude(looked, hints)
+    }
+
+    /// Compares all ledgers with the metadata. Returns how many were deleted.
+    ///
+    /// # Errors
+    /// Why nothing was deleted.
+    pub async fn census(&mut self) -> Result<u64, CollectError> {
+        let hints = self.bookie.take_hints();
+        let looked = self.guarded(&hints.ledgers, true).await;
+        self.conclude(looked, hints)
+    }
+
+    /// Keeps the hints of a look that may be repeated, and remembers a reason to stop.
+    fn conclude(
+        &mut self,
+        looked: Result<u64, CollectError>,
+        hints: Hints,
+    ) -> Result<u64, CollectError> {
+        match &looked {
+            Err(error) if error.is_passing() => {
+                let ledgers: Vec<LedgerId> = hints.ledgers.into_iter().collect();
+                // The interval will look again; calling for it here would be a busy loop.
+                self.bookie.keep_hints(&ledgers);
+            }
+            Err(CollectError::Stopped(_)) | Ok(_) => {}
+            Err(error) => self.stopped = Some(error.to_string()),
+        }
+        looked
+    }
+
+    async fn guarded(
+        &self,
+        hinted: &BTreeSet<LedgerId>,
+        everything: bool,
+    ) -> Result<u64, CollectError> {
+        if let Some(why) = &self.stopped {
+            return Err(CollectError::Stopped(why.clone()));
+        }
+        // Before the first read: what is listed here and exists is in what is read.
+        let known = self.bookie.log().ledgers();
+        let mut revision = self.bookie.log().with_state(|state| state.wanted_revision);
+        self.check_identity(&mut revision).await?;
+        let gone = if everything {
+            self.compare(&known, &mut revision).await?
+        } else {
+            self.ask(&known, hinted, &mut revision).await?
+        };
+        self.check_share(&gone, hinted, known.len())?;
+        self.delete(gone, revision).await
+    }
+
+    /// Reads a page at a revision that is not lower than any before.
+    async fn page(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+        revision: &mut u64,
+    ) -> Result<RangePage, CollectError> {
+        let page = self.store.range(prefix, after, limit).await?;
+        let Revision(found) = page.revision;
+        if found < *revision {
+            return Err(CollectError::WentBack { seen: *revision, found });
+        }
+        *revision = found;
+        Ok(page)
+    }
+
+    /// Is this our cluster's metadata, and does it know this disk?
+    async fn check_identity(&self, revision: &mut u64) -> Result<(), CollectError> {
+        let identity = self.bookie.identity();
+        let page = self.page(keys::CLUSTER, None, 1, revision).await?;
+        let pair = page.pairs.into_iter().find(|pair| pair.key == keys::CLUSTER);
+        let found = match pair {
+            Some(pair) => Some(Stored::<ClusterRecord>::from_pair(pair)?.record.cluster_id),
+            None => None,
+        };
+        if found.as_ref() != Some(&identity.cluster) {
+            let expected = identity.cluster.clone();
+            return Err(CollectError::ForeignCluster { found, expected });
+        }
+        let key = keys::cookie(&identity.bookie);
+        let page = self.page(&key, None, 1, revision).await?;
+        let pair = page.pairs.into_iter().find(|pair| pair.key == key);
+        let cookie = pair.ok_or(CollectError::NoCookie)?;
+        let cookie = Stored::<CookieRecord>::from_pair(cookie)?.record;
+        let ours = cookie.instance == identity.instance && cookie.cluster_id == identity.cluster;
+        if ours { Ok(()) } else { Err(CollectError::NoCookie) }
+    }
+
+    /// Which of `known`, sorted, are not among the cluster's ledgers.
+    async fn compare(
+        &self,
+        known: &[LedgerId],
+        revision: &mut u64,
+    ) -> Result<Vec<LedgerId>, CollectError> {
+        let mut present = vec![false; known.len()];
+        let mut lowest = None;
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.page(keys::LEDGERS, after.as_deref(), MAX_RANGE, revision).await?;
+            for pair in &page.pairs {
+                let Some(Key::Ledger(id)) = Key::parse(&pair.key) else { continue };
+                lowest.get_or_insert(id);
+                if let Ok(at) = known.binary_search(&id) {
+                    present[at] = true;
+                }
+            }
+            after = page.pairs.last().map(|pair| pair.key.clone());
+            if !page.more || after.is_none() {
+                if let Some(lowest) = lowest {
+                    self.bookie.log().note_lowest_ledger(lowest);
+                }
+                let gone = known.iter().zip(present).filter(|(_, present)| !present);
+                return Ok(gone.map(|(id, _)| *id).collect());
+            }
+        }
+    }
+
+    /// Which of the hinted ledgers that this bookie holds are gone.
+    async fn ask(
+        &self,
+        known: &[LedgerId],
+        hinted: &BTreeSet<LedgerId>,
+        revision: &mut u64,
+    ) -> Result<Vec<LedgerId>, CollectError> {
+        let mut gone = Vec::new();
+        for id in hinted.iter().filter(|id| known.binary_search(id).is_ok()) {
+            let key = keys::ledger(*id);
+            let page = self.page(&key, None, 1, revision).await?;
+            if !page.pairs.iter().any(|pair| pair.key == key) {
+                gone.push(*id);
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Refuses to believe that a large share is gone at once.
+    fn check_share(
+        &self,
+        gone: &[LedgerId],
+        hinted: &BTreeSet<LedgerId>,
+        known: usize,
+    ) -> Result<(), CollectError> {
+        let config = self.bookie.config();
+        let vanished = gone.iter().filter(|id| !hinted.contains(id)).count() as u64;
+        let known = known as u64;
+        let share = vanished * 100 > known * u64::from(config.mass_deletion_percent);
+        if known >= u64::from(config.mass_deletion_floor) && share {
+            return Err(CollectError::MassDeletion { vanished, known });
+        }
+        Ok(())
+    }
+
+    /// Makes the revision durable, whether or not anything is gone at it; then deletes.
+    async fn delete(&self, gone: Vec<LedgerId>, revision: u64) -> Result<u64, CollectError> {
+        let log = self.bookie.log().clone();
+        let noted = tokio::task::spawn_blocking(move || {
+            log.note_revision(revision)?;
+            Ok::<u64, geminga_proto::storage::BookieError>(log.delete(&gone))
+        });
+        noted.await.ok().and_then(Result::ok).ok_or(CollectError::ReadOnly)
+    }
+}
+
+#[cfg(test)]
+mod tests;

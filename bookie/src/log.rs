@@ -1,0 +1,294 @@
+//! The log of one directory: write once, sort later.
+//!
+//! Owns segments, manifest, index and fences of one [`Device`], behind [`Log`]. The decisions are
+//! in [`state::LogState`], which does no I/O; this file and `keeper`, `reader`, `replay` perform
+//! them, in any thread: [`Log::write_group`] is one turn of a log thread, [`Log::run_chore`] one
+//! of the keeper. So tests and simulations turn the same code by hand that `crew` runs in threads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_proto::env::Env;
+use geminga_proto::id::LedgerId;
+use geminga_proto::storage::{AppendRequest, BookieError, FenceRequest};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::config::{BookieConfig, Limits};
+use crate::device::{Device, DeviceError};
+use crate::done::{self, AppendDone};
+use crate::error::OpenError;
+
+mod chore;
+mod codec;
+pub(crate) mod crew;
+mod files;
+mod footer;
+mod group;
+mod keeper;
+mod manifest;
+mod reader;
+mod record;
+mod replay;
+mod scan;
+mod segment;
+pub(crate) mod state;
+mod table;
+mod writer;
+
+pub use replay::OpenReport;
+pub(crate) use replay::manifest_names;
+
+use files::Files;
+use group::GroupBuffer;
+use reader::PageCache;
+use state::{FenceAdmission, LogState};
+use writer::{NotOpened, OpenGroup};
+
+/// A log thread copies this much at a time without looking whether the disk is free.
+const CHUNK_BYTES: u64 = 256 * 1024;
+
+/// One directory's log.
+#[derive(Debug)]
+pub(crate) struct Log {
+    state: Mutex<LogState>,
+    /// Log threads without a turn wait here for records.
+    work: Condvar,
+    /// The thread that builds a group waits here for the disk.
+    encoder: Condvar,
+    /// The keeper waits here for chores.
+    keeper: Condvar,
+    /// Whoever needs a chore done waits here.
+    settled: Condvar,
+    device: Arc<dyn Device>,
+    files: Files,
+    pages: PageCache,
+    env: Env,
+    read_limits: ReadLimits,
+    idle_close: Duration,
+}
+
+/// Limits of one read.
+#[derive(Debug, Clone, Copy)]
+struct ReadLimits {
+    max_entries: u32,
+    max_bytes: u64,
+}
+
+/// What a turn of a log thread came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// A group was written, or records were answered otherwise.
+    Progress,
+    /// There is nothing to write.
+    Idle,
+    /// The keeper must prepare or seal a segment first.
+    Blocked,
+}
+
+impl Log {
+    /// Opens the log of `instance` on `device`.
+    pub(crate) fn open(
+        config: &BookieConfig,
+        limits: Limits,
+        instance: u64,
+        initialized: bool,
+        device: Arc<dyn Device>,
+        env: Env,
+    ) -> Result<(Self, OpenReport), OpenError> {
+        let accept = config.accept_damage;
+        let (state, report) =
+            replay::open(device.as_ref(), limits, instance, initialized, accept, &env)?;
+        let log = Self {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            encoder: Condvar::new(),
+            keeper: Condvar::new(),
+            settled: Condvar::new(),
+            files: Files::new(device.clone(), config.max_open_files),
+            device,
+            pages: PageCache::new(config.index_cache_bytes),
+            env,
+            read_limits: ReadLimits {
+                max_entries: config.max_read_entries,
+                max_bytes: config.max_read_bytes,
+            },
+            idle_close: config.idle_close,
+        };
+        Ok((log, report))
+    }
+
+    /// The state, for figures.
+    pub(crate) fn with_state<T>(&self, look: impl FnOnce(&LogState) -> T) -> T {
+        look(&self.state.lock())
+    }
+
+    pub(crate) fn device(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    /// Takes an append; see [`crate::bookie::Bookie::append`].
+    pub(crate) fn append(
+        &self,
+        request: AppendRequest,
+        waiter: &Arc<dyn AppendDone>,
+        tag: u64,
+    ) -> Result<(), BookieError> {
+        let mut state = self.state.lock();
+        state.admit_append(request, waiter, tag)?;
+        self.wake(&state);
+        Ok(())
+    }
+
+    /// Takes a fence.
+    pub(crate) fn fence(&self, request: FenceRequest) -> Result<FenceAdmission, BookieError> {
+        let mut state = self.state.lock();
+        let admission = state.admit_fence(request)?;
+        self.wake(&state);
+        Ok(admission)
+    }
+
+    /// Wakes whoever can do something with a new record; nobody, if somebody is at it already.
+    fn wake(&self, state: &LogState) {
+        if !state.turns.encoding {
+            self.work.notify_one();
+        } else if state.turns.encoder_waits && state.queue_bytes >= CHUNK_BYTES {
+            self.encoder.notify_one();
+        }
+    }
+
+    /// Forgets ledgers whose deletion was confirmed.
+    pub(crate) fn delete(&self, ledgers: &[LedgerId]) -> u64 {
+        let mut state = self.state.lock();
+        let deleted = state.delete(ledgers);
+        self.call_keeper(&mut state);
+        deleted
+    }
+
+    /// Takes in which is the oldest ledger that the cluster has.
+    pub(crate) fn note_lowest_ledger(&self, lowest: LedgerId) {
+        let mut state = self.state.lock();
+        state.lowest_ledger = Some(lowest);
+        self.call_keeper(&mut state);
+    }
+
+    /// All ledgers, sorted.
+    pub(crate) fn ledgers(&self) -> Vec<LedgerId> {
+        let mut ids: Vec<LedgerId> = self.state.lock().table.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    fn call_keeper(&self, state: &mut LogState) {
+        state.turns.keeper_called = true;
+        self.keeper.notify_one();
+    }
+
+    /// One turn of a log thread: builds a group while another thread may be writing one, waits
+    /// for the disk, writes, and answers. The caller has found no other thread building.
+    pub(crate) fn write_group(
+        &self,
+        state: MutexGuard<'_, LogState>,
+        buffer: &mut GroupBuffer,
+        closing: bool,
+    ) -> Turn {
+        let mut state = state;
+        let mut group = match state.open_group(std::mem::take(buffer), closing) {
+            Ok(group) => group,
+            Err(NotOpened::Nothing(unused)) => {
+                *buffer = unused;
+                return Turn::Idle;
+            }
+            Err(NotOpened::NeedsSegment(unused)) => {
+                *buffer = unused;
+                return self.without_segment(state);
+            }
+        };
+        state.turns.encoding = true;
+        if state.next.is_none() {
+            self.call_keeper(&mut state);
+        }
+        self.build(&mut state, &mut group);
+        state.turns.encoding = false;
+        let answers = match state.submit(&mut group) {
+            Err(answers) => {
+                drop(state);
+                answers
+            }
+            Ok(()) => {
+                state.turns.writing = true;
+                if state.has_work() {
+                    self.work.notify_one();
+                }
+                drop(state);
+                let written = self.write(&group);
+                let mut state = self.state.lock();
+                state.turns.writing = false;
+                let answers = state.complete(&mut group, written);
+                if state.turns.encoder_waits {
+                    self.encoder.notify_one();
+                }
+                if !state.sealing.is_empty() {
+                    self.call_keeper(&mut state);
+                }
+                answers
+            }
+        };
+        *buffer = group.buffer;
+        done::deliver(answers);
+        Turn::Progress
+    }
+
+    /// Fills the group until the disk is free.
+    fn build(&self, state: &mut MutexGuard<'_, LogState>, group: &mut OpenGroup) {
+        loop {
+            state.fill(group, CHUNK_BYTES);
+            if group.has_staged() {
+                MutexGuard::unlocked(state, || group.encode_staged());
+                if !state.turns.writing {
+                    return;
+                }
+            } else if state.turns.writing {
+                state.turns.encoder_waits = true;
+                self.encoder.wait(state);
+                state.turns.encoder_waits = false;
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn write(&self, group: &OpenGroup) -> Result<(), DeviceError> {
+        let file = self.files.get(group.slot)?;
+        file.write_at(group.offset, group.buffer.as_slice())?;
+        file.sync()
+    }
+
+    /// The first record needs a segment that isn't there yet.
+    fn without_segment(&self, mut state: MutexGuard<'_, LogState>) -> Turn {
+        if state.next.is_none() && state.no_space {
+            let refused = state.refuse_first(BookieError::DiskFull);
+            drop(state);
+            done::deliver(refused.into_iter().collect());
+            return Turn::Progress;
+        }
+        self.call_keeper(&mut state);
+        Turn::Blocked
+    }
+
+    /// Makes the manifest know a revision of the metadata store, and returns when it does.
+    pub(crate) fn note_revision(&self, revision: u64) -> Result<(), BookieError> {
+        let mut state = self.state.lock();
+        state.wanted_revision = state.wanted_revision.max(revision);
+        self.call_keeper(&mut state);
+        while state.manifest.metadata_revision < revision {
+            if state.poisoned.is_some() || state.turns.keeper_ended {
+                return Err(BookieError::ReadOnly);
+            }
+            self.settled.wait(&mut state);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,321 @@
+//! The sorted, checksummed index at the end of a sealed segment.
+//!
+//! ```text
+//! [header block][directory: one 56-byte row a ledger, whole blocks][pages: 255 entries each]
+//! ```
+//! The directory is read at start, the pages on demand. Rows and entries are sorted, so a lookup
+//! is a binary search. Every part is checksummed from the segment's id, so the footer of another
+//! segment can't pass. Decoders never panic.
+
+use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken, SegmentId};
+
+use super::codec::{get_lac, get_u16, get_u32, get_u64, put_lac, put_u16, put_u32, put_u64, seed};
+use crate::device::{AlignedBuffer, BLOCK_BYTES, whole_blocks};
+
+/// Entries in one page.
+pub(crate) const PAGE_ENTRIES: u32 = 255;
+
+const MAGIC: u32 = 0x4749_5347;
+const VERSION: u16 = 1;
+const HEADER_BYTES: usize = 56;
+const ROW_BYTES: usize = 56;
+const PAGE_HEADER_BYTES: usize = 8;
+const PAGE_ROW_BYTES: usize = 16;
+const FLAG_FENCED: u32 = 1;
+/// Offsets in pages count these.
+const OFFSET_UNIT: u64 = super::record::ALIGN_BYTES as u64;
+
+/// Where a record lies in its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Offset of the record's header, in units of 8 bytes.
+    unit: u32,
+    pub payload_bytes: u32,
+}
+
+impl Place {
+    /// A place; `offset` is a multiple of 8 within the largest segment.
+    pub(crate) fn new(offset: u64, payload_bytes: u32) -> Self {
+        let unit = u32::try_from(offset / OFFSET_UNIT);
+        Self { unit: unit.expect("segments are limited to 16 GiB"), payload_bytes }
+    }
+
+    pub(crate) fn offset(self) -> u64 {
+        u64::from(self.unit) * OFFSET_UNIT
+    }
+}
+
+/// What a segment holds of one ledger, and the ledger's state when the segment was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub ledger: LedgerId,
+    pub token: LedgerToken,
+    pub lac: Lac,
+    pub fenced: bool,
+    /// Position of the ledger's first entry among the segment's entries.
+    pub first_index: u32,
+    /// Entries; 0 for a ledger of which the segment only has a fence or state.
+    pub count: u32,
+    pub first_entry: EntryId,
+    pub last_entry: EntryId,
+}
+
+/// The footer's first block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FooterHeader {
+    pub ledgers: u32,
+    pub entries: u32,
+    pub data_end: u64,
+    directory_crc: u32,
+}
+
+/// Blocks that a footer takes.
+pub(crate) fn footer_bytes(ledgers: u64, entries: u64) -> u64 {
+    let directory = (ledgers * ROW_BYTES as u64).next_multiple_of(BLOCK_BYTES as u64);
+    BLOCK_BYTES as u64 + directory + entries.div_ceil(PAGE_ENTRIES.into()) * BLOCK_BYTES as u64
+}
+
+/// Bytes of header and directory together, whole blocks.
+pub(crate) fn directory_bytes(ledgers: u32) -> u64 {
+    footer_bytes(ledgers.into(), 0)
+}
+
+/// Encodes a footer that will lie at `offset` of `segment`. `rows` and `entries` are sorted alike.
+pub(crate) fn encode(
+    segment: SegmentId,
+    offset: u64,
+    data_end: u64,
+    rows: &[Row],
+    entries: &[(EntryId, Place)],
+) -> AlignedBuffer {
+    let total = footer_bytes(rows.len() as u64, entries.len() as u64);
+    let mut buffer = AlignedBuffer::new(usize::try_from(total).unwrap_or(usize::MAX));
+    let out = buffer.as_mut_slice();
+    let directory_end = BLOCK_BYTES + whole_blocks(rows.len() * ROW_BYTES);
+    for (row, out) in rows.iter().zip(out[BLOCK_BYTES..].chunks_exact_mut(ROW_BYTES)) {
+        row.encode(out);
+    }
+    let pages = entries.chunks(PAGE_ENTRIES as usize);
+    for (index, page) in pages.enumerate() {
+        let at = directory_end + index * BLOCK_BYTES;
+        encode_page(&mut out[at..at + BLOCK_BYTES], segment, offset + at as u64, page);
+    }
+    let directory_crc =
+        crc32c::crc32c_append(seed(segment, offset), &out[BLOCK_BYTES..directory_end]);
+    put_u32(out, 4, MAGIC);
+    put_u16(out, 8, VERSION);
+    put_u32(out, 12, u32::try_from(rows.len()).unwrap_or(u32::MAX));
+    put_u64(out, 16, segment.0);
+    put_u64(out, 24, offset);
+    put_u64(out, 32, data_end);
+    put_u32(out, 40, u32::try_from(entries.len()).unwrap_or(u32::MAX));
+    put_u32(out, 44, directory_crc);
+    let crc = crc32c::crc32c_append(seed(segment, offset), &out[4..HEADER_BYTES]);
+    put_u32(out, 0, crc);
+    buffer
+}
+
+impl Row {
+    fn encode(&self, out: &mut [u8]) {
+        put_u64(out, 0, self.ledger.0);
+        put_u64(out, 8, self.token.0);
+        put_lac(out, 16, self.lac);
+        put_u64(out, 24, self.first_entry.0);
+        put_u64(out, 32, self.last_entry.0);
+        put_u32(out, 40, self.first_index);
+        put_u32(out, 44, self.count);
+        put_u32(out, 48, if self.fenced { FLAG_FENCED } else { 0 });
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        Self {
+            ledger: LedgerId(get_u64(bytes, 0)),
+            token: LedgerToken(get_u64(bytes, 8)),
+            lac: get_lac(bytes, 16),
+            fenced: get_u32(bytes, 48) & FLAG_FENCED != 0,
+            first_index: get_u32(bytes, 40),
+            count: get_u32(bytes, 44),
+            first_entry: EntryId(get_u64(bytes, 24)),
+            last_entry: EntryId(get_u64(bytes, 32)),
+        }
+    }
+}
+
+impl FooterHeader {
+    /// Reads the block at `offset` of `segment`; `None` if it isn't an intact footer header.
+    pub(crate) fn decode(bytes: &[u8], segment: SegmentId, offset: u64) -> Option<Self> {
+        let bytes = bytes.get(..HEADER_BYTES)?;
+        let crc = crc32c::crc32c_append(seed(segment, offset), &bytes[4..HEADER_BYTES]);
+        let intact = get_u32(bytes, 4) == MAGIC
+            && get_u16(bytes, 8) == VERSION
+            && get_u64(bytes, 16) == segment.0
+            && get_u64(bytes, 24) == offset
+            && get_u32(bytes, 0) == crc;
+        intact.then(|| Self {
+            ledgers: get_u32(bytes, 12),
+            entries: get_u32(bytes, 40),
+            data_end: get_u64(bytes, 32),
+            directory_crc: get_u32(bytes, 44),
+        })
+    }
+
+    /// Reads the directory that follows the header; `None` if it is damaged.
+    pub(crate) fn rows(&self, directory: &[u8], segment: SegmentId, offset: u64) -> Option<Vec<Row>> {
+        let bytes = (self.ledgers as usize).checked_mul(ROW_BYTES)?;
+        let directory = directory.get(..whole_blocks(bytes))?;
+        if crc32c::crc32c_append(seed(segment, offset), directory) != self.directory_crc {
+            return None;
+        }
+        let rows: Vec<Row> = directory[..bytes].chunks_exact(ROW_BYTES).map(Row::decode).collect();
+        let sorted = rows.windows(2).all(|pair| pair[0].ledger < pair[1].ledger);
+        let mut next = 0;
+        for row in &rows {
+            if row.first_index != next {
+                return None;
+            }
+            next = row.first_index.checked_add(row.count)?;
+        }
+        (sorted && next == self.entries).then_some(rows)
+    }
+
+    /// Offset in the segment of the page that holds the entry at `index`.
+    pub(crate) fn page_offset(ledgers: u32, footer_offset: u64, page: u32) -> u64 {
+        footer_offset + directory_bytes(ledgers) + u64::from(page) * BLOCK_BYTES as u64
+    }
+}
+
+fn encode_page(out: &mut [u8], segment: SegmentId, offset: u64, page: &[(EntryId, Place)]) {
+    for (index, (entry, place)) in page.iter().enumerate() {
+        let at = PAGE_HEADER_BYTES + index * PAGE_ROW_BYTES;
+        put_u64(out, at, entry.0);
+        put_u32(out, at + 8, place.unit);
+        put_u32(out, at + 12, place.payload_bytes);
+    }
+    put_u32(out, 4, u32::try_from(page.len()).unwrap_or(u32::MAX));
+    let crc = crc32c::crc32c_append(seed(segment, offset), &out[4..BLOCK_BYTES]);
+    put_u32(out, 0, crc);
+}
+
+/// A page of entries that passed its checksum.
+#[derive(Debug, Clone)]
+pub(crate) struct Page {
+    bytes: AlignedPage,
+    count: usize,
+}
+
+/// A page's bytes behind one shared pointer.
+type AlignedPage = std::sync::Arc<[u8]>;
+
+impl Page {
+    /// Takes the block at `offset` of `segment`; `None` if it isn't an intact page.
+    pub(crate) fn decode(bytes: &[u8], segment: SegmentId, offset: u64) -> Option<Self> {
+        let bytes = bytes.get(..BLOCK_BYTES)?;
+        let crc = crc32c::crc32c_append(seed(segment, offset), &bytes[4..]);
+        let count = get_u32(bytes, 4);
+        (crc == get_u32(bytes, 0) && count <= PAGE_ENTRIES)
+            .then(|| Self { bytes: bytes.into(), count: count as usize })
+    }
+
+    /// The entry at `index` of this page.
+    pub(crate) fn get(&self, index: usize) -> Option<(EntryId, Place)> {
+        if index >= self.count {
+            return None;
+        }
+        let at = PAGE_HEADER_BYTES + index * PAGE_ROW_BYTES;
+        let place = Place {
+            unit: get_u32(&self.bytes, at + 8),
+            payload_bytes: get_u32(&self.bytes, at + 12),
+        };
+        Some((EntryId(get_u64(&self.bytes, at)), place))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SEGMENT: SegmentId = SegmentId(9);
+    const OFFSET: u64 = 40_960;
+
+    fn sample(per_ledger: u32) -> (Vec<Row>, Vec<(EntryId, Place)>) {
+        let row = |ledger: u32| Row {
+            ledger: LedgerId(u64::from(ledger) + 10),
+            token: LedgerToken(5),
+            lac: Lac(Some(EntryId(1))),
+            fenced: ledger == 1,
+            first_index: ledger * per_ledger,
+            count: per_ledger,
+            first_entry: EntryId(0),
+            last_entry: EntryId(u64::from(per_ledger) - 1),
+        };
+        let rows = vec![row(0), row(1), Row { count: 0, ..row(2) }];
+        let entries = (0..2 * per_ledger)
+            .map(|at| (EntryId((at % per_ledger).into()), Place::new(4096 + u64::from(at) * 64, 9)))
+            .collect();
+        (rows, entries)
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let (rows, entries) = sample(1);
+        let footer = encode(SEGMENT, OFFSET, 36_864, &rows, &entries);
+        let bytes = footer.as_slice();
+        assert_eq!(bytes.len(), 3 * BLOCK_BYTES);
+        let parts = [&bytes[..56], &bytes[4096..4096 + 3 * 56], &bytes[8192..8192 + 40]];
+        assert_eq!(parts.map(hex).join("\n"), include_str!("golden/footer.hex").trim());
+    }
+
+    #[test]
+    fn rows_and_pages_are_read_back() {
+        let (rows, entries) = sample(200);
+        let footer = encode(SEGMENT, OFFSET, 36_864, &rows, &entries);
+        let bytes = footer.as_slice();
+        assert_eq!(bytes.len() as u64, footer_bytes(3, 400));
+        let header = FooterHeader::decode(bytes, SEGMENT, OFFSET).expect("intact");
+        assert_eq!((header.data_end, header.entries), (36_864, 400));
+        assert_eq!(header.rows(&bytes[BLOCK_BYTES..], SEGMENT, OFFSET), Some(rows));
+        let read: Vec<_> = (0..2)
+            .flat_map(|page| {
+                let at = FooterHeader::page_offset(3, OFFSET, page);
+                let start = usize::try_from(at - OFFSET).expect("small");
+                let page = Page::decode(&bytes[start..], SEGMENT, at).expect("intact");
+                (0..256).map_while(move |index| page.get(index)).collect::<Vec<_>>()
+            })
+            .collect();
+        assert_eq!(read, entries);
+    }
+
+    proptest! {
+        #[test]
+        fn a_flipped_bit_is_found(at in 0usize..3 * BLOCK_BYTES, bit in 0u32..8) {
+            let (rows, entries) = sample(1);
+            let footer = encode(SEGMENT, OFFSET, 36_864, &rows, &entries);
+            let mut bytes = footer.as_slice().to_vec();
+            bytes[at] ^= 1 << bit;
+            let page_at = FooterHeader::page_offset(3, OFFSET, 0);
+            let header = FooterHeader::decode(&bytes, SEGMENT, OFFSET);
+            let read = header.and_then(|header| {
+                let rows = header.rows(&bytes[BLOCK_BYTES..], SEGMENT, OFFSET)?;
+                Page::decode(&bytes[2 * BLOCK_BYTES..], SEGMENT, page_at)?;
+                Some(rows)
+            });
+            // The rest of the header's block is padding that nothing reads.
+            let padding = (HEADER_BYTES..BLOCK_BYTES).contains(&at);
+            prop_assert_eq!(read.is_some(), padding);
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            prop_assert!(FooterHeader::decode(&bytes, SEGMENT, OFFSET).is_none());
+            prop_assert!(Page::decode(&bytes, SEGMENT, OFFSET).is_none());
+            let header = FooterHeader { ledgers: u32::MAX, entries: 1, data_end: 0, directory_crc: 0 };
+            prop_assert!(header.rows(&bytes, SEGMENT, OFFSET).is_none());
+        }
+    }
+}

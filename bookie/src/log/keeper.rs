@@ -1,0 +1,322 @@
+//! Performs the chores that [`LogState`] decides on: everything that changes the manifest.
+//!
+//! One thread runs this, so changes of the manifest never race: each starts from the current
+//! one, is stored durably, and only then becomes what the state knows. A failed write poisons the
+//! log; a disk without room does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_proto::id::SegmentId;
+use geminga_proto::storage::SyncMode;
+
+use super::chore::{Chore, Preparation, SealJob};
+use super::footer::{self, Row};
+use super::manifest::{Manifest, Sealed, Slot, SlotState};
+use super::state::Unsealed;
+use super::{Log, segment};
+use crate::device::{AlignedBuffer, Device, DeviceError, DeviceFile};
+
+/// New files are written once in pieces of this size.
+const PREWRITE_BYTES: usize = 1 << 20;
+/// How long the first start may spend on writing its first segment once.
+const FIRST_PREWRITE: Duration = Duration::from_millis(25);
+
+impl Log {
+    /// Does the most urgent chore. False if there is none.
+    pub(crate) fn run_chore(&self) -> bool {
+        let (chore, manifest) = {
+            let mut state = self.state.lock();
+            let had_work = state.has_work();
+            let Some(chore) = state.next_chore() else {
+                // Carried states may have come into the queue.
+                if state.has_work() && !had_work {
+                    self.work.notify_one();
+                }
+                return false;
+            };
+            (chore, state.manifest.clone())
+        };
+        let outcome = match chore {
+            Chore::Prepare(preparation) => self.prepare_next(manifest, preparation),
+            Chore::Seal(job) => self.seal(manifest, &job),
+            Chore::Recycle(segments) => self.recycle(manifest, &segments),
+            Chore::Trim(slots) => self.trim(manifest, &slots),
+            Chore::NoteRevision(revision) => self.note_revision_now(manifest, revision),
+        };
+        if let Err(error) = outcome {
+            self.state.lock().poison(&error.to_string());
+        }
+        self.refresh_space();
+        // Whoever waits for a segment, for an end, or for a revision looks again.
+        self.work.notify_all();
+        self.encoder.notify_all();
+        self.settled.notify_all();
+        true
+    }
+
+    /// Asks the disk what it has left.
+    pub(crate) fn refresh_space(&self) {
+        match self.device.space() {
+            Ok(space) => {
+                let mut state = self.state.lock();
+                let before = state.total_bytes();
+                state.note_space(space);
+                if state.total_bytes() > before {
+                    state.no_space = false;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the disk doesn't say what it has left"),
+        }
+    }
+
+    fn prepare_next(&self, manifest: Manifest, preparation: Preparation) -> Result<(), DeviceError> {
+        let device = self.device.as_ref();
+        let throttle = |file: &dyn DeviceFile, bytes: u64| self.prewrite(file, bytes);
+        match prepare(device, manifest, preparation, throttle) {
+            Ok((manifest, next)) => {
+                self.state.lock().prepared(manifest, next);
+                Ok(())
+            }
+            Err(DeviceError::Full { name }) => {
+                tracing::warn!(name, "no space for another segment");
+                self.state.lock().no_space = true;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a new file once, gently: as long as the log itself writes, at most half of the
+    /// time, and not when the segment is needed soon. Returns how far it came.
+    fn prewrite(&self, file: &dyn DeviceFile, bytes: u64) -> Result<u64, DeviceError> {
+        if self.device.sync_mode() != SyncMode::DirectDsync {
+            return Ok(0);
+        }
+        let zeros = AlignedBuffer::new(PREWRITE_BYTES);
+        let mut at = 0;
+        while at < bytes {
+            let started = self.env.clock.monotonic();
+            let piece = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(zeros.len());
+            file.write_at(at, &zeros.as_slice()[..piece])?;
+            at += piece as u64;
+            let took = self.env.clock.monotonic().saturating_sub(started);
+            let mut state = self.state.lock();
+            let left = state.active.capacity_bytes.saturating_sub(state.active.tail);
+            if state.closing || left < state.active.capacity_bytes / 4 {
+                break;
+            }
+            if state.in_flight.is_some() || state.has_work() {
+                self.keeper.wait_for(&mut state, took);
+            }
+        }
+        file.sync()?;
+        Ok(at)
+    }
+
+    fn seal(&self, manifest: Manifest, job: &SealJob) -> Result<(), DeviceError> {
+        let (manifest, rows) = seal(self.device.as_ref(), manifest, job)?;
+        self.state.lock().sealed(manifest, job.segment, &rows);
+        Ok(())
+    }
+
+    fn recycle(&self, mut manifest: Manifest, segments: &[SegmentId]) -> Result<(), DeviceError> {
+        let unreadable: Vec<u32> = {
+            let state = self.state.lock();
+            let known = segments.iter().filter_map(|segment| state.sealed.get(segment));
+            known.filter(|sealed| !sealed.readable).map(|sealed| sealed.slot).collect()
+        };
+        for segment in segments {
+            if let Some(slot) = manifest.slot_of_mut(*segment) {
+                slot.free();
+            }
+        }
+        // A file that could not be read is of no use, if it exists at all.
+        manifest.slots.retain(|slot| !unreadable.contains(&slot.number));
+        manifest.store(self.device.as_ref())?;
+        for slot in unreadable {
+            self.files.forget(slot);
+            match self.device.remove(&segment::file_name(slot)) {
+                Ok(()) | Err(DeviceError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.state.lock().recycled(manifest, segments);
+        tracing::debug!(count = segments.len(), "segments without a live ledger were recycled");
+        Ok(())
+    }
+
+    fn trim(&self, mut manifest: Manifest, slots: &[u32]) -> Result<(), DeviceError> {
+        manifest.slots.retain(|slot| !slots.contains(&slot.number));
+        manifest.store(self.device.as_ref())?;
+        for slot in slots {
+            self.files.forget(*slot);
+            self.device.remove(&segment::file_name(*slot))?;
+        }
+        let mut state = self.state.lock();
+        state.install(manifest);
+        state.no_space = false;
+        Ok(())
+    }
+
+    fn note_revision_now(&self, mut manifest: Manifest, revision: u64) -> Result<(), DeviceError> {
+        manifest.metadata_revision = revision;
+        manifest.store(self.device.as_ref())?;
+        self.state.lock().install(manifest);
+        Ok(())
+    }
+
+    /// Takes what is left of the active segment and of the next one out of use, so that the next
+    /// start has nothing to replay. Called after the log threads have ended.
+    pub(crate) fn seal_all(&self) -> Result<(), DeviceError> {
+        while self.run_chore() {}
+        let (mut manifest, job, next) = {
+            let state = self.state.lock();
+            if let Some(why) = &state.poisoned {
+                return Err(DeviceError::Io {
+                    operation: "an earlier write",
+                    name: self.device.describe(),
+                    why: why.clone(),
+                });
+            }
+            let job = state.seal_job(&state.active, false, true);
+            (state.manifest.clone(), job, state.next.as_ref().map(|next| next.segment))
+        };
+        if let Some(slot) = next.and_then(|next| manifest.slot_of_mut(next)) {
+            slot.free();
+        }
+        seal(self.device.as_ref(), manifest, &job)?;
+        Ok(())
+    }
+}
+
+impl Slot {
+    /// Takes the segment out of its file.
+    pub(crate) fn free(&mut self) {
+        if let SlotState::Sealed(sealed) = self.state {
+            self.written |= sealed.data_end >= self.capacity_bytes / 4 * 3;
+        }
+        self.state = SlotState::Free;
+    }
+}
+
+/// Gives a new segment a file, its header and its place in the manifest, all durable.
+pub(crate) fn prepare(
+    device: &dyn Device,
+    mut manifest: Manifest,
+    preparation: Preparation,
+    prewrite: impl Fn(&dyn DeviceFile, u64) -> Result<u64, DeviceError>,
+) -> Result<(Manifest, Unsealed), DeviceError> {
+    let (mut slot, file) = match preparation {
+        Preparation::Reuse(slot) => (slot, device.open(&segment::file_name(slot.number))?),
+        Preparation::Create { capacity_bytes } => {
+            Manifest::reserve(device, manifest.slots.len() + 1)?;
+            let (slot, file) = create(device, &mut manifest, capacity_bytes)?;
+            manifest.slots.push(slot);
+            (slot, file)
+        }
+    };
+    if !slot.written {
+        slot.written = prewrite(file.as_ref(), slot.capacity_bytes)? >= slot.capacity_bytes;
+    }
+    let id = manifest.next_segment;
+    manifest.next_segment = id.next();
+    // The file is free in the durable manifest, so its old header may go before the new
+    // manifest is there.
+    let header = segment::encode_header(id, manifest.instance, slot.capacity_bytes);
+    file.write_at(0, header.as_slice())?;
+    file.sync()?;
+    slot.state = SlotState::Unsealed { segment: id };
+    for known in &mut manifest.slots {
+        if known.number == slot.number {
+            *known = slot;
+        }
+    }
+    manifest.store(device)?;
+    Ok((manifest, Unsealed::new(id, slot.number, slot.capacity_bytes)))
+}
+
+fn create(
+    device: &dyn Device,
+    manifest: &mut Manifest,
+    capacity_bytes: u64,
+) -> Result<(Slot, Arc<dyn DeviceFile>), DeviceError> {
+    let number = manifest.next_slot;
+    let name = segment::file_name(number);
+    let file = device.create(&name)?;
+    if let Err(error) = file.preallocate(capacity_bytes) {
+        // What was reserved of it is wanted elsewhere on a full disk.
+        device.remove(&name)?;
+        return Err(error);
+    }
+    device.sync_dir()?;
+    manifest.next_slot += 1;
+    Ok((Slot { number, written: false, capacity_bytes, state: SlotState::Free }, file))
+}
+
+/// Writes a segment's footer and the manifest that names it. A segment in which no live ledger
+/// has a record is freed instead, unless it is damaged.
+pub(crate) fn seal(
+    device: &dyn Device,
+    mut manifest: Manifest,
+    job: &SealJob,
+) -> Result<(Manifest, Vec<Row>), DeviceError> {
+    if job.last_group.sequence > manifest.last_group.sequence {
+        manifest.last_group = job.last_group;
+    }
+    let (rows, places) = job.index();
+    let Some(slot) = manifest.slot_of_mut(job.segment) else {
+        manifest.store(device)?;
+        return Ok((manifest, rows));
+    };
+    if rows.is_empty() && !job.damaged {
+        slot.free();
+        manifest.store(device)?;
+        return Ok((manifest, rows));
+    }
+    let file = device.open(&segment::file_name(job.slot))?;
+    let bytes = footer::encode(job.segment, job.data_end, job.data_end, &rows, &places);
+    file.write_at(job.data_end, bytes.as_slice())?;
+    file.sync()?;
+    let end = job.data_end + bytes.len() as u64;
+    let shrink = job.shrink && end <= slot.capacity_bytes / 2;
+    if shrink {
+        slot.capacity_bytes = end;
+    }
+    slot.state = SlotState::Sealed(Sealed {
+        segment: job.segment,
+        data_end: job.data_end,
+        ledgers: u32::try_from(rows.len()).unwrap_or(u32::MAX),
+        entries: u32::try_from(places.len()).unwrap_or(u32::MAX),
+        highest_ledger: job.highest_ledger,
+        damaged: job.damaged,
+    });
+    manifest.store(device)?;
+    if shrink {
+        file.truncate(end)?;
+    }
+    Ok((manifest, rows))
+}
+
+/// Writes the first segment of a new log once, as far as the time allows: a newcomer's first
+/// messages are then as fast as later ones.
+pub(crate) fn prewrite_first(
+    device: &dyn Device,
+    clock: &dyn geminga_proto::env::Clock,
+    file: &dyn DeviceFile,
+    bytes: u64,
+) -> Result<u64, DeviceError> {
+    if device.sync_mode() != SyncMode::DirectDsync {
+        return Ok(0);
+    }
+    let zeros = AlignedBuffer::new(PREWRITE_BYTES);
+    let end = clock.monotonic() + FIRST_PREWRITE;
+    let mut at = 0;
+    while at < bytes && clock.monotonic() < end {
+        let piece = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(zeros.len());
+        file.write_at(at, &zeros.as_slice()[..piece])?;
+        at += piece as u64;
+    }
+    file.sync()?;
+    Ok(at)
+}

@@ -1,0 +1,122 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::device::memory::{MemoryDevice, Tear};
+
+fn sample() -> Manifest {
+    let sealed = Sealed {
+        segment: SegmentId(3),
+        data_end: 8192,
+        ledgers: 2,
+        entries: 5,
+        highest_ledger: LedgerId(77),
+        damaged: true,
+    };
+    let slot = |number, state| Slot { number, written: true, capacity_bytes: 1 << 20, state };
+    Manifest {
+        instance: 0x0a0b,
+        sequence: 5,
+        next_segment: SegmentId(5),
+        next_slot: 4,
+        metadata_revision: 99,
+        last_group: Link { segment: SegmentId(3), offset: 4096, sequence: 12, crc: 13 },
+        slots: vec![
+            slot(1, SlotState::Sealed(sealed)),
+            slot(2, SlotState::Unsealed { segment: SegmentId(4) }),
+            slot(3, SlotState::Free),
+        ],
+    }
+}
+
+fn stored() -> (MemoryDevice, Manifest) {
+    let device = MemoryDevice::new(1 << 20);
+    Manifest::reserve(&device, 1).expect("reserves");
+    let mut manifest = sample();
+    manifest.store(&device).expect("stores");
+    (device, manifest)
+}
+
+#[test]
+fn golden_bytes() {
+    let bytes = sample().encode();
+    let hex: String = bytes.as_slice()[..HEADER_BYTES + 3 * SLOT_BYTES]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(hex, include_str!("../golden/manifest.hex").trim());
+}
+
+#[test]
+fn either_copy_alone_is_enough_and_the_newer_whole_one_wins() {
+    let (device, manifest) = stored();
+    for name in FILES {
+        let device = device.fork();
+        device.flip(name, 100, 1);
+        assert_eq!(Manifest::load(&device, 0x0a0b), Ok(Some(manifest.clone())));
+        device.remove(name).expect("removes");
+        assert_eq!(Manifest::load(&device, 0x0a0b), Ok(Some(manifest.clone())));
+    }
+    for name in FILES {
+        device.flip(name, 100, 1);
+    }
+    assert_eq!(Manifest::load(&device, 0x0a0b), Err(ManifestError::Damaged));
+}
+
+#[test]
+fn a_change_torn_in_either_copy_leaves_the_old_or_the_new_manifest() {
+    let (device, old) = stored();
+    for copy in [1, 2] {
+        for prefix in 0..=BLOCK_BYTES {
+            let device = device.fork();
+            let mut new = old.clone();
+            new.metadata_revision = 100;
+            device.cut_power_at_write(copy);
+            new.store(&device).expect_err("the power goes");
+            let crashed = device.crash(Tear::Prefix(prefix));
+            let loaded = Manifest::load(&crashed, 0x0a0b).expect("one is whole").expect("exists");
+            assert!(loaded == old || loaded == new, "copy {copy}, prefix {prefix}");
+            assert!(copy == 1 || loaded == new, "the first copy was already durable");
+        }
+    }
+}
+
+#[test]
+fn another_log_and_a_newer_version_are_refused() {
+    let (device, _) = stored();
+    assert_eq!(Manifest::load(&device, 1), Err(ManifestError::Foreign));
+    device.edit(FILES[1], |bytes| {
+        put_u16(bytes, 8, 9);
+        let crc = crc32c::crc32c(&bytes[4..HEADER_BYTES + 3 * SLOT_BYTES]);
+        put_u32(bytes, 0, crc);
+    });
+    assert_eq!(Manifest::load(&device, 0x0a0b), Err(ManifestError::Newer(9)));
+}
+
+#[test]
+fn a_manifest_that_uses_a_segment_twice_is_damaged() {
+    let mut manifest = sample();
+    manifest.slots[1].state = SlotState::Unsealed { segment: SegmentId(3) };
+    assert!(!manifest.is_valid());
+    manifest.slots[1].state = SlotState::Unsealed { segment: SegmentId(5) };
+    assert!(!manifest.is_valid(), "an id that was not handed out");
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(
+        mut bytes in proptest::collection::vec(any::<u8>(), 0..600), magic in any::<bool>(),
+    ) {
+        if magic && bytes.len() > 16 {
+            put_u32(&mut bytes, 4, MAGIC);
+            put_u32(&mut bytes, 12, 2);
+        }
+        prop_assert!(Manifest::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found(at in 0..HEADER_BYTES + 3 * SLOT_BYTES, bit in 0u32..8) {
+        let mut bytes = sample().encode().as_slice().to_vec();
+        bytes[at] ^= 1 << bit;
+        prop_assert!(Manifest::decode(&bytes).is_err());
+    }
+}

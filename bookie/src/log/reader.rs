@@ -1,0 +1,317 @@
+//! Reads consecutive entries, each verified by its checksums before it is handed out.
+//!
+//! What is where is looked up under the state's lock for unsealed segments, and in cached index
+//! pages for sealed ones; neighbours on the disk are read together. A segment may be recycled
+//! between lookup and read: its checksums, which start from the segment's id, then fail, and the
+//! lookup is repeated.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use geminga_proto::id::{EntryId, LedgerId, SegmentId};
+use geminga_proto::storage::{BookieError, ReadRequest, ReadResult, StoredEntry};
+
+use super::Log;
+use super::footer::{FooterHeader, PAGE_ENTRIES, Page, Place};
+use super::record;
+use super::state::{LogState, SealedSegment};
+use super::table::SegmentRef;
+use crate::device::{AlignedBuffer, BLOCK_BYTES, DeviceError};
+
+/// Records farther apart are read separately.
+const MAX_GAP_BYTES: u64 = 32 * 1024;
+/// Most bytes of one read from the disk, unless one record is larger.
+const MAX_SPAN_BYTES: u64 = 4 * 1024 * 1024;
+/// How often a read that met a recycled segment is repeated.
+const ATTEMPTS: u32 = 3;
+/// What a cached page costs beside its bytes.
+const PAGE_OVERHEAD_BYTES: u32 = 256;
+
+/// Index pages of sealed segments, bounded in bytes.
+#[derive(Debug)]
+pub(crate) struct PageCache(moka::sync::Cache<(SegmentId, u32), Page>);
+
+impl PageCache {
+    pub(crate) fn new(max_bytes: u64) -> Self {
+        let page_bytes = u32::try_from(BLOCK_BYTES).unwrap_or(u32::MAX) + PAGE_OVERHEAD_BYTES;
+        let builder = moka::sync::Cache::builder().max_capacity(max_bytes);
+        Self(builder.weigher(move |_, _| page_bytes).build())
+    }
+}
+
+/// Where an entry is.
+#[derive(Debug, Clone, Copy)]
+struct Located {
+    entry: EntryId,
+    segment: SegmentId,
+    slot: u32,
+    place: Place,
+}
+
+impl Located {
+    fn end(&self) -> u64 {
+        self.place.offset() + record::stored_bytes(self.place.payload_bytes as usize) as u64
+    }
+}
+
+/// What the state says about a ledger's entries.
+struct Plan {
+    /// In unsealed segments.
+    recent: BTreeMap<EntryId, Located>,
+    /// Sealed segments that may hold some, newest first.
+    sealed: Vec<(SegmentRef, SealedSegment)>,
+    /// The answer if the first entry is nowhere.
+    absence: BookieError,
+}
+
+impl LogState {
+    fn plan(&self, ledger: LedgerId, first: EntryId, max_entries: u32) -> Plan {
+        let absence = self.absence(ledger, first);
+        let mut plan = Plan { recent: BTreeMap::new(), sealed: Vec::new(), absence };
+        let Some(known) = self.table.get(&ledger) else { return plan };
+        let last = EntryId(first.0.saturating_add(u64::from(max_entries) - 1));
+        // Oldest first, so that a newer copy of an entry replaces an older one.
+        for unsealed in self.sealing.iter().chain([&self.active]) {
+            let range = unsealed.entries.range((ledger, first)..=(ledger, last));
+            for ((_, entry), place) in range {
+                let (segment, slot) = (unsealed.segment, unsealed.slot);
+                let located = Located { entry: *entry, segment, slot, place: *place };
+                plan.recent.insert(*entry, located);
+            }
+        }
+        let holds = |held: &&SegmentRef| {
+            held.count > 0 && held.first_entry <= last && first <= held.last_entry
+        };
+        for held in known.refs.iter().rev().filter(holds) {
+            if let Some(sealed) = self.sealed.get(&held.segment) {
+                plan.sealed.push((*held, *sealed));
+            }
+        }
+        plan
+    }
+
+    fn still_holds(&self, segment: SegmentId) -> bool {
+        self.active.segment == segment
+            || self.sealing.iter().any(|unsealed| unsealed.segment == segment)
+            || self.sealed.contains_key(&segment)
+    }
+}
+
+/// Why one record could not be had.
+enum Failure {
+    /// The segment was recycled meanwhile.
+    Recycled,
+    Failed(BookieError),
+}
+
+impl Log {
+    /// Reads entries; see [`geminga_proto::storage::ReadResult`]. Blocks on the disk.
+    pub(crate) fn read(&self, request: &ReadRequest) -> ReadResult {
+        if request.max_entries == 0 || request.ledger > LedgerId::MAX || request.first > EntryId::MAX
+        {
+            return Err(BookieError::Invalid);
+        }
+        for _ in 0..ATTEMPTS {
+            match self.try_read(request) {
+                Ok(entries) => return Ok(entries),
+                Err(Failure::Recycled) => {}
+                Err(Failure::Failed(error)) => return Err(error),
+            }
+        }
+        // Only a ledger that is being deleted under the reader comes here.
+        Err(BookieError::UnknownEntry)
+    }
+
+    fn try_read(&self, request: &ReadRequest) -> Result<Vec<StoredEntry>, Failure> {
+        let max_entries = request.max_entries.min(self.read_limits.max_entries);
+        let max_bytes = request.max_bytes.min(self.read_limits.max_bytes);
+        let plan = self.state.lock().plan(request.ledger, request.first, max_entries);
+        let located = self.locate(&plan, request.first, max_entries, max_bytes)?;
+        let mut entries = Vec::with_capacity(located.len());
+        let mut rest = located.as_slice();
+        while !rest.is_empty() {
+            let (run, after) = rest.split_at(run_length(rest));
+            rest = after;
+            match self.read_run(request.ledger, run, &mut entries) {
+                Ok(()) => {}
+                // What was read before is worth sending; the next read says what is wrong.
+                Err(_) if !entries.is_empty() => break,
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Finds consecutive entries from `first` on: at least one, or why not.
+    fn locate(
+        &self,
+        plan: &Plan,
+        first: EntryId,
+        max_entries: u32,
+        max_bytes: u64,
+    ) -> Result<Vec<Located>, Failure> {
+        let mut located = Vec::new();
+        let (mut entry, mut bytes) = (first, 0);
+        while located.len() < max_entries as usize {
+            let found = match plan.recent.get(&entry) {
+                Some(found) => Ok(Some(*found)),
+                None => self.locate_sealed(plan, entry),
+            };
+            let found = match found {
+                Ok(Some(found)) => found,
+                Ok(None) if located.is_empty() => return Err(Failure::Failed(plan.absence)),
+                Err(failure) if located.is_empty() => return Err(failure),
+                Ok(None) | Err(_) => break,
+            };
+            bytes += u64::from(found.place.payload_bytes);
+            if bytes > max_bytes && !located.is_empty() {
+                break;
+            }
+            located.push(found);
+            entry = entry.next();
+        }
+        Ok(located)
+    }
+
+    /// Looks into the sealed segments that may hold `entry`, newest first.
+    fn locate_sealed(&self, plan: &Plan, entry: EntryId) -> Result<Option<Located>, Failure> {
+        let mut failure = None;
+        for (held, sealed) in &plan.sealed {
+            if entry < held.first_entry || held.last_entry < entry {
+                continue;
+            }
+            match self.search(held, sealed, entry) {
+                Ok(Some(place)) => {
+                    let (segment, slot) = (held.segment, sealed.slot);
+                    return Ok(Some(Located { entry, segment, slot, place }));
+                }
+                Ok(None) => {}
+                // An older segment may still have it.
+                Err(failed) => failure = Some(failed),
+            }
+        }
+        failure.map_or(Ok(None), Err)
+    }
+
+    /// Searches one segment's index.
+    fn search(
+        &self,
+        held: &SegmentRef,
+        sealed: &SealedSegment,
+        entry: EntryId,
+    ) -> Result<Option<Place>, Failure> {
+        let (mut low, mut high) = (held.first_index, held.first_index + held.count);
+        let distance = entry.0 - held.first_entry.0;
+        if held.last_entry.0 - held.first_entry.0 + 1 == u64::from(held.count) {
+            // No gaps: the place in the index follows.
+            low += u32::try_from(distance).unwrap_or(u32::MAX);
+            high = low + 1;
+        }
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let page = self.page(held.segment, sealed, middle / PAGE_ENTRIES)?;
+            let unreadable = Failure::Failed(BookieError::UnknownEntry);
+            let (found, place) = page.get((middle % PAGE_ENTRIES) as usize).ok_or(unreadable)?;
+            match found.cmp(&entry) {
+                std::cmp::Ordering::Equal => return Ok(Some(place)),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        Ok(None)
+    }
+
+    fn page(
+        &self,
+        segment: SegmentId,
+        sealed: &SealedSegment,
+        number: u32,
+    ) -> Result<Page, Failure> {
+        if let Some(page) = self.pages.0.get(&(segment, number)) {
+            return Ok(page);
+        }
+        let offset = FooterHeader::page_offset(sealed.directory_rows, sealed.data_end, number);
+        let mut block = AlignedBuffer::new(BLOCK_BYTES);
+        self.read_disk(sealed.slot, offset, &mut block)?;
+        match Page::decode(block.as_slice(), segment, offset) {
+            Some(page) => {
+                self.pages.0.insert((segment, number), page.clone());
+                Ok(page)
+            }
+            None => Err(self.unverified(segment, BookieError::UnknownEntry)),
+        }
+    }
+
+    /// Reads neighbours with one read and verifies each.
+    fn read_run(
+        &self,
+        ledger: LedgerId,
+        run: &[Located],
+        entries: &mut Vec<StoredEntry>,
+    ) -> Result<(), Failure> {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
+        let block = BLOCK_BYTES as u64;
+        let start = first.place.offset() / block * block;
+        let len = last.end().next_multiple_of(block) - start;
+        let mut buffer = AlignedBuffer::new(usize::try_from(len).unwrap_or(usize::MAX));
+        self.read_disk(first.slot, start, &mut buffer)?;
+        let bytes = buffer.into_bytes();
+        for located in run {
+            let at = usize::try_from(located.place.offset() - start).unwrap_or(usize::MAX);
+            let entry = verified(&bytes, at, ledger, located);
+            let corrupt = || self.unverified(located.segment, BookieError::CorruptEntry);
+            entries.push(entry.ok_or_else(corrupt)?);
+        }
+        Ok(())
+    }
+
+    fn read_disk(&self, slot: u32, offset: u64, buffer: &mut AlignedBuffer) -> Result<(), Failure> {
+        let read = self.files.get(slot).and_then(|file| file.read_at(offset, buffer.as_mut_slice()));
+        read.map_err(|error| {
+            tracing::warn!(%error, "a segment can't be read");
+            Failure::Failed(match error {
+                DeviceError::Short { .. } | DeviceError::NotFound { .. } => {
+                    BookieError::UnknownEntry
+                }
+                _ => BookieError::Io,
+            })
+        })
+    }
+
+    /// Bytes that don't verify are damage, unless the segment is no longer what was looked up.
+    fn unverified(&self, segment: SegmentId, error: BookieError) -> Failure {
+        if !self.state.lock().still_holds(segment) {
+            return Failure::Recycled;
+        }
+        tracing::warn!(%segment, %error, "stored bytes don't verify");
+        Failure::Failed(error)
+    }
+}
+
+/// How many of the first entries can be read together.
+fn run_length(located: &[Located]) -> usize {
+    let Some(first) = located.first() else { return 0 };
+    let neighbours = located.windows(2).take_while(|pair| {
+        let (one, next) = (&pair[0], &pair[1]);
+        next.segment == first.segment
+            && next.place.offset() >= one.end()
+            && next.place.offset() - one.end() <= MAX_GAP_BYTES
+            && next.end() - first.place.offset() <= MAX_SPAN_BYTES
+    });
+    1 + neighbours.count()
+}
+
+fn verified(bytes: &Bytes, at: usize, ledger: LedgerId, located: &Located) -> Option<StoredEntry> {
+    let stored = record::decode(bytes.get(at..)?, located.segment, located.place.offset())?;
+    let start = at + record::HEADER_BYTES;
+    let end = start + located.place.payload_bytes as usize;
+    let matches = stored.record.ledger == ledger
+        && stored.record.entry == located.entry
+        && stored.record.kind == record::RecordKind::Entry
+        && stored.verifies(bytes.get(start..end)?);
+    matches.then(|| StoredEntry {
+        entry: located.entry,
+        lac: stored.record.lac,
+        payload: bytes.slice(start..end),
+    })
+}

@@ -1,0 +1,465 @@
+//! Opens a log: manifest, footers' directories, and a scan of what a crash left unsealed.
+//!
+//! After a clean close nothing is scanned. What can't be read is listed as [`Damage`]; unless the
+//! settings accept it, the log refuses to open and nothing on the disk is changed. Otherwise what
+//! was lost answers *unknown* or *corrupt*, and ledgers that may have had a fence there take no
+//! ordinary adds any more.
+
+use geminga_proto::env::Env;
+use geminga_proto::id::{LedgerId, SegmentId};
+use geminga_proto::storage::SyncMode;
+
+use super::footer::{self, FooterHeader, Row};
+use super::keeper;
+use super::manifest::{self, Manifest, ManifestError, Sealed, Slot, SlotState};
+use super::record::RecordKind;
+use super::scan::{self, Scan};
+use super::segment::{self, HeaderError};
+use super::state::{Counters, LogState, SealedSegment, Turns, Unsealed};
+use super::table::{Fence, Ledger, LedgerTable};
+use crate::config::Limits;
+use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError};
+use crate::error::{Damage, OpenError};
+
+/// What a start found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenReport {
+    /// How writes are made durable here.
+    pub sync_mode: SyncMode,
+    /// True if there was nothing to replay: the log is new or was closed.
+    pub clean: bool,
+    /// Ledgers known.
+    pub ledgers: u64,
+    /// Sealed segments.
+    pub segments: u64,
+    /// Groups that were read again.
+    pub replayed_groups: u64,
+    /// Entries in them.
+    pub replayed_entries: u64,
+    /// What is lost or damaged, accepted by the settings.
+    pub damage: Vec<Damage>,
+}
+
+/// The parts of a log that is being opened.
+struct Opening<'a> {
+    device: &'a dyn Device,
+    limits: Limits,
+    manifest: Manifest,
+    table: LedgerTable,
+    highest_ledger: LedgerId,
+    limbo_up_to: Option<LedgerId>,
+    /// Directories of readable sealed segments, and the unreadable ones as `None`.
+    sealed: Vec<(Slot, Sealed, Option<Vec<Row>>)>,
+    /// Unsealed segments that can't be read.
+    lost: Vec<(Slot, SegmentId)>,
+    scanned: Vec<(Unsealed, bool)>,
+    report: OpenReport,
+}
+
+/// Opens the log of `instance`. `initialized`: it has had a manifest before.
+pub(crate) fn open(
+    device: &dyn Device,
+    limits: Limits,
+    instance: u64,
+    initialized: bool,
+    accept_damage: bool,
+    env: &Env,
+) -> Result<(LogState, OpenReport), OpenError> {
+    let manifest = load_manifest(device, instance, initialized)?;
+    let limits = fit(device, limits, &manifest)?;
+    let report = OpenReport {
+        sync_mode: device.sync_mode(),
+        clean: true,
+        ledgers: 0,
+        segments: 0,
+        replayed_groups: 0,
+        replayed_entries: 0,
+        damage: Vec::new(),
+    };
+    let mut opening = Opening {
+        device,
+        limits,
+        manifest,
+        table: LedgerTable::default(),
+        highest_ledger: LedgerId(0),
+        limbo_up_to: None,
+        sealed: Vec::new(),
+        lost: Vec::new(),
+        scanned: Vec::new(),
+        report,
+    };
+    opening.read_sealed()?;
+    opening.scan_unsealed()?;
+    if !opening.report.damage.is_empty() && !accept_damage {
+        let directory = device.describe();
+        return Err(OpenError::Damaged { directory, damage: opening.report.damage });
+    }
+    opening.remove_orphans()?;
+    opening.start(env)
+}
+
+fn load_manifest(
+    device: &dyn Device,
+    instance: u64,
+    initialized: bool,
+) -> Result<Manifest, OpenError> {
+    let directory = device.describe();
+    match Manifest::load(device, instance) {
+        Ok(Some(manifest)) => Ok(manifest),
+        Ok(None) if initialized => Err(OpenError::ManifestLost { directory }),
+        Ok(None) => {
+            let full = |error| match error {
+                DeviceError::Full { .. } => OpenError::Full { directory: directory.clone() },
+                other => OpenError::Device(other),
+            };
+            Manifest::reserve(device, 1).map_err(full)?;
+            let mut manifest = Manifest::new(instance);
+            manifest.store(device).map_err(full)?;
+            Ok(manifest)
+        }
+        Err(ManifestError::Damaged) => Err(OpenError::ManifestLost { directory }),
+        Err(ManifestError::Newer(version)) => {
+            Err(OpenError::NewerFormat { what: "manifest", directory, version })
+        }
+        Err(ManifestError::Foreign) => Err(OpenError::ForeignLog { directory }),
+        Err(ManifestError::Device(error)) => Err(OpenError::Device(error)),
+    }
+}
+
+/// Segments are at most a 32nd of what a small disk has.
+fn fit(device: &dyn Device, mut limits: Limits, manifest: &Manifest) -> Result<Limits, OpenError> {
+    let space = device.space()?;
+    let allocated: u64 = manifest.slots.iter().map(|slot| slot.capacity_bytes).sum();
+    let total = space.available_bytes.saturating_add(allocated);
+    let block = BLOCK_BYTES as u64;
+    let share = (total / 32 / block * block).max(limits.least_segment_bytes);
+    limits.segment_bytes = limits.segment_bytes.min(share);
+    limits.first_segment_bytes = limits.first_segment_bytes.min(limits.segment_bytes);
+    Ok(limits)
+}
+
+impl Opening<'_> {
+    /// Reads the directory of every sealed segment.
+    fn read_sealed(&mut self) -> Result<(), OpenError> {
+        for slot in self.manifest.slots.clone() {
+            let SlotState::Sealed(sealed) = slot.state else { continue };
+            self.highest_ledger = self.highest_ledger.max(sealed.highest_ledger);
+            let rows = match self.directory(&slot, &sealed) {
+                Ok(rows) => Some(rows),
+                Err(why) => {
+                    self.lose(&slot, sealed.segment, why, sealed.highest_ledger)?;
+                    None
+                }
+            };
+            if sealed.damaged {
+                self.raise_limbo(sealed.highest_ledger);
+                self.report.damage.push(Damage {
+                    segment: sealed.segment,
+                    file: segment::file_name(slot.number),
+                    what: "parts of it were found damaged after a crash".to_owned(),
+                });
+            }
+            for row in rows.iter().flatten() {
+                self.learn(row);
+            }
+            self.sealed.push((slot, sealed, rows));
+        }
+        // References are kept oldest first.
+        self.sealed.sort_unstable_by_key(|(_, sealed, _)| sealed.segment);
+        Ok(())
+    }
+
+    fn learn(&mut self, row: &Row) {
+        let ledger = self.table.entry(row.ledger).or_insert_with(|| Ledger::new(row.token));
+        ledger.raise_lac(row.lac);
+        if row.fenced {
+            ledger.raise_fence(Fence::Durable);
+        }
+    }
+
+    /// The rows of a sealed segment, or why they can't be had.
+    fn directory(&self, slot: &Slot, sealed: &Sealed) -> Result<Vec<Row>, Loss> {
+        let file = self.device.open(&segment::file_name(slot.number))?;
+        let mut block = AlignedBuffer::new(BLOCK_BYTES);
+        file.read_at(0, block.as_mut_slice())?;
+        segment::check_header(block.as_slice(), sealed.segment, self.manifest.instance)?;
+        let end = sealed.data_end + sealed.footer_bytes();
+        let len = file.len()?;
+        if len < end {
+            return Err(Loss::Lost(format!("it ends at byte {len} and should reach {end}")));
+        }
+        let bytes = footer::directory_bytes(sealed.ledgers);
+        let mut buffer = AlignedBuffer::new(usize::try_from(bytes).unwrap_or(usize::MAX));
+        file.read_at(sealed.data_end, buffer.as_mut_slice())?;
+        let header = FooterHeader::decode(buffer.as_slice(), sealed.segment, sealed.data_end);
+        let matches = |header: &FooterHeader| {
+            (header.ledgers, header.entries, header.data_end)
+                == (sealed.ledgers, sealed.entries, sealed.data_end)
+        };
+        let rows = header.filter(matches).and_then(|header| {
+            header.rows(&buffer.as_slice()[BLOCK_BYTES..], sealed.segment, sealed.data_end)
+        });
+        rows.ok_or_else(|| Loss::Lost("its index is damaged or another segment's".to_owned()))
+    }
+
+    /// Scans what a crash left, newest first: each first group tells where the one before ended.
+    fn scan_unsealed(&mut self) -> Result<(), OpenError> {
+        let mut unsealed: Vec<(SegmentId, Slot)> = self
+            .manifest
+            .slots
+            .iter()
+            .filter_map(|slot| match slot.state {
+                SlotState::Unsealed { segment } => Some((segment, *slot)),
+                SlotState::Free | SlotState::Sealed(_) => None,
+            })
+            .collect();
+        unsealed.sort_unstable_by_key(|(segment, _)| std::cmp::Reverse(*segment));
+        let mut proof = None;
+        let mut scans = Vec::new();
+        for (segment, slot) in unsealed {
+            match self.scan_one(&slot, segment, proof) {
+                Ok((scan, first_follows)) => {
+                    proof = first_follows;
+                    scans.push((slot, segment, scan));
+                }
+                Err(why) => {
+                    proof = None;
+                    self.lose(&slot, segment, why, LedgerId::MAX)?;
+                    self.lost.push((slot, segment));
+                }
+            }
+        }
+        for (slot, segment, scan) in scans.into_iter().rev() {
+            self.replay(&slot, segment, scan);
+        }
+        Ok(())
+    }
+
+    fn scan_one(
+        &self,
+        slot: &Slot,
+        segment: SegmentId,
+        proof: Option<super::group::Link>,
+    ) -> Result<(Scan, Option<super::group::Link>), Loss> {
+        let file = self.device.open(&segment::file_name(slot.number))?;
+        let mut block = AlignedBuffer::new(BLOCK_BYTES);
+        file.read_at(0, block.as_mut_slice())?;
+        segment::check_header(block.as_slice(), segment, self.manifest.instance)?;
+        let len = file.len()?;
+        if len < slot.capacity_bytes {
+            let capacity = slot.capacity_bytes;
+            return Err(Loss::Lost(format!("it ends at byte {len} and should reach {capacity}")));
+        }
+        // A group is at most a full one or the largest record alone, both with their blocks.
+        let largest = u64::from(self.limits.max_group_bytes.max(self.limits.max_entry_bytes));
+        let search = 2 * (largest + 4 * BLOCK_BYTES as u64);
+        let scan = scan::scan(file.as_ref(), segment, slot.capacity_bytes, proof, search)?;
+        let follows = scan::predecessor_of_first(file.as_ref(), segment)?;
+        Ok((scan, follows))
+    }
+
+    /// Takes the records of a scan into memory.
+    fn replay(&mut self, slot: &Slot, segment: SegmentId, scan: Scan) {
+        let mut unsealed = Unsealed::new(segment, slot.number, slot.capacity_bytes);
+        unsealed.tail = scan.data_end;
+        unsealed.last_group = scan.last;
+        self.report.replayed_groups += scan.groups;
+        self.report.clean &= scan.groups == 0 && scan.damaged.is_empty();
+        self.highest_ledger = self.highest_ledger.max(scan.highest_ledger);
+        let mut entries = std::collections::BTreeMap::new();
+        for (stored, offset) in &scan.records {
+            let record = stored.record;
+            self.highest_ledger = self.highest_ledger.max(record.ledger);
+            let known = self.table.entry(record.ledger);
+            let ledger = known.or_insert_with(|| Ledger::new(record.token));
+            ledger.raise_lac(record.lac);
+            unsealed.ledgers.insert(record.ledger);
+            match record.kind {
+                RecordKind::Entry => {
+                    let place = footer::Place::new(*offset, record.payload_bytes);
+                    entries.insert((record.ledger, record.entry), place);
+                    self.report.replayed_entries += 1;
+                }
+                RecordKind::Fence | RecordKind::State { fenced: true } => {
+                    ledger.raise_fence(Fence::Durable);
+                }
+                RecordKind::State { fenced: false } => {}
+            }
+        }
+        unsealed.entries = std::sync::Arc::new(entries);
+        for range in &scan.damaged {
+            self.report.damage.push(Damage {
+                segment,
+                file: segment::file_name(slot.number),
+                what: format!("bytes {} to {} are damaged", range.start, range.end),
+            });
+        }
+        if !scan.damaged.is_empty() {
+            let highest = self.highest_ledger;
+            self.raise_limbo(highest);
+        }
+        self.scanned.push((unsealed, !scan.damaged.is_empty()));
+    }
+
+    fn lose(
+        &mut self,
+        slot: &Slot,
+        segment: SegmentId,
+        why: Loss,
+        highest: LedgerId,
+    ) -> Result<(), OpenError> {
+        let file = segment::file_name(slot.number);
+        let what = match why {
+            Loss::Lost(what) => what,
+            Loss::Newer(version) => {
+                let directory = self.device.describe();
+                return Err(OpenError::NewerFormat { what: "segment", directory, version });
+            }
+        };
+        self.report.clean = false;
+        self.report.damage.push(Damage { segment, file, what });
+        self.raise_limbo(highest);
+        Ok(())
+    }
+
+    fn raise_limbo(&mut self, highest: LedgerId) {
+        self.limbo_up_to = self.limbo_up_to.max(Some(highest));
+    }
+
+    /// Removes segment files that a crash left before the manifest named them, or after it no
+    /// longer did.
+    fn remove_orphans(&self) -> Result<(), OpenError> {
+        for name in self.device.list()? {
+            let named = |slot: &Slot| segment::file_name(slot.number) == name;
+            let is_segment = name.starts_with("segment-") && name.ends_with(".seg");
+            if is_segment && !self.manifest.slots.iter().any(named) {
+                tracing::info!(name, "removing a segment file that the manifest doesn't list");
+                self.device.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals what was scanned, begins a new segment, and hands over the state.
+    fn start(mut self, env: &Env) -> Result<(LogState, OpenReport), OpenError> {
+        let device = self.device;
+        let space = device.space()?;
+        // The last group of all, wherever it was: the chain goes on from there.
+        let mut chain = self.manifest.last_group;
+        for (unsealed, _) in &self.scanned {
+            if unsealed.last_group.sequence > chain.sequence {
+                chain = unsealed.last_group;
+            }
+        }
+        let placeholder = Unsealed::new(SegmentId(0), 0, 0);
+        let mut state = LogState {
+            limits: self.limits,
+            table: std::mem::take(&mut self.table),
+            queue: std::collections::VecDeque::new(),
+            queue_bytes: 0,
+            pending_bytes: 0,
+            unplaced_bytes: 0,
+            active: placeholder,
+            next: None,
+            sealing: std::collections::VecDeque::new(),
+            sealed: std::collections::BTreeMap::new(),
+            manifest: Manifest::new(self.manifest.instance),
+            chain,
+            in_flight: None,
+            unproven: false,
+            highest_ledger: self.highest_ledger,
+            limbo_up_to: self.limbo_up_to,
+            lowest_ledger: None,
+            poisoned: None,
+            closing: false,
+            disk_bytes: 0,
+            allocated_bytes: 0,
+            spare_bytes: 0,
+            no_space: false,
+            wanted_revision: self.manifest.metadata_revision,
+            counters: Counters::default(),
+            turns: Turns::default(),
+        };
+        state.install(self.manifest);
+        state.note_space(space);
+        for (slot, sealed, rows) in &self.sealed {
+            state.attach(slot, sealed, rows.as_deref().unwrap_or_default(), rows.is_some());
+        }
+        for (slot, segment) in &self.lost {
+            state.sealed.insert(*segment, SealedSegment::lost(slot.number));
+        }
+        for (unsealed, damaged) in &self.scanned {
+            let job = state.seal_job(unsealed, *damaged, true);
+            let (manifest, rows) = keeper::seal(device, state.manifest.clone(), &job)?;
+            state.sealed(manifest, unsealed.segment, &rows);
+        }
+        begin(device, &mut state, env)?;
+        self.report.ledgers = state.table.len() as u64;
+        self.report.segments = state.sealed.len() as u64;
+        Ok((state, self.report))
+    }
+}
+
+/// Prepares the first active segment.
+fn begin(device: &dyn Device, state: &mut LogState, env: &Env) -> Result<(), OpenError> {
+    state.note_space(device.space()?);
+    let full = || OpenError::Full { directory: device.describe() };
+    let preparation = state.preparation().ok_or_else(full)?;
+    let manifest = state.manifest.clone();
+    let is_first = manifest.slots.is_empty();
+    let prepared = keeper::prepare(device, manifest, preparation, |file, bytes| {
+        if is_first { keeper::prewrite_first(device, env.clock.as_ref(), file, bytes) } else { Ok(0) }
+    });
+    match prepared {
+        Ok((manifest, active)) => {
+            state.install(manifest);
+            state.active = active;
+            state.note_space(device.space()?);
+            Ok(())
+        }
+        Err(DeviceError::Full { .. }) => Err(full()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl SealedSegment {
+    fn lost(slot: u32) -> Self {
+        Self {
+            slot,
+            data_end: 0,
+            directory_rows: 0,
+            live: 0,
+            live_with_entries: 0,
+            readable: false,
+            damaged: false,
+            highest_ledger: LedgerId::MAX,
+            carrying: false,
+        }
+    }
+}
+
+/// Why a segment can't be used.
+enum Loss {
+    Lost(String),
+    Newer(u16),
+}
+
+impl From<DeviceError> for Loss {
+    fn from(error: DeviceError) -> Self {
+        Self::Lost(error.to_string())
+    }
+}
+
+impl From<HeaderError> for Loss {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::Newer(version) => Self::Newer(version),
+            other => Self::Lost(other.to_string()),
+        }
+    }
+}
+
+/// Names of the manifest's copies, for messages.
+pub(crate) fn manifest_names() -> String {
+    manifest::FILES.join(" and ")
+}

@@ -1,0 +1,243 @@
+//! Reads an unsealed segment after a crash: what is whole, where the log ends, what is damaged.
+//!
+//! A group that isn't whole is the torn end of the log, unless something proves that it had been
+//! durable: an intact group header further on in the segment, or the first group of the next
+//! segment, which names its predecessor. Then it is damage: whatever records in it can still be
+//! recognized are kept (their payloads are checked when they are read), and the segment counts as
+//! damaged, so that nothing it may have held answers *no such entry*. Never panics on any bytes.
+
+use geminga_proto::id::{LedgerId, SegmentId};
+
+use super::group::{self, GroupHeader, Link, fold_digest};
+use super::record::{self, StoredRecord};
+use super::segment::DATA_START;
+use crate::device::{AlignedBuffer, BLOCK_BYTES, DeviceError, DeviceFile, whole_blocks};
+
+/// Blocks are read ahead in pieces of this size.
+const READ_AHEAD_BYTES: usize = 1 << 20;
+
+/// What was found in a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Scan {
+    /// End of the last group that counts.
+    pub data_end: u64,
+    /// The last whole group; the default if there is none.
+    pub last: Link,
+    pub groups: u64,
+    /// Records with their offsets, in log order.
+    pub records: Vec<(StoredRecord, u64)>,
+    /// Ranges that are damaged.
+    pub damaged: Vec<std::ops::Range<u64>>,
+    /// From the last header that was read.
+    pub highest_ledger: LedgerId,
+}
+
+/// Reads `segment` from `file`. `proof` is the last group of this segment as the next segment
+/// names it. `search_bytes` is how far behind a bad group an intact one is looked for: more than
+/// the largest group, as at most one group was in flight.
+pub(crate) fn scan(
+    file: &dyn DeviceFile,
+    segment: SegmentId,
+    capacity_bytes: u64,
+    proof: Option<Link>,
+    search_bytes: u64,
+) -> Result<Scan, DeviceError> {
+    let end = capacity_bytes.min(file.len()?) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+    let mut window = Window { file, start: 0, buffer: AlignedBuffer::default(), end };
+    let proof = proof.filter(|proof| proof.segment == segment);
+    let mut found = Scan {
+        data_end: DATA_START,
+        last: Link::default(),
+        groups: 0,
+        records: Vec::new(),
+        damaged: Vec::new(),
+        highest_ledger: LedgerId(0),
+    };
+    loop {
+        let offset = found.data_end;
+        if let Some(header) = whole_group(&mut window, segment, offset, &mut found.records)?
+            && (found.last.sequence == 0 || header.link.sequence > found.last.sequence)
+        {
+            // Right behind a whole group must come the one that names it. Only what follows a
+            // damaged range names another.
+            let skipped = found.damaged.last().is_some_and(|range| range.end == offset);
+            if found.groups > 0 && !skipped && header.previous != found.last {
+                found.damaged.push(offset..offset);
+            }
+            found.groups += 1;
+            found.last = header.link;
+            found.highest_ledger = header.highest_ledger;
+            found.data_end = offset + header.total_bytes();
+            continue;
+        }
+        let proven = proof.is_some_and(|proof| proof.offset >= offset);
+        let search_end = if proven { end } else { end.min(offset.saturating_add(search_bytes)) };
+        let later = later_group(&mut window, segment, offset, search_end, found.last.sequence)?;
+        let damage_end = match (later, proven) {
+            (Some(later), _) => later,
+            (None, true) => search_end,
+            (None, false) => return Ok(found),
+        };
+        let before = found.records.len();
+        salvage(&mut window, segment, offset..damage_end, &mut found.records)?;
+        found.damaged.push(offset..damage_end);
+        found.data_end = match later {
+            Some(later) => later,
+            // Behind the last group there is nothing to keep but what could be salvaged.
+            None => salvaged_end(&found.records[before..], offset),
+        };
+        if later.is_none() {
+            return Ok(found);
+        }
+    }
+}
+
+/// The group that an unsealed segment's first group follows, if that one is intact.
+pub(crate) fn predecessor_of_first(
+    file: &dyn DeviceFile,
+    segment: SegmentId,
+) -> Result<Option<Link>, DeviceError> {
+    let mut block = AlignedBuffer::new(BLOCK_BYTES);
+    file.read_at(DATA_START, block.as_mut_slice())?;
+    let header = GroupHeader::decode(block.as_slice(), segment, DATA_START);
+    Ok(header.map(|header| header.previous))
+}
+
+fn salvaged_end(records: &[(StoredRecord, u64)], offset: u64) -> u64 {
+    let end = records.last().map_or(offset, |(stored, at)| at + stored.stored_bytes() as u64);
+    end.next_multiple_of(BLOCK_BYTES as u64)
+}
+
+/// Reads the group at `offset` and appends its records, if every byte of it is as written.
+fn whole_group(
+    window: &mut Window<'_>,
+    segment: SegmentId,
+    offset: u64,
+    records: &mut Vec<(StoredRecord, u64)>,
+) -> Result<Option<GroupHeader>, DeviceError> {
+    let Some(block) = window.get(offset, BLOCK_BYTES)? else { return Ok(None) };
+    let Some(header) = GroupHeader::decode(block, segment, offset) else { return Ok(None) };
+    let total = usize::try_from(header.total_bytes()).unwrap_or(usize::MAX);
+    let Some(bytes) = window.get(offset, total)? else { return Ok(None) };
+    let end = group::HEADER_BYTES + header.body_bytes as usize;
+    let before = records.len();
+    let (mut at, mut digest) = (group::HEADER_BYTES, 0);
+    while at < end {
+        let Some(stored) = record::decode(&bytes[at..end], segment, offset + at as u64) else {
+            break;
+        };
+        let payload_end = at + record::HEADER_BYTES + stored.record.payload_bytes as usize;
+        let payload = bytes[..end].get(at + record::HEADER_BYTES..payload_end);
+        if !payload.is_some_and(|payload| stored.verifies(payload)) {
+            break;
+        }
+        digest = fold_digest(digest, stored.payload_crc);
+        records.push((stored, offset + at as u64));
+        at += stored.stored_bytes();
+    }
+    let count = records.len() - before;
+    if at == end && digest == header.digest && count == header.records as usize {
+        Ok(Some(header))
+    } else {
+        records.truncate(before);
+        Ok(None)
+    }
+}
+
+/// Offset of the first intact header behind `offset` that was written after the group that
+/// follows `sequence`: it proves that that one had been durable.
+fn later_group(
+    window: &mut Window<'_>,
+    segment: SegmentId,
+    offset: u64,
+    end: u64,
+    sequence: u64,
+) -> Result<Option<u64>, DeviceError> {
+    let mut at = offset + BLOCK_BYTES as u64;
+    while at < end {
+        let Some(block) = window.get(at, BLOCK_BYTES)? else { return Ok(None) };
+        if let Some(header) = GroupHeader::decode(block, segment, at)
+            && header.link.sequence > sequence
+        {
+            return Ok(Some(at));
+        }
+        at += BLOCK_BYTES as u64;
+    }
+    Ok(None)
+}
+
+/// Recognizes records in a damaged range by their own checksums.
+fn salvage(
+    window: &mut Window<'_>,
+    segment: SegmentId,
+    range: std::ops::Range<u64>,
+    records: &mut Vec<(StoredRecord, u64)>,
+) -> Result<(), DeviceError> {
+    let mut at = range.start;
+    while at + record::HEADER_BYTES as u64 <= range.end {
+        let block = at / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        let inside = usize::try_from(at - block).unwrap_or(0);
+        // A header may reach into the next block.
+        let wanted = whole_blocks(inside + record::HEADER_BYTES);
+        let Some(bytes) = window.get(block, wanted)? else { return Ok(()) };
+        match record::decode(&bytes[inside..], segment, at) {
+            Some(stored) if at + stored.stored_bytes() as u64 <= range.end => {
+                records.push((stored, at));
+                at += stored.stored_bytes() as u64;
+            }
+            _ => at += record::ALIGN_BYTES as u64,
+        }
+    }
+    Ok(())
+}
+
+/// A file seen through a buffer that reads ahead.
+struct Window<'a> {
+    file: &'a dyn DeviceFile,
+    start: u64,
+    buffer: AlignedBuffer,
+    end: u64,
+}
+
+impl Window<'_> {
+    /// `len` bytes at `offset`, both whole blocks; `None` beyond the end.
+    fn get(&mut self, offset: u64, len: usize) -> Result<Option<&[u8]>, DeviceError> {
+        if offset.checked_add(len as u64).is_none_or(|end| end > self.end) {
+            return Ok(None);
+        }
+        let inside = offset >= self.start
+            && offset + len as u64 <= self.start + self.buffer.len() as u64;
+        if !inside {
+            let left = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
+            let mut buffer = AlignedBuffer::new(len.max(READ_AHEAD_BYTES).min(left));
+            self.file.read_at(offset, buffer.as_mut_slice())?;
+            (self.start, self.buffer) = (offset, buffer);
+        }
+        let at = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
+        Ok(self.buffer.as_slice().get(at..at + len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::device::Device;
+    use crate::device::memory::MemoryDevice;
+
+    proptest! {
+        #[test]
+        fn random_segments_never_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 3 * BLOCK_BYTES..=3 * BLOCK_BYTES),
+        ) {
+            let device = MemoryDevice::new(1 << 20);
+            let file = device.create("a").expect("creates");
+            let mut buffer = AlignedBuffer::new(bytes.len());
+            buffer.as_mut_slice().copy_from_slice(&bytes);
+            file.write_at(0, buffer.as_slice()).expect("writes");
+            let found = scan(file.as_ref(), SegmentId(1), 1 << 16, None, 1 << 16).expect("reads");
+            prop_assert_eq!((found.groups, found.data_end), (0, DATA_START));
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! [`BookieService`]: the gRPC face of a [`Bookie`].
+//!
+//! Decodes, calls, encodes; decides nothing. Append and read are streams: answers that are ready
+//! together go out together. Everything is bounded: appends in flight on a stream, reads in
+//! flight, bytes of a message. What makes no sense ends in a status that says why.
+
+use futures_util::{Stream, StreamExt, stream};
+use geminga_proto::PROTOCOL;
+use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken};
+use geminga_proto::payload::Payload;
+use geminga_proto::storage::{
+    AddKind, AppendRequest, BookieError, FenceRequest, ReadRequest, ReadResult,
+};
+use geminga_proto::v1 as pb;
+use geminga_proto::v1::bookie_server::BookieServer;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::bookie::Bookie;
+
+mod append_stream;
+
+use append_stream::AppendStream;
+
+/// Appends of one stream that may wait for their answer; more are not read from the socket.
+const MAX_APPENDS_IN_FLIGHT: usize = 16_384;
+/// Reads of one stream that run at once.
+const MAX_READS_IN_FLIGHT: usize = 16;
+/// Answers go into one message up to this size.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Largest message that is taken, beside one entry of the largest size.
+const MAX_BATCH_BYTES: usize = 16 << 20;
+/// Most ledgers in one hint.
+const MAX_HINTED: usize = 10_000;
+
+const FLAG_RECOVERY: u32 = 1;
+const FLAG_STATE_LOG: u32 = 2;
+
+/// Serves a bookie over gRPC.
+#[derive(Debug, Clone)]
+pub struct BookieService {
+    bookie: Bookie,
+}
+
+impl BookieService {
+    /// A service for `bookie`.
+    #[must_use]
+    pub fn new(bookie: Bookie) -> Self {
+        Self { bookie }
+    }
+
+    /// The server to add to a router, with its message limits.
+    #[must_use]
+    pub fn into_server(self) -> BookieServer<Self> {
+        let largest = self.bookie.config().max_entry_bytes as usize + MAX_BATCH_BYTES;
+        BookieServer::new(self).max_decoding_message_size(largest)
+    }
+}
+
+#[tonic::async_trait]
+impl pb::bookie_server::Bookie for BookieService {
+    type AppendStream = std::pin::Pin<Box<dyn Stream<Item = Result<pb::AppendAnswers, Status>> + Send>>;
+    type ReadStream = std::pin::Pin<Box<dyn Stream<Item = Result<pb::ReadAnswers, Status>> + Send>>;
+
+    async fn handshake(
+        &self,
+        request: Request<pb::BookieHandshakeRequest>,
+    ) -> Result<Response<pb::BookieHandshakeResponse>, Status> {
+        let request = request.into_inner();
+        let identity = self.bookie.identity();
+        let protocol = choose_protocol(request.min_protocol, request.max_protocol)?;
+        if request.cluster_id != identity.cluster.as_str() {
+            return Err(Status::failed_precondition(format!(
+                "this bookie belongs to cluster {}, not to {:?}",
+                identity.cluster,
+                clipped(&request.cluster_id)
+            )));
+        }
+        let expected = request.expected_bookie_id.as_str();
+        if !expected.is_empty() && expected != identity.bookie.as_str() {
+            return Err(Status::failed_precondition(format!(
+                "this is bookie {}, not {:?}",
+                identity.bookie,
+                clipped(expected)
+            )));
+        }
+        Ok(Response::new(pb::BookieHandshakeResponse {
+            protocol,
+            cluster_id: identity.cluster.to_string(),
+            bookie_id: identity.bookie.to_string(),
+        }))
+    }
+
+    async fn append(
+        &self,
+        request: Request<Streaming<pb::AppendBatch>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let requests = request.into_inner();
+        let answers = AppendStream::start(self.bookie.clone(), requests, MAX_APPENDS_IN_FLIGHT);
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn read(
+        &self,
+        request: Request<Streaming<pb::ReadBatch>>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let bookie = self.bookie.clone();
+        let requests = request.into_inner().flat_map(|batch| match batch {
+            Ok(batch) => stream::iter(batch.requests.into_iter().map(Ok).collect::<Vec<_>>()),
+            Err(status) => stream::iter(vec![Err(status)]),
+        });
+        let answers = requests
+            .map(move |request| answer_read(bookie.clone(), request))
+            .buffer_unordered(MAX_READS_IN_FLIGHT)
+            .ready_chunks(MAX_READS_IN_FLIGHT)
+            .flat_map(|ready| stream::iter(coalesce(ready)));
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn fence(
+        &self,
+        request: Request<pb::FenceRequest>,
+    ) -> Result<Response<pb::FenceAnswer>, Status> {
+        let request = request.into_inner();
+        let fenced = self.bookie.fence(FenceRequest {
+            ledger: LedgerId(request.ledger_id),
+            token: LedgerToken(request.token),
+        });
+        let answer = match fenced.await {
+            Ok(lac) => pb::FenceAnswer { status: pb::BookieStatus::Ok.into(), lac: lac.to_wire() },
+            Err(error) => {
+                pb::FenceAnswer { status: status_of(error).into(), lac: Lac::NONE.to_wire() }
+            }
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn delete_hint(
+        &self,
+        request: Request<pb::DeleteHintRequest>,
+    ) -> Result<Response<pb::DeleteHintAnswer>, Status> {
+        let ledgers = request.into_inner().ledger_ids;
+        if ledgers.len() > MAX_HINTED {
+            let text = format!("at most {MAX_HINTED} ledgers fit into one hint");
+            return Err(Status::invalid_argument(text));
+        }
+        let ledgers: Vec<LedgerId> = ledgers.into_iter().map(LedgerId).collect();
+        self.bookie.delete_hint(&ledgers);
+        Ok(Response::new(pb::DeleteHintAnswer {}))
+    }
+
+    async fn info(
+        &self,
+        _request: Request<pb::InfoRequest>,
+    ) -> Result<Response<pb::InfoAnswer>, Status> {
+        let (info, identity) = (self.bookie.info(), self.bookie.identity());
+        Ok(Response::new(pb::InfoAnswer {
+            bookie_id: identity.bookie.to_string(),
+            cluster_id: identity.cluster.to_string(),
+            sync_mode: info.sync_mode.as_str().to_owned(),
+            total_bytes: info.total_bytes,
+            free_bytes: info.free_bytes,
+            writable: info.writable,
+            ledgers: info.ledgers,
+            segments: info.segments,
+        }))
+    }
+}
+
+/// The newest protocol that both sides speak.
+fn choose_protocol(least: u32, most: u32) -> Result<u32, Status> {
+    let chosen = most.min(*PROTOCOL.end());
+    if chosen >= least && PROTOCOL.contains(&chosen) {
+        return Ok(chosen);
+    }
+    Err(Status::failed_precondition(format!(
+        "this bookie speaks protocols {} to {}, the other side {least} to {most}: \
+         use releases that overlap",
+        PROTOCOL.start(),
+        PROTOCOL.end()
+    )))
+}
+
+/// What a peer said, short enough for a message.
+fn clipped(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// An append as the log takes it.
+fn append_request(request: pb::AppendRequest) -> Result<AppendRequest, BookieError> {
+    let kind = match request.flags {
+        0 => AddKind::Ordinary,
+        FLAG_RECOVERY => AddKind::Recovery,
+        FLAG_STATE_LOG => AddKind::StateLog,
+        // A state log's entry that a recovery writes back.
+        flags if flags == FLAG_RECOVERY | FLAG_STATE_LOG => AddKind::Recovery,
+        _ => return Err(BookieError::Invalid),
+    };
+    Ok(AppendRequest {
+        ledger: LedgerId(request.ledger_id),
+        entry: EntryId(request.entry_id),
+        token: LedgerToken(request.token),
+        lac: Lac::from_wire(request.lac),
+        kind,
+        payload: Payload::from(request.payload),
+    })
+}
+
+async fn answer_read(
+    bookie: Bookie,
+    request: Result<pb::ReadRequest, Status>,
+) -> Result<pb::ReadAnswer, Status> {
+    let request = request?;
+    let read = bookie.read(ReadRequest {
+        ledger: LedgerId(request.ledger_id),
+        first: EntryId(request.first_entry_id),
+        max_entries: request.max_entries,
+        max_bytes: request.max_bytes,
+        fence: request.fence.then_some(LedgerToken(request.token)),
+    });
+    Ok(read_answer(request.request_id, read.await))
+}
+
+fn read_answer(request_id: u64, read: ReadResult) -> pb::ReadAnswer {
+    let (status, entries) = match read {
+        Ok(entries) => (pb::BookieStatus::Ok, entries),
+        Err(error) => (status_of(error), Vec::new()),
+    };
+    let entries = entries.into_iter().map(|entry| pb::StoredEntry {
+        entry_id: entry.entry.0,
+        lac: entry.lac.to_wire(),
+        payload: entry.payload,
+    });
+    pb::ReadAnswer { request_id, status: status.into(), entries: entries.collect() }
+}
+
+/// Puts answers that are ready together into as few messages as their size allows.
+fn coalesce(ready: Vec<Result<pb::ReadAnswer, Status>>) -> Vec<Result<pb::ReadAnswers, Status>> {
+    let mut messages: Vec<Result<pb::ReadAnswers, Status>> = Vec::new();
+    let mut bytes = 0;
+    for answer in ready {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(status) => {
+                messages.push(Err(status));
+                continue;
+            }
+        };
+        let size: usize = answer.entries.iter().map(|entry| entry.payload.len() + 32).sum();
+        match messages.last_mut() {
+            Some(Ok(last)) if bytes + size <= MAX_ANSWER_BYTES => {
+                bytes += size;
+                last.answers.push(answer);
+            }
+            _ => {
+                bytes = size;
+                messages.push(Ok(pb::ReadAnswers { answers: vec![answer] }));
+            }
+        }
+    }
+    messages
+}
+
+/// The wire's name of an error.
+fn status_of(error: BookieError) -> pb::BookieStatus {
+    match error {
+        BookieError::Fenced => pb::BookieStatus::FencedLedger,
+        BookieError::WrongToken => pb::BookieStatus::WrongToken,
+        BookieError::DiskFull => pb::BookieStatus::DiskFull,
+        BookieError::ReadOnly => pb::BookieStatus::ReadOnly,
+        BookieError::NoSuchEntry => pb::BookieStatus::NoSuchEntry,
+        BookieError::UnknownEntry => pb::BookieStatus::UnknownEntry,
+        BookieError::CorruptEntry => pb::BookieStatus::CorruptEntry,
+        BookieError::TooLarge => pb::BookieStatus::TooLarge,
+        BookieError::Overloaded => pb::BookieStatus::Overloaded,
+        BookieError::Invalid => pb::BookieStatus::Invalid,
+        // A bookie never answers that it doesn't answer; were it to, its outcome is not definite.
+        BookieError::Io | BookieError::Unreachable => pb::BookieStatus::IoError,
+    }
+}
+
+
+#[cfg(test)]
+mod tests;
