@@ -114,7 +114,13 @@ pub async fn commit(
             Err(error) => return Err(unknown.unwrap_or(error)),
         }
     }
-    Err(unknown.unwrap_or(last))
+    let Some(unknown) = unknown else { return Err(last) };
+    // The last answers were lost, but the record may show that one of the copies was applied.
+    // (If it doesn't, one may still be on its way.)
+    match settle(store, witness, compared, Revision(0)).await {
+        Ok(Some(applied @ TxnOutcome::Applied(_))) => Ok(applied),
+        _ => Err(unknown),
+    }
 }
 
 /// Which revision of the witness the transaction compares; `None`: that it is absent.
@@ -241,8 +247,8 @@ where
                 return Ok(Some(Stored { key: key.to_owned(), record, nonce, revision }));
             }
             Ok(TxnOutcome::Conflict(_)) => {}
-            // The record is read again; what is found there may contain this attempt.
-            Err(StoreError::Unknown(_)) => maybe_applied = true,
+            // Once more: what is read then may contain this attempt.
+            Err(StoreError::Unknown(_)) if !maybe_applied => maybe_applied = true,
             Err(error) if maybe_applied => {
                 tracing::warn!(key, %error, "a record could not be settled after a lost answer");
                 return Err(UpdateError::Store(lost()));

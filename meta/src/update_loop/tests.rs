@@ -73,6 +73,15 @@ async fn an_update_is_made_once_though_requests_and_answers_are_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_update_none_of_whose_answers_arrives_is_found_in_the_record() {
+    let (store, env) = (store(), env(1));
+    store.faults().next_txns(vec![Fault::AnswerLost; 100]);
+    let updated = increment(&store, &env).await.expect("made").expect("stored");
+    assert_eq!((updated.record.next, stored(&store).await), (1, Some(1)));
+    assert_eq!(store.revision(), Revision(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn rivals_make_it_read_and_decide_anew() {
     let store = Arc::new(store());
     let tasks = (0..6).map(|seed| {
