@@ -1,6 +1,10 @@
 //! How a ledger reaches bookies. Implementations: in-process (standalone), gRPC (cluster) and
 //! fault-injecting (tests).
 
+#[cfg(any(test, feature = "harness"))]
+pub mod faulty;
+pub mod grpc;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -12,7 +16,8 @@ use geminga_proto::storage::{
 };
 
 /// Hears what came of appends. One per open ledger; called from the transport's own task or
-/// thread, once per append, in any order.
+/// thread, once per append, in any order, and never under a lock that
+/// [`BookieTransport::append`] takes.
 pub trait AppendSink: Send + Sync + Debug + 'static {
     /// `bookie` has answered the append of `entry`. Must not block.
     fn append_done(&self, bookie: &BookieId, entry: EntryId, result: AppendResult);

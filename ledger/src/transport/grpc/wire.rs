@@ -1,0 +1,104 @@
+//! Between `proto::storage` and the messages of `bookie.proto`. Pure functions; what a peer sends
+//! that makes no sense is an unknown outcome.
+
+use geminga_proto::id::{EntryId, Lac};
+use geminga_proto::storage::{
+    AddKind, AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest,
+    ReadResult, StoredEntry, SyncMode,
+};
+use geminga_proto::v1;
+
+const FLAG_RECOVERY: u32 = 1;
+const FLAG_STATE_LOG: u32 = 2;
+
+pub(super) fn append(request_id: u64, request: AppendRequest) -> v1::AppendRequest {
+    v1::AppendRequest {
+        request_id,
+        ledger_id: request.ledger.0,
+        entry_id: request.entry.0,
+        token: request.token.0,
+        lac: request.lac.to_wire(),
+        flags: match request.kind {
+            AddKind::Ordinary => 0,
+            AddKind::Recovery => FLAG_RECOVERY,
+            AddKind::StateLog => FLAG_STATE_LOG,
+        },
+        payload: request.payload.into_bytes(),
+    }
+}
+
+pub(super) fn read(request_id: u64, request: ReadRequest) -> v1::ReadRequest {
+    v1::ReadRequest {
+        request_id,
+        ledger_id: request.ledger.0,
+        first_entry_id: request.first.0,
+        max_entries: request.max_entries,
+        max_bytes: request.max_bytes,
+        fence: request.fence.is_some(),
+        token: request.fence.map_or(0, |token| token.0),
+    }
+}
+
+pub(super) fn fence(request: FenceRequest) -> v1::FenceRequest {
+    v1::FenceRequest { ledger_id: request.ledger.0, token: request.token.0 }
+}
+
+/// A status; one that this build doesn't know says nothing about the outcome.
+pub(super) fn status(status: i32) -> Result<(), BookieError> {
+    match v1::BookieStatus::try_from(status) {
+        Ok(v1::BookieStatus::Ok) => Ok(()),
+        Ok(v1::BookieStatus::FencedLedger) => Err(BookieError::Fenced),
+        Ok(v1::BookieStatus::WrongToken) => Err(BookieError::WrongToken),
+        Ok(v1::BookieStatus::DiskFull) => Err(BookieError::DiskFull),
+        Ok(v1::BookieStatus::ReadOnly) => Err(BookieError::ReadOnly),
+        Ok(v1::BookieStatus::NoSuchEntry) => Err(BookieError::NoSuchEntry),
+        Ok(v1::BookieStatus::UnknownEntry) => Err(BookieError::UnknownEntry),
+        Ok(v1::BookieStatus::CorruptEntry) => Err(BookieError::CorruptEntry),
+        Ok(v1::BookieStatus::TooLarge) => Err(BookieError::TooLarge),
+        Ok(v1::BookieStatus::Overloaded) => Err(BookieError::Overloaded),
+        Ok(v1::BookieStatus::IoError) => Err(BookieError::Io),
+        Ok(v1::BookieStatus::Invalid) => Err(BookieError::Invalid),
+        Ok(v1::BookieStatus::Unspecified) | Err(_) => Err(BookieError::Unreachable),
+    }
+}
+
+pub(super) fn read_answer(answer: v1::ReadAnswer) -> ReadResult {
+    status(answer.status)?;
+    let stored = |entry: v1::StoredEntry| StoredEntry {
+        entry: EntryId(entry.entry_id),
+        lac: Lac::from_wire(entry.lac),
+        payload: entry.payload,
+    };
+    Ok(answer.entries.into_iter().map(stored).collect())
+}
+
+pub(super) fn fence_answer(answer: &v1::FenceAnswer) -> FenceResult {
+    status(answer.status)?;
+    Ok(Lac::from_wire(answer.lac))
+}
+
+pub(super) fn info(answer: &v1::InfoAnswer) -> Result<BookieInfo, BookieError> {
+    let modes = [SyncMode::DirectDsync, SyncMode::Fdatasync];
+    let sync_mode = modes.into_iter().find(|mode| mode.as_str() == answer.sync_mode);
+    Ok(BookieInfo {
+        sync_mode: sync_mode.ok_or(BookieError::Invalid)?,
+        total_bytes: answer.total_bytes,
+        free_bytes: answer.free_bytes,
+        writable: answer.writable,
+        ledgers: answer.ledgers,
+        segments: answer.segments,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_is_not_known_is_an_unknown_outcome() {
+        assert_eq!(status(v1::BookieStatus::Ok as i32), Ok(()));
+        assert_eq!(status(0), Err(BookieError::Unreachable));
+        assert_eq!(status(4_711), Err(BookieError::Unreachable));
+        assert_eq!(status(-1), Err(BookieError::Unreachable));
+    }
+}
