@@ -5,3 +5,5 @@
 //! bookie crate.
 
 pub mod core;
+#[cfg(test)]
+mod testing;

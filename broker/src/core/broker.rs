@@ -262,3 +262,6 @@ impl Broker {
 fn already_there() -> TopicError {
     unavailable("it exists already")
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,9 +105,8 @@ pub fn state_log_error(error: StateLogError) -> TopicError {
     match error {
         StateLogError::Fenced => TopicError::Fenced,
         StateLogError::Corrupt(why) => TopicError::Corrupt(why),
-        StateLogError::Unavailable(_)
-        | StateLogError::Closed
-        | StateLogError::NoSuchCursor(_)
-        | StateLogError::Exists(_) => unavailable(error),
+        StateLogError::Unavailable(_) | StateLogError::Closed | StateLogError::Exists(_) => {
+            unavailable(error)
+        }
     }
 }
