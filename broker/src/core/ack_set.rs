@@ -177,22 +177,27 @@ impl AckSet {
         bytes
     }
 
-    /// The set in pieces that are small enough for a record each; none if it is empty.
+    /// The first non-empty piece after `after`: pieces are small enough for a record each.
+    #[must_use]
+    pub fn next_piece(&self, after: Option<PieceKey>) -> Option<(PieceKey, AckSetPiece)> {
+        let from = after.map_or(0, |key| (key.0 + 1) << PIECE_BITS);
+        let first = self.next_member(from)?;
+        let key = PieceKey(first >> PIECE_BITS);
+        let (high, low) = split(key.0 << PIECE_BITS);
+        let (_, bitmap) = self.set.bitmaps().find(|(found, _)| *found == high)?;
+        let mut part = RoaringBitmap::new();
+        let mut members = bitmap.range(low..=low | ((1 << PIECE_BITS) - 1));
+        while let Some(run) = members.next_range() {
+            part.insert_range(run);
+        }
+        part.optimize();
+        Some((key, AckSetPiece { high, part }))
+    }
+
+    /// The set in pieces; none if it is empty.
     pub fn pieces(&self) -> impl Iterator<Item = AckSetPiece> + '_ {
-        self.set.bitmaps().flat_map(|(high, bitmap)| {
-            let last = bitmap.max().map_or(0, |max| max >> PIECE_BITS);
-            let first = bitmap.min().map_or(0, |min| min >> PIECE_BITS);
-            (first..=last).filter_map(move |piece| {
-                let from = piece << PIECE_BITS;
-                let mut part = RoaringBitmap::new();
-                let mut members = bitmap.range(from..=from | ((1 << PIECE_BITS) - 1));
-                while let Some(run) = members.next_range() {
-                    part.insert_range(run);
-                }
-                part.optimize();
-                (!part.is_empty()).then_some(AckSetPiece { high, part })
-            })
-        })
+        let next = |(key, _): &(PieceKey, AckSetPiece)| self.next_piece(Some(*key));
+        std::iter::successors(self.next_piece(None), next).map(|(_, piece)| piece)
     }
 
     /// Adds the members of a piece.
@@ -202,6 +207,10 @@ impl AckSet {
         self.count = self.set.len();
     }
 }
+
+/// Which part of the indexes a piece covers: their bits above the lowest 22.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PieceKey(u64);
 
 /// A part of an [`AckSet`].
 #[derive(Debug, Clone, PartialEq)]

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use geminga_proto::id::{MessageIndex, Position};
 
-use crate::core::ack_set::{AckSet, IndexRange, prefix_bits};
+use crate::core::ack_set::{AckSet, AckSetPiece, IndexRange, prefix_bits};
 
 /// Where an entry is and which messages it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,6 +144,13 @@ impl CursorState {
                 }
             }
         }
+    }
+
+    /// Adds a piece of the set, as a snapshot has it.
+    pub fn merge(&mut self, piece: AckSetPiece) {
+        self.acked.merge(piece);
+        self.next_unacked = MessageIndex(self.acked.next_gap(self.next_unacked.0));
+        self.acked.remove_below(self.next_unacked.0);
     }
 
     /// Adds what isn't acknowledged yet of a range; answers how many messages that is.

@@ -522,6 +522,12 @@ impl Dispatcher {
         self.read_from
     }
 
+    /// The lowest entry that may still be read, to be handed out or again.
+    #[must_use]
+    pub fn lowest_read(&self) -> Position {
+        self.in_flight.first_replay().map_or(self.read_from, |replay| replay.min(self.read_from))
+    }
+
     /// Messages that consumers hold unacknowledged.
     #[must_use]
     pub fn unacked_messages(&self) -> u64 {

@@ -355,6 +355,13 @@ impl Subscription {
         self.durable
     }
 
+    /// The lowest entry that may still be read: the next new one, or one to be handed out again.
+    /// What consumers hold and may give back is not counted.
+    #[must_use]
+    pub fn read_from(&self) -> Position {
+        self.dispatcher.lowest_read()
+    }
+
     /// What is acknowledged, durable or not yet.
     #[must_use]
     pub fn cursor(&self) -> &CursorState {
