@@ -399,7 +399,11 @@ impl Dispatcher {
         let delivery = Delivery {
             position: entry.span.position,
             redelivery_count,
-            acked_indexes: if whole { bytes::Bytes::new() } else { cursor.acked_indexes(&entry.span) },
+            acked_indexes: if whole {
+                bytes::Bytes::new()
+            } else {
+                cursor.acked_indexes(&entry.span)
+            },
             messages: unacked,
             payload: entry.payload.clone(),
             permit: entry.permit.clone(),

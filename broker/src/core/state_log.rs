@@ -280,7 +280,8 @@ impl StateLog {
     /// # Errors
     /// [`StateLogError`] if the log failed or was closed.
     pub async fn room_for(&self, ack: &Ack) -> Result<Room, StateLogError> {
-        let bitmaps = ack.positions.iter().map(|named| named.acked_indexes.len() * BITMAP_BYTE_BYTES);
+        let bitmaps =
+            ack.positions.iter().map(|named| named.acked_indexes.len() * BITMAP_BYTE_BYTES);
         let positions = ack.positions.len() * POSITION_BYTES;
         self.acquire(CHANGE_BYTES + positions + bitmaps.sum::<usize>()).await
     }
@@ -321,8 +322,7 @@ impl StateLog {
         done: Done,
     ) -> Result<CursorId, StateLogError> {
         let pending = Pending { done, _room: room };
-        self.shared
-            .drive(Driver::Caller, |engine, fx| engine.create(topic, name, at, pending, fx))
+        self.shared.drive(Driver::Caller, |engine, fx| engine.create(topic, name, at, pending, fx))
     }
 
     /// Removes a subscription. Removing one that isn't there succeeds.

@@ -132,9 +132,9 @@ fn check(cursor: &Cursor, model: &BTreeSet<u64>, spans: &[EntrySpan]) {
     // The frontier never passes an unacknowledged message, and names a true entry boundary.
     let frontier = cursor.frontier();
     assert!(frontier.index.0 <= first_unacked);
-    let known = spans.iter().any(|span| {
-        frontier == Frontier::at(span) || frontier == Frontier::after(span)
-    });
+    let known = spans
+        .iter()
+        .any(|span| frontier == Frontier::at(span) || frontier == Frontier::after(span));
     assert!(known, "{frontier:?}");
 }
 

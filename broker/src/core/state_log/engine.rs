@@ -374,12 +374,7 @@ impl<T> Engine<T> {
     }
 
     /// A ledger has ended under its owner.
-    pub fn failed(
-        &mut self,
-        ledger: LedgerId,
-        failure: &WriterFailure,
-        fx: &mut Vec<Effect<T>>,
-    ) {
+    pub fn failed(&mut self, ledger: LedgerId, failure: &WriterFailure, fx: &mut Vec<Effect<T>>) {
         if self.ended.is_some() {
             return;
         }

@@ -20,8 +20,7 @@ use super::engine::Engine;
 use super::keeper::Keeper;
 use super::record::decode_entry;
 use super::{
-    CursorId, Driver, KeeperGuard, Observer, Shared, State, StateLog, StateLogConfig,
-    StateLogError,
+    CursorId, Driver, KeeperGuard, Observer, Shared, State, StateLog, StateLogConfig, StateLogError,
 };
 
 /// How often somebody else may be faster before the bundle is called unavailable.
@@ -101,10 +100,7 @@ struct Replayed {
 }
 
 /// Fences what the record lists and reads it.
-async fn replay(
-    ledgers: &LedgerStore,
-    record: &BundleRecord,
-) -> Result<Replayed, StateLogError> {
+async fn replay(ledgers: &LedgerStore, record: &BundleRecord) -> Result<Replayed, StateLogError> {
     let from = record.snapshot;
     let mut replay = Replay::new(from.is_some());
     let mut bytes = 0;
@@ -127,7 +123,10 @@ async fn replay(
         while next <= last {
             let entries = reader.read(next, READ_ENTRIES, READ_BYTES).await.map_err(unavailable)?;
             if entries.first().is_none_or(|entry| entry.entry != next) {
-                return Err(unavailable(format!("entry {next} of ledger {} is missing", ledger.id)));
+                return Err(unavailable(format!(
+                    "entry {next} of ledger {} is missing",
+                    ledger.id
+                )));
             }
             for entry in entries {
                 let at = |why: &dyn std::fmt::Display| {

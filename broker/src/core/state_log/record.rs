@@ -24,15 +24,35 @@ pub(super) const MAX_RANGES: usize = 16 * 1024;
 /// One record.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Record {
-    Create { id: CursorId, topic: TopicIncarnation, name: Arc<str>, at: Frontier },
-    Delete { id: CursorId },
-    DeleteTopic { topic: TopicIncarnation },
-    Change { id: CursorId, change: CursorChange },
+    Create {
+        id: CursorId,
+        topic: TopicIncarnation,
+        name: Arc<str>,
+        at: Frontier,
+    },
+    Delete {
+        id: CursorId,
+    },
+    DeleteTopic {
+        topic: TopicIncarnation,
+    },
+    Change {
+        id: CursorId,
+        change: CursorChange,
+    },
     /// A snapshot round begins: what follows up to its end rebuilds every cursor.
-    SnapshotBegin { round: u64, next_id: CursorId },
+    SnapshotBegin {
+        round: u64,
+        next_id: CursorId,
+    },
     SnapshotCursor(SnapshotCursor),
-    SnapshotPiece { id: CursorId, piece: AckSetPiece },
-    SnapshotEnd { round: u64 },
+    SnapshotPiece {
+        id: CursorId,
+        piece: AckSetPiece,
+    },
+    SnapshotEnd {
+        round: u64,
+    },
 }
 
 /// A cursor without the set of messages acknowledged out of order.
@@ -243,7 +263,11 @@ impl<'a> Reader<'a> {
             value |= bits << shift;
             if byte & 0x80 == 0 {
                 // The shortest form only: a record has exactly one encoding.
-                return if byte == 0 && shift > 0 { malformed("a number is padded") } else { Ok(value) };
+                return if byte == 0 && shift > 0 {
+                    malformed("a number is padded")
+                } else {
+                    Ok(value)
+                };
             }
         }
         malformed("a number is too long")

@@ -90,4 +90,3 @@ pub struct StateLogNumbers {
     /// Why nothing becomes durable at present.
     pub stalled: Option<StallReason>,
 }
-

@@ -81,7 +81,8 @@ fn at(entry: u64) -> Position {
 }
 
 fn ack_of(positions: &[Position]) -> Ack {
-    let named = |position: &Position| AckPosition { position: *position, acked_indexes: Bytes::new() };
+    let named =
+        |position: &Position| AckPosition { position: *position, acked_indexes: Bytes::new() };
     Ack { request_id: 0, cumulative: false, positions: positions.iter().map(named).collect() }
 }
 
@@ -115,7 +116,12 @@ fn entries(delivered: &[(ConsumerKey, Delivery)]) -> Vec<u64> {
     delivered.iter().map(|(_, delivery)| delivery.position.entry.0).collect()
 }
 
-fn flow(topic: &Topic, sub: &mut Subscription, key: ConsumerKey, messages: u32) -> Vec<(ConsumerKey, Delivery)> {
+fn flow(
+    topic: &Topic,
+    sub: &mut Subscription,
+    key: ConsumerKey,
+    messages: u32,
+) -> Vec<(ConsumerKey, Delivery)> {
     let mut out = Vec::new();
     sub.flow(key, messages, 1_000_000, &mut out);
     run(topic, sub, out)
@@ -265,7 +271,8 @@ fn the_lowest_priority_value_is_served_first_and_round_robin_within_it() {
     sub.flow(b, 3, 1000, &mut out);
     sub.flow(low, 9, 1000, &mut out);
     let delivered = run(&topic, &mut sub, out);
-    let of = |key| entries(&delivered.iter().filter(|(to, _)| *to == key).cloned().collect::<Vec<_>>());
+    let of =
+        |key| entries(&delivered.iter().filter(|(to, _)| *to == key).cloned().collect::<Vec<_>>());
     assert_eq!(of(a).len(), 2);
     assert_eq!(of(b).len(), 3);
     assert!(of(low).iter().all(|entry| *entry >= 5), "{:?}", of(low));
@@ -351,8 +358,10 @@ fn a_receipt_waits_until_what_it_depends_on_is_durable() {
     // The same again: nothing changes, yet its receipt may not come before the first is durable.
     sub.ack(key, &ack, &[], &mut out).expect("known");
     let receipt = ReceiptFor { consumer: key, request_id: 7 };
-    let [Command::Persist { change: Some(_), seq: first, receipt: Some(one) },
-        Command::Persist { change: None, seq: second, receipt: Some(two) }] = &out[..]
+    let [
+        Command::Persist { change: Some(_), seq: first, receipt: Some(one) },
+        Command::Persist { change: None, seq: second, receipt: Some(two) },
+    ] = &out[..]
     else {
         panic!("{out:?}")
     };

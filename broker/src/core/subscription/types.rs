@@ -124,4 +124,3 @@ pub struct ConsumerNumbers {
     /// Bytes handed to it.
     pub delivered_bytes: u64,
 }
-

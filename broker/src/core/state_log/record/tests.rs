@@ -41,19 +41,23 @@ fn record() -> impl Strategy<Value = Record> {
     let topic = || number().prop_map(TopicIncarnation);
     let name = || "[a-zä-ö/]{1,40}".prop_map(Arc::<str>::from);
     prop_oneof![
-        (id(), topic(), name(), frontier())
-            .prop_map(|(id, topic, name, at)| Record::Create { id, topic, name, at }),
+        (id(), topic(), name(), frontier()).prop_map(|(id, topic, name, at)| Record::Create {
+            id,
+            topic,
+            name,
+            at
+        }),
         id().prop_map(|id| Record::Delete { id }),
         topic().prop_map(|topic| Record::DeleteTopic { topic }),
         (id(), delta())
             .prop_map(|(id, delta)| Record::Change { id, change: CursorChange::Ack(delta) }),
-        (id(), frontier()).prop_map(|(id, to)| {
-            Record::Change { id, change: CursorChange::Reset(to) }
-        }),
+        (id(), frontier())
+            .prop_map(|(id, to)| { Record::Change { id, change: CursorChange::Reset(to) } }),
         (number(), id()).prop_map(|(round, next_id)| Record::SnapshotBegin { round, next_id }),
         (id(), topic(), name(), frontier(), 0_u64..1000).prop_map(
             |(id, topic, name, frontier, ahead)| {
-                let next_unacked = MessageIndex((frontier.index.0 + ahead).min(MessageIndex::MAX.0));
+                let next_unacked =
+                    MessageIndex((frontier.index.0 + ahead).min(MessageIndex::MAX.0));
                 let cursor = SnapshotCursor { id, topic, name, frontier, next_unacked };
                 Record::SnapshotCursor(cursor)
             }
@@ -122,7 +126,8 @@ proptest! {
 
 #[test]
 fn golden_bytes() {
-    let at = Frontier { index: MessageIndex(300), position: Position::new(LedgerId(7), EntryId(2)) };
+    let at =
+        Frontier { index: MessageIndex(300), position: Position::new(LedgerId(7), EntryId(2)) };
     let delta = CursorDelta {
         frontier: Some(at),
         upto: Some(MessageIndex(301)),
@@ -150,15 +155,31 @@ fn golden_bytes() {
     ];
     let hex: String = encode(&records).iter().map(|byte| format!("{byte:02x}")).collect();
     let golden = concat!(
-        "47534c01", "5905dc04",
-        "0101", "09", "03737562", "ac020702",
-        "0401", "03", "ac020702", "ad02", "02", "ec0402", "0d01",
-        "0501", "ac020702",
+        "47534c01",
+        "5905dc04",
+        "0101",
+        "09",
+        "03737562",
+        "ac020702",
+        "0401",
+        "03",
+        "ac020702",
+        "ad02",
+        "02",
+        "ec0402",
+        "0d01",
+        "0501",
+        "ac020702",
         "0201",
         "0309",
         "060102",
-        "0701", "09", "03737562", "ac020702", "ad02",
-        "0801", "13000000003b3000000100000300010005000300",
+        "0701",
+        "09",
+        "03737562",
+        "ac020702",
+        "ad02",
+        "0801",
+        "13000000003b3000000100000300010005000300",
         "0901",
     );
     assert_eq!(hex, golden);

@@ -17,16 +17,29 @@ use crate::core::state_log::{CursorId, StateLogConfig, StateLogError};
 
 #[derive(Debug, Clone)]
 enum Event {
-    Create { topic: u64, name: u8 },
+    Create {
+        topic: u64,
+        name: u8,
+    },
     Delete(usize),
     DeleteTopic(u64),
-    Ack { cursor: usize, start: u64, len: u64, upto: bool },
-    Reset { cursor: usize, to: u64 },
+    Ack {
+        cursor: usize,
+        start: u64,
+        len: u64,
+        upto: bool,
+    },
+    Reset {
+        cursor: usize,
+        to: u64,
+    },
     Barrier,
     /// The entry in flight is durable.
     Confirm,
     /// The ledger fails; the entry in flight is in it or not.
-    Fail { stored: bool },
+    Fail {
+        stored: bool,
+    },
     /// The keeper does what is to be done.
     Keep,
 }
@@ -324,15 +337,13 @@ fn a_fence_leaves_everything_pending_unknown_and_ends_the_log() {
     let mut fx = Vec::new();
     world.engine.failed(world.current, &WriterFailure::Fenced, &mut fx);
     let fenced = StateLogError::Fenced;
-    let expected = [Effect::Complete(vec![1, 2], Err(fenced.clone())), Effect::Ended(fenced.clone())];
+    let expected =
+        [Effect::Complete(vec![1, 2], Err(fenced.clone())), Effect::Ended(fenced.clone())];
     assert_eq!(fx, expected);
     fx.clear();
     world.engine.change(CursorId(1), None, 3, &mut fx);
     assert_eq!(fx, [Effect::Complete(vec![3], Err(fenced.clone()))]);
-    assert_eq!(
-        world.engine.create(TopicIncarnation(1), "x", frontier(0), 4, &mut fx),
-        Err(fenced)
-    );
+    assert_eq!(world.engine.create(TopicIncarnation(1), "x", frontier(0), 4, &mut fx), Err(fenced));
     assert_eq!(world.engine.task(), None);
 }
 

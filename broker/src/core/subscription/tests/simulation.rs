@@ -6,18 +6,43 @@ use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone)]
 enum Event {
-    Publish { messages: u32, bytes: usize, roll: bool, tail: bool },
-    Add { priority: i32 },
+    Publish {
+        messages: u32,
+        bytes: usize,
+        roll: bool,
+        tail: bool,
+    },
+    Add {
+        priority: i32,
+    },
     Remove(usize),
-    Flow { consumer: usize, messages: u32, bytes: u64 },
+    Flow {
+        consumer: usize,
+        messages: u32,
+        bytes: u64,
+    },
     /// Acknowledges the n-th entry that somebody holds; whole, or one message.
-    Ack { held: usize, index: Option<u32> },
-    Cumulative { held: usize },
-    Redeliver { consumer: usize, all: bool, held: usize },
+    Ack {
+        held: usize,
+        index: Option<u32>,
+    },
+    Cumulative {
+        held: usize,
+    },
+    Redeliver {
+        consumer: usize,
+        all: bool,
+        held: usize,
+    },
     /// Answers the outstanding read: in part, wholly, or with a failure.
-    Read { entries: usize, fail: bool },
+    Read {
+        entries: usize,
+        fail: bool,
+    },
     StaleRead,
-    Reset { entry: usize },
+    Reset {
+        entry: usize,
+    },
     Persisted,
 }
 
