@@ -64,7 +64,10 @@ macro_rules! number_id {
             fn from_str(text: &str) -> Result<Self, IdError> {
                 match text.parse::<u64>() {
                     Ok(value) if value <= Self::MAX.0 => Ok(Self(value)),
-                    _ => Err(IdError::NotANumber { what: $what, text: text.chars().take(80).collect() }),
+                    _ => {
+                        let text = text.chars().take(80).collect();
+                        Err(IdError::NotANumber { what: $what, text })
+                    }
                 }
             }
         }

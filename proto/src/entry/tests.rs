@@ -1,3 +1,5 @@
+//! The entry layout against hostile bytes, and its golden form.
+
 use super::*;
 use proptest::prelude::*;
 

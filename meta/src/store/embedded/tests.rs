@@ -324,7 +324,10 @@ fn open_faulty(dir: &TempDir, plan: &Arc<Plan>) -> EmbeddedStore {
 
 async fn assert_poisoned(store: &EmbeddedStore, watch: &mut Box<dyn Watch>) {
     let later = store.txn(Txn::default().put("b", "1")).await;
-    let says = |error: &StoreError| matches!(error, StoreError::Unavailable(why) if why.contains("restart"));
+    let says = |error: &StoreError| {
+        let StoreError::Unavailable(why) = error else { return false };
+        why.contains("restart")
+    };
     assert!(later.as_ref().is_err_and(says), "{later:?}");
     assert!(store.get("a").await.as_ref().is_err_and(says));
     assert!(store.grant_lease(Duration::from_secs(1)).await.is_err());
