@@ -266,7 +266,7 @@ fn set_bit(bytes: &mut [u8], bit: u64) {
 #[must_use]
 pub fn prefix_bits(count: u32) -> Bytes {
     let mut bytes = vec![0xff_u8; (count / 8) as usize];
-    if count % 8 != 0 {
+    if !count.is_multiple_of(8) {
         bytes.push((1 << (count % 8)) - 1);
     }
     bytes.into()

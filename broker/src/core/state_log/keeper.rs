@@ -15,7 +15,7 @@ use geminga_ledger::writer::LedgerWriter;
 use geminga_meta::record::{BundleRecord, Stored};
 use geminga_proto::id::{LedgerId, Position};
 
-use super::engine::Task;
+use super::engine::{Engine, Task};
 use super::open::{create, load, recover_error, replace, unavailable};
 use super::{Driver, Observer, Shared, StateLogError};
 
@@ -143,7 +143,7 @@ impl Keeper {
             Err(CreateError::Conflict) => {
                 return Err(Failure::Later("the bundle's record was changed".to_owned()));
             }
-            Err(error) => return Err(unavailable(error).into()),
+            Err(error) => return Err(unavailable(&error).into()),
         };
         let ledger = writer.id();
         log.state.lock().next = Some(writer);
@@ -169,10 +169,10 @@ impl Keeper {
                 Err(error @ DeleteError::Conflict) => {
                     return Err(Failure::Later(error.to_string()));
                 }
-                Err(DeleteError::Metadata(error)) => return Err(unavailable(error).into()),
+                Err(DeleteError::Metadata(error)) => return Err(unavailable(&error).into()),
             }
         }
-        self.log.drive(Driver::Log, |engine, fx| engine.trimmed(fx));
+        self.log.drive(Driver::Log, Engine::trimmed);
         Ok(())
     }
 

@@ -29,7 +29,7 @@ const MAX_ATTEMPTS: u32 = 5;
 const READ_ENTRIES: u32 = 256;
 const READ_BYTES: u64 = 4 * 1024 * 1024;
 
-pub(super) fn unavailable(why: impl ToString) -> StateLogError {
+pub(super) fn unavailable(why: &(impl ToString + ?Sized)) -> StateLogError {
     StateLogError::Unavailable(why.to_string())
 }
 
@@ -51,7 +51,7 @@ pub(super) async fn load(
 ) -> Result<Option<Stored<BundleRecord>>, StateLogError> {
     match read(meta, &keys::bundle(bundle)).await {
         Ok(stored) => Ok(stored),
-        Err(ReadError::Store(error)) => Err(unavailable(error)),
+        Err(ReadError::Store(error)) => Err(unavailable(&error)),
         Err(error @ ReadError::Record { .. }) => Err(StateLogError::Corrupt(error.to_string())),
     }
 }
@@ -115,15 +115,15 @@ async fn replay(ledgers: &LedgerStore, record: &BundleRecord) -> Result<Replayed
         let reader = ledgers.open(ledger.id).await.map_err(|error| match error {
             OpenError::Damaged { .. } => StateLogError::Corrupt(error.to_string()),
             OpenError::NotFound(_) | OpenError::NotClosed(_) | OpenError::Metadata { .. } => {
-                unavailable(error)
+                unavailable(&error)
             }
         })?;
         let first = from.filter(|at| at.ledger == ledger.id).map_or(EntryId(0), |at| at.entry);
         let mut next = first;
         while next <= last {
-            let entries = reader.read(next, READ_ENTRIES, READ_BYTES).await.map_err(unavailable)?;
+            let entries = reader.read(next, READ_ENTRIES, READ_BYTES).await.map_err(|error| unavailable(&error))?;
             if entries.first().is_none_or(|entry| entry.entry != next) {
-                return Err(unavailable(format!(
+                return Err(unavailable(&format!(
                     "entry {next} of ledger {} is missing",
                     ledger.id
                 )));
@@ -179,7 +179,7 @@ pub(super) async fn open(
         let writer = match created {
             Ok(writer) => writer,
             Err(CreateError::Conflict) => continue,
-            Err(error) => return Err(unavailable(error)),
+            Err(error) => return Err(unavailable(&error)),
         };
         let stored = match load(&*meta, &bundle).await? {
             Some(stored) if stored.record.epoch == epoch => stored,
