@@ -49,28 +49,25 @@ pub fn length(tree: &Tree) -> Vec<Violation> {
 fn wide_lines(file: &SourceFile, broken: &mut Vec<Violation>) {
     for (index, line) in file.text.lines().enumerate() {
         let columns = line.chars().count();
-        // A table in a header can't be broken, and neither can an address or a text. A text that
-        // goes on over several lines is on this one with what it has here.
-        let table = line.trim_start().starts_with("//! |");
-        let address = line.contains("://");
-        let text: usize = file
-            .scanned
-            .literals
-            .iter()
-            .filter(|literal| literal.line == index + 1)
-            .map(|literal| literal.text.lines().next().unwrap_or_default().chars().count())
-            .max()
-            .unwrap_or(0);
-        let inside = file.scanned.literals.iter().any(|literal| {
-            let last = literal.line + literal.text.matches('\n').count();
-            (literal.line + 1..=last).contains(&(index + 1))
-        });
-        let unbreakable = table || address || inside || columns.saturating_sub(text) <= MAX_COLUMNS;
-        if columns > MAX_COLUMNS && !unbreakable {
+        if columns > MAX_COLUMNS && !is_unbreakable(file, index + 1, line, columns) {
             let what = format!("{columns} columns, at most {MAX_COLUMNS} are allowed");
             broken.push(Violation::new(file, index + 1, what));
         }
     }
+}
+
+/// A table in a header can't be broken, and neither can an address or a long text.
+fn is_unbreakable(file: &SourceFile, number: usize, line: &str, columns: usize) -> bool {
+    if line.trim_start().starts_with("//! |") || line.contains("://") {
+        return true;
+    }
+    file.scanned.literals.iter().any(|literal| {
+        let last = literal.line + literal.text.matches('\n').count();
+        // The part of the text on its first line; the lines after that are text alone.
+        let first = literal.text.lines().next().unwrap_or_default().chars().count();
+        let excused = literal.line == number && columns.saturating_sub(first) <= MAX_COLUMNS;
+        excused || (literal.line + 1..=last).contains(&number)
+    })
 }
 
 /// Functions that are allowed, but longer than they should be.
