@@ -370,7 +370,7 @@ async fn a_disk_that_fills_up_in_a_commit_loses_nothing_and_never_claims_success
     };
     let honest = matches!(refused, StoreError::Full(_) | StoreError::Unknown(_));
     assert!(honest && answered < 10, "{refused:?} after {answered}");
-    watch.next().await.expect("the first change");
+    // It may have seen some of the changes, or none, before it was lost.
     while watch.next().await.is_ok() {}
     assert_poisoned(&store, &mut watch).await;
     drop(store);
