@@ -19,8 +19,8 @@ use geminga_proto::topic_name::TopicName;
 
 use crate::core::admin::AdminError;
 use crate::core::api::{
-    ConsumerSink, Lookup, OpenProducer, OpenProducerError, ProducerOpened, ProducerSink,
-    Subscribe, SubscribeError, TopicError,
+    ConsumerSink, Lookup, OpenProducer, OpenProducerError, ProducerOpened, ProducerSink, Subscribe,
+    SubscribeError, TopicError,
 };
 use crate::core::budget::ByteBudget;
 use crate::core::bundle::Bundle;
@@ -94,9 +94,7 @@ impl Broker {
             let (Some(namespaces), Some(topics)) = (ended.0.upgrade(), ended.1.upgrade()) else {
                 return;
             };
-            for bundle in namespaces.all().iter().flat_map(|name| name.take_bundles()) {
-                keeper::end_bundle(&topics, &bundle, &TopicError::NotOwner);
-            }
+            keeper::give_up(&topics, &namespaces, &TopicError::NotOwner);
         };
         let ownership = Ownership::start(&context, lease_lost).await?;
         let stopping = AtomicBool::new(false);

@@ -4,8 +4,8 @@
 //! Invariant: the state log is fenced, recovered and replayed before any topic of the bundle
 //! loads. A state log that can't be opened makes the bundle unavailable, never empty.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use geminga_meta::bundle::BundleId;
 use parking_lot::Mutex;
@@ -24,6 +24,7 @@ pub struct Bundle {
     pub log: StateLog,
     /// Set once: no topic of it may be served any more.
     ended: AtomicBool,
+    ownership: Weak<Ownership>,
 }
 
 impl Bundle {
@@ -33,9 +34,21 @@ impl Bundle {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// It is owned no more.
-    pub fn end(&self) {
-        self.ended.store(true, Ordering::Release);
+    /// It is owned no more. Answers false if that was known already.
+    pub fn end(&self) -> bool {
+        !self.ended.swap(true, Ordering::AcqRel)
+    }
+
+    /// Asks the metadata whether another broker owns it. False also if that can't be told.
+    pub async fn is_lost(&self) -> bool {
+        let Some(ownership) = self.ownership.upgrade() else { return true };
+        match ownership.owner(&self.id).await {
+            Ok(owner) => owner != Lookup::Here,
+            Err(error) => {
+                tracing::warn!(bundle = %self.id, %error, "the owner can't be looked up");
+                false
+            }
+        }
     }
 }
 
@@ -70,7 +83,7 @@ impl BundleSlot {
         &self,
         id: &BundleId,
         context: &Arc<Context>,
-        ownership: &Ownership,
+        ownership: &Arc<Ownership>,
         acquired: OnAcquired<'_>,
     ) -> Result<Arc<Bundle>, TopicError> {
         if let Some(bundle) = self.owned() {
@@ -92,7 +105,9 @@ impl BundleSlot {
         )
         .await
         .map_err(state_log_error)?;
-        let bundle = Arc::new(Bundle { id: id.clone(), log, ended: AtomicBool::new(false) });
+        let ended = AtomicBool::new(false);
+        let ownership = Arc::downgrade(ownership);
+        let bundle = Arc::new(Bundle { id: id.clone(), log, ended, ownership });
         *self.owned.lock() = Some(Arc::clone(&bundle));
         tracing::info!(bundle = %id, "bundle acquired");
         acquired(&bundle);

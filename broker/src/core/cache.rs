@@ -182,6 +182,16 @@ impl TailCache {
         out
     }
 
+    /// True if the entry is cached.
+    #[must_use]
+    pub fn contains(&self, ledger: LedgerId, entry: EntryId) -> bool {
+        let inner = self.inner.lock();
+        inner.runs.get(&ledger).is_some_and(|run| {
+            let skip = entry.0.checked_sub(run.first);
+            skip.is_some_and(|skip| skip < run.slots.len() as u64)
+        })
+    }
+
     /// Forgets the entries of `ledger` before `end`: everybody has read them.
     pub fn forget_before(&self, ledger: LedgerId, end: EntryId) {
         let mut gone = Vec::new();

@@ -104,8 +104,7 @@ impl Namespaces {
     /// Follows the metadata's namespaces from now on.
     #[must_use]
     pub fn start(context: &Arc<Context>) -> Arc<Self> {
-        let namespaces =
-            Arc::new(Self { context: Arc::clone(context), known: Mutex::default() });
+        let namespaces = Arc::new(Self { context: Arc::clone(context), known: Mutex::default() });
         context.runtime.spawn(follow(Arc::downgrade(&namespaces)));
         namespaces
     }

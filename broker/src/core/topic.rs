@@ -162,10 +162,8 @@ impl Topic {
         let number = state.producers.add(open, Arc::clone(&name), Arc::clone(&sink), now_ms);
         drop(state);
         context.metrics.producers.inc();
-        let opened = ProducerOpened {
-            name: name.to_string(),
-            credit_bytes: config.producer_credit_bytes,
-        };
+        let opened =
+            ProducerOpened { name: name.to_string(), credit_bytes: config.producer_credit_bytes };
         Ok((Producer::new(topic, number, id, sink), opened))
     }
 
@@ -238,15 +236,12 @@ impl Topic {
         self.maintain(&mut state, now);
     }
 
-    /// Sends receipts for what is confirmed, fills the cache and wakes subscriptions.
+    /// Sends receipts for what is confirmed, wakes subscriptions and fills the cache.
     fn confirm_up_to(&self, state: &mut State, ledger: LedgerId, lac: EntryId) {
         let State { log, producers, subscriptions, traffic, .. } = state;
         let wanted = subscriptions.has_consumers();
-        let at_once = wanted
-            && subscriptions.slots.values().any(|slot| slot.subscription.wants_tail());
-        let mut cached = Vec::new();
-        let mut spans = Vec::new();
         let (mut messages, mut bytes, mut stored_bytes, mut entries) = (0_u64, 0_u64, 0_u64, 0);
+        let mut fresh = Vec::new();
         let mut last = None;
         for (entry, pending) in log.queue.confirm(lac) {
             let position = Position::new(ledger, entry);
@@ -255,16 +250,11 @@ impl Topic {
             bytes += u64::from(pending.entry_bytes);
             entries += 1;
             last = Some(position);
-            if !wanted {
-                continue;
+            if wanted {
+                stored_bytes += pending.payload.len() as u64;
+                let PendingEntry { first_index, messages, payload, permit, .. } = pending;
+                fresh.push((entry, CachedEntry { payload, first_index, messages }, permit));
             }
-            let PendingEntry { first_index, messages, payload, permit, .. } = pending;
-            if at_once {
-                stored_bytes += payload.len() as u64;
-                let span = EntrySpan { position, first_index, messages };
-                spans.push((span, payload.clone()));
-            }
-            cached.push((entry, CachedEntry { payload, first_index, messages }, permit));
         }
         let Some(last) = last else { return };
         log.last_confirmed = Some(last);
@@ -275,26 +265,53 @@ impl Topic {
         metrics.messages_in.inc_by(messages);
         metrics.bytes_in.inc_by(bytes);
         metrics.entries_in.inc_by(entries);
-        if !cached.is_empty() {
-            self.context.cache.insert(ledger, cached);
-        }
-        // Without room in the egress budget, the subscriptions read when there is some.
-        let permit = if spans.is_empty() {
-            None
-        } else {
-            self.context.budget.try_acquire_egress(stored_bytes)
-        };
-        let ready: Vec<ReadyEntry> = match permit {
-            None => Vec::new(),
-            Some(permit) => {
-                let permit = EntryPermit::from(permit);
-                let ready = |(span, payload)| ReadyEntry { span, payload, permit: permit.clone() };
-                spans.into_iter().map(ready).collect()
-            }
-        };
-        self.wake(state, &ready);
+        let at_once =
+            wanted && subscriptions.slots.values().any(|slot| slot.subscription.wants_tail());
+        // Without room in the egress budget, subscriptions read when there is some.
+        let room = at_once.then(|| self.context.budget.try_acquire_egress(stored_bytes)).flatten();
+        let ready = room.map(|mut room| {
+            let ready = |(entry, cached, _): &(EntryId, CachedEntry, BytePermit)| ReadyEntry {
+                span: EntrySpan {
+                    position: Position::new(ledger, *entry),
+                    first_index: cached.first_index,
+                    messages: cached.messages,
+                },
+                permit: EntryPermit::from(room.split(cached.payload.len() as u64)),
+                payload: cached.payload.clone(),
+            };
+            fresh.iter().map(ready).collect::<Vec<_>>()
+        });
+        self.wake(state, &ready.unwrap_or_default());
+        self.cache_unread(state, ledger, fresh);
         if matches!(state.status, Status::Draining(..)) && state.log.queue.is_empty() {
             self.close_clients(state);
+        }
+    }
+
+    /// Keeps what some consumer has still to read, and lets go of what all have read.
+    fn cache_unread(
+        &self,
+        state: &mut State,
+        ledger: LedgerId,
+        mut fresh: Vec<(EntryId, CachedEntry, BytePermit)>,
+    ) {
+        let State { log, subscriptions, .. } = state;
+        if let Some(lowest) = subscriptions.lowest_read() {
+            fresh.retain(|(entry, ..)| Position::new(ledger, *entry) >= lowest);
+            if let (Some(first), Some(last)) = (fresh.first(), fresh.last()) {
+                log.cached(ledger, first.0, last.0);
+                self.context.cache.insert(ledger, fresh);
+            }
+        }
+        self.forget_read(log, subscriptions);
+    }
+
+    /// Lets the cache go of what all consumers have read.
+    fn forget_read(&self, log: &mut Log, subscriptions: &Subscriptions) {
+        if log.has_cached()
+            && let Some((ledger, end)) = log.forget_cached(subscriptions.lowest_read())
+        {
+            self.context.cache.forget_before(ledger, end);
         }
     }
 
@@ -358,8 +375,17 @@ impl Topic {
         self.context.metrics.topics_failed.inc();
         self.close_state(&mut state, error);
         drop(state);
-        if let (Some(map), Some(me)) = (self.map.upgrade(), self.me.upgrade()) {
-            map.remove(&me);
+        let (Some(map), Some(me)) = (self.map.upgrade(), self.me.upgrade()) else { return };
+        map.remove(&me);
+        if *error == TopicError::Fenced {
+            // Whoever took the topic over has probably taken the bundle: a zombie that only
+            // loaded its topics again would take them back and forth.
+            let bundle = Arc::clone(&self.bundle);
+            self.context.runtime.spawn(async move {
+                if bundle.is_lost().await {
+                    map.end_bundle(&bundle, &TopicError::NotOwner);
+                }
+            });
         }
     }
 

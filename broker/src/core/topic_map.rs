@@ -1,8 +1,8 @@
 //! [`TopicMap`]: the loaded topics, each loaded once for all who ask, and never twice at a time.
 //!
 //! Who loads, unloads or deletes a topic holds its slot's lock meanwhile; everybody else who
-//! wants it waits there and finds the outcome. The map's own lock is held for moments, and no
-//! other lock is taken under it.
+//! wants it waits there and finds the outcome. The map's own lock is held for moments; only a
+//! slot's is taken under it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use geminga_proto::topic_name::TopicName;
 use parking_lot::Mutex;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::core::api::TopicError;
+use crate::core::bundle::Bundle;
 use crate::core::metrics::Metrics;
 use crate::core::topic::Topic;
 
@@ -59,6 +61,13 @@ impl TopicMap {
     pub fn all(&self) -> Vec<Arc<Topic>> {
         let slots: Vec<_> = self.slots.lock().values().cloned().collect();
         slots.iter().filter_map(|slot| slot.topic.lock().clone()).collect()
+    }
+
+    /// Gives up a bundle and all its topics.
+    pub fn end_bundle(&self, bundle: &Arc<Bundle>, error: &TopicError) {
+        bundle.end();
+        let lost = self.all().into_iter().filter(|topic| Arc::ptr_eq(&topic.bundle, bundle));
+        lost.for_each(|topic| topic.fail(error));
     }
 
     /// Waits for the right to load, unload or delete the topic.

@@ -12,6 +12,7 @@ use super::{Broker, Inner};
 use crate::core::api::TopicError;
 use crate::core::bundle::{Bundle, state_log_error};
 use crate::core::context::unavailable;
+use crate::core::namespace::Namespaces;
 use crate::core::topic::{Retired, Topic};
 use crate::core::topic_map::TopicMap;
 
@@ -23,9 +24,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Looks after topics until the broker is gone.
 pub async fn run(broker: Weak<Inner>) {
     loop {
-        let Some(interval) = broker.upgrade().map(|inner| {
-            inner.context.config.housekeeping_interval
-        }) else {
+        let Some(interval) =
+            broker.upgrade().map(|inner| inner.context.config.housekeeping_interval)
+        else {
             return;
         };
         tokio::time::sleep(interval).await;
@@ -72,13 +73,6 @@ pub async fn close(topics: &TopicMap, topic: &Arc<Topic>, error: TopicError) {
     topics.remove(topic);
 }
 
-/// Gives up a bundle and all its topics.
-pub fn end_bundle(topics: &TopicMap, bundle: &Arc<Bundle>, error: &TopicError) {
-    bundle.end();
-    let lost = topics.all().into_iter().filter(|topic| Arc::ptr_eq(&topic.bundle, bundle));
-    lost.for_each(|topic| topic.fail(error));
-}
-
 /// Waits until a bundle's state log ends; without it no topic of the bundle can be served.
 pub async fn watch_bundle(topics: Weak<TopicMap>, bundle: Arc<Bundle>) {
     let why = bundle.log.ended().await;
@@ -87,8 +81,21 @@ pub async fn watch_bundle(topics: Weak<TopicMap>, bundle: Arc<Bundle>) {
     }
     tracing::error!(bundle = %bundle.id, error = %why, "the state log has ended");
     match topics.upgrade() {
-        Some(topics) => end_bundle(&topics, &bundle, &state_log_error(why)),
-        None => bundle.end(),
+        Some(topics) => topics.end_bundle(&bundle, &state_log_error(why)),
+        None => drop(bundle.end()),
+    }
+}
+
+/// Gives up bundles that another broker may own by now. Their state logs are closed; if they are
+/// fenced, there is nothing to close.
+pub fn give_up(topics: &TopicMap, namespaces: &Namespaces, error: &TopicError) {
+    for bundle in namespaces.all().iter().flat_map(|namespace| namespace.take_bundles()) {
+        topics.end_bundle(&bundle, error);
+        tokio::spawn(async move {
+            if let Err(error) = bundle.log.close().await {
+                tracing::debug!(bundle = %bundle.id, %error, "the state log could not be closed");
+            }
+        });
     }
 }
 

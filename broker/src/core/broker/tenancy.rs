@@ -9,7 +9,7 @@ use geminga_meta::update_loop::{
 };
 use geminga_proto::topic_name::{NamespaceName, TenantName};
 
-use super::{Broker, keeper};
+use super::Broker;
 use crate::core::admin::{AdminError, NamespaceInfo, NamespacePolicies};
 use crate::core::api::TopicError;
 
@@ -297,7 +297,7 @@ impl Broker {
         let deleted = TopicError::NamespaceNotFound(name.to_string());
         if let Some(namespace) = self.inner.namespaces.forget(name) {
             for bundle in namespace.take_bundles() {
-                keeper::end_bundle(&self.inner.topics, &bundle, &deleted);
+                self.inner.topics.end_bundle(&bundle, &deleted);
             }
         }
         Ok(())

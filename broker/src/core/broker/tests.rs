@@ -468,10 +468,7 @@ async fn an_idle_topic_leaves_the_memory_and_comes_back_whole() {
     let (first, ear) = producer(&broker, "orders").await;
     publish(&broker, &first, 0, &texts("m", 3)).await;
     ear.until("receipts", |heard| heard.receipts.len() == 3).await;
-    broker
-        .create_subscription(&topic("orders"), "work", ResetTo::Earliest)
-        .await
-        .expect("creates");
+    broker.create_subscription(&topic("orders"), "work", ResetTo::Earliest).await.expect("creates");
     drop(first);
     assert_eq!(broker.stats().topics, 1);
     cluster.clock.advance(Duration::from_secs(600));
@@ -523,11 +520,9 @@ async fn a_cursor_is_moved_and_its_consumers_come_back_to_it() {
     ack(&worker, 1, &held).await;
     ear.until("the ack receipt", |heard| heard.acked.len() == 1).await;
     let name = topic("orders");
-    for (to, expected) in [
-        (ResetTo::Position(held[4]), 2),
-        (ResetTo::Latest, 0),
-        (ResetTo::Earliest, 6),
-    ] {
+    for (to, expected) in
+        [(ResetTo::Position(held[4]), 2), (ResetTo::Latest, 0), (ResetTo::Earliest, 6)]
+    {
         broker.reset_subscription(&name, "work", to).await.expect("moves");
         let subscriptions = broker.list_subscriptions(&name).await.expect("loaded");
         assert_eq!(subscriptions[0].1.msg_backlog, expected, "{to:?}");
@@ -593,18 +588,27 @@ async fn namespaces_and_tenants_are_created_listed_and_deleted_when_empty() {
     assert_eq!(broker.list_tenants().await, Ok(vec!["public".to_owned()]));
     broker.create_tenant("acme").await.expect("new");
     let name = "acme/prod".parse().expect("valid");
-    broker.create_namespace(&name, crate::core::admin::NamespacePolicies::default(), Some(2)).await.expect("new");
+    broker
+        .create_namespace(&name, crate::core::admin::NamespacePolicies::default(), Some(2))
+        .await
+        .expect("new");
     assert_eq!(broker.list_namespaces("acme").await, Ok(vec![name.clone()]));
     let busy = AdminError::TenantNotEmpty("acme".to_owned());
     assert_eq!(broker.delete_tenant("acme").await, Err(busy));
-    broker.update_namespace_policies(&name, |policies| policies.retention_ms = Some(5)).await.expect("there");
+    broker
+        .update_namespace_policies(&name, |policies| policies.retention_ms = Some(5))
+        .await
+        .expect("there");
     let info = broker.namespace(&name).await.expect("there");
     assert_eq!((info.policies.retention_ms, info.bundle_bounds.len()), (Some(5), 2));
     let missing = broker.open_producer(open("nobody/nowhere/t"), Arc::<Ear>::default()).await.err();
     let none = TopicError::NamespaceNotFound("nobody/nowhere".to_owned());
     assert_eq!(missing, Some(OpenProducerError::Topic(none)));
     let (producer, _) = producer(&broker, "acme/prod/t").await;
-    assert_eq!(broker.delete_namespace(&name).await, Err(AdminError::NamespaceNotEmpty(name.to_string())));
+    assert_eq!(
+        broker.delete_namespace(&name).await,
+        Err(AdminError::NamespaceNotEmpty(name.to_string()))
+    );
     drop(producer);
     broker.delete_topic(&topic("acme/prod/t"), false).await.expect("unused");
     broker.delete_namespace(&name).await.expect("empty");

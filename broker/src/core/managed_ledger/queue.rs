@@ -266,7 +266,9 @@ mod tests {
         append(&mut queue, 0..3);
         let stamps: Vec<u64> = queue
             .confirm(EntryId(2))
-            .map(|(_, entry)| split_stored(&entry.payload.into_bytes()).expect("valid").0.timestamp_ms)
+            .map(|(_, entry)| {
+                split_stored(&entry.payload.into_bytes()).expect("valid").0.timestamp_ms
+            })
             .collect();
         assert_eq!(stamps, [50, 60, 60]);
     }

@@ -174,11 +174,7 @@ impl Topic {
     ///
     /// # Errors
     /// [`AdminError::SubscriptionExists`], or why the topic can't be used.
-    pub async fn create_subscription(
-        &self,
-        name: &str,
-        from: ResetTo,
-    ) -> Result<(), AdminError> {
+    pub async fn create_subscription(&self, name: &str, from: ResetTo) -> Result<(), AdminError> {
         check_subscription(name)?;
         let span = self.span_of(from).await?;
         let room = self.room(0).await?;
@@ -219,12 +215,7 @@ impl Topic {
         Ok(joined.map_err(unavailable)??)
     }
 
-    fn subscription_created(
-        &self,
-        name: &str,
-        cursor: CursorId,
-        result: &Result<(), TopicError>,
-    ) {
+    fn subscription_created(&self, name: &str, cursor: CursorId, result: &Result<(), TopicError>) {
         let mut state = self.state.lock();
         let slots = &mut state.subscriptions.slots;
         let Some(slot) = slots.get_mut(name).filter(|slot| slot.cursor == cursor) else { return };
@@ -254,6 +245,7 @@ impl Topic {
             slot.consumers.shrink_to_fit();
         }
         self.execute(log, slot, traffic, &mut commands, None);
+        self.forget_read(log, subscriptions);
         self.context.metrics.consumers.dec();
     }
 
@@ -266,6 +258,7 @@ impl Topic {
         let mut commands = Vec::new();
         slot.subscription.flow(consumer.key, messages, bytes, &mut commands);
         self.execute(log, slot, traffic, &mut commands, None);
+        self.forget_read(log, subscriptions);
     }
 
     /// Hands entries out again.
@@ -472,5 +465,4 @@ impl Topic {
             backlog_messages: slot.subscription.backlog_messages(),
         }
     }
-
 }

@@ -3,21 +3,27 @@
 //! A crash in between leaves a topic that can be deleted again: first the state log forgets the
 //! cursors, so that nothing is left behind that belongs to no topic.
 
+use std::time::Duration;
+
 use geminga_ledger::error::DeleteError;
 use geminga_meta::keys;
 use geminga_meta::store::{Compare, Txn, TxnOutcome};
-use geminga_proto::id::LedgerId;
+use geminga_proto::id::{LedgerId, ManagedLedgerId};
 
 use crate::core::admin::AdminError;
 use crate::core::api::TopicError;
 use crate::core::bundle::state_log_error;
 use crate::core::context::unavailable;
+use crate::core::topic::Topic;
+use crate::core::topic::load::load_ledgers;
 use crate::core::topic::maintenance::JobError;
 use crate::core::topic::report::Users;
-use crate::core::topic::Topic;
 
 /// Ledgers deleted in one transaction.
 const AT_ONCE: usize = 32;
+/// How long a job that was begun before may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(2);
 
 impl From<JobError> for AdminError {
     fn from(error: JobError) -> Self {
@@ -35,7 +41,21 @@ impl Topic {
     /// [`AdminError::TopicInUse`] unless forced, or why it can't be deleted; then some of its data
     /// may be gone, and the topic has closed.
     pub async fn delete(&self, force: bool) -> Result<(), AdminError> {
-        let users = self.users();
+        let id = self.close_for_deletion(force)?;
+        let deleted = self.delete_records(id).await;
+        if let Some(map) = self.map.upgrade()
+            && let Some(me) = self.me.upgrade()
+        {
+            map.remove(&me);
+        }
+        deleted
+    }
+
+    /// Nobody waits for what is under way: it goes with the topic.
+    fn close_for_deletion(&self, force: bool) -> Result<ManagedLedgerId, AdminError> {
+        let mut state = self.state.lock();
+        Self::refusal(&state)?;
+        let users = Self::users(&state);
         if !force && users != Users::default() {
             let Users { producers, consumers, subscriptions } = users;
             let users = format!(
@@ -43,19 +63,20 @@ impl Topic {
             );
             return Err(AdminError::TopicInUse { topic: self.name.to_string(), users });
         }
-        // Nobody waits for what is under way: it goes with the topic.
-        if let Some(drained) = self.drain(TopicError::Deleted) {
-            // An error means that the topic gave up; what is open is deleted anyway.
-            let _ = drained.await;
+        self.close_state(&mut state, &TopicError::Deleted);
+        Ok(state.log.ledgers.id)
+    }
+
+    async fn delete_records(&self, id: ManagedLedgerId) -> Result<(), AdminError> {
+        let started = self.context.env.clock.monotonic();
+        while self.state.lock().maintaining {
+            if self.context.env.clock.monotonic().saturating_sub(started) > PATIENCE {
+                return Err(unavailable("a ledger of it is being opened or closed").into());
+            }
+            tokio::time::sleep(POLL).await;
         }
         self.forget_cursors().await?;
-        let deleted = self.delete_ledgers().await;
-        if let Some(map) = self.map.upgrade()
-            && let Some(me) = self.me.upgrade()
-        {
-            map.remove(&me);
-        }
-        deleted
+        self.delete_ledgers(id).await
     }
 
     async fn forget_cursors(&self) -> Result<(), AdminError> {
@@ -70,15 +91,15 @@ impl Topic {
         Ok(())
     }
 
-    async fn delete_ledgers(&self) -> Result<(), AdminError> {
+    async fn delete_ledgers(&self, id: ManagedLedgerId) -> Result<(), AdminError> {
         let context = &self.context;
-        while self.state.lock().log.ledgers.list.len() > AT_ONCE {
-            let mut ledgers = self.plan().await?;
+        // Read again: a job that ended after the topic had closed may have changed them.
+        let mut ledgers = load_ledgers(context, id).await.map_err(TopicError::from)?;
+        while ledgers.list.len() > AT_ONCE {
             let gone = ledgers.trim(AT_ONCE);
             self.write(&mut ledgers, &gone).await?;
-            self.state.lock().log.ledgers = ledgers;
+            self.see_revision(&mut ledgers).await?;
         }
-        let ledgers = self.plan().await?;
         let closed = ledgers.list.iter().map(|ledger| ledger.ledger);
         let rest: Vec<LedgerId> = closed.chain(ledgers.open.iter().copied()).collect();
         let key = keys::topic(&self.name);

@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use geminga_proto::id::ConsumerId;
+use geminga_proto::id::{ConsumerId, EntryId, Position};
 
 use crate::core::api::{AckError, ConsumerSink};
-use crate::core::bundle::state_log_error;
-use crate::core::cursor::{CursorChange, EntrySpan};
 use crate::core::budget::EntryPermit;
+use crate::core::bundle::state_log_error;
+use crate::core::cache::CachedEntry;
+use crate::core::cursor::{CursorChange, EntrySpan};
 use crate::core::dispatch::{EntryRun, ReadRequest, ReadTarget, ReadyEntry};
 use crate::core::state_log::{Done, Room};
 use crate::core::subscription::{ChangeSeq, Command, ReceiptFor};
@@ -88,11 +89,11 @@ impl Topic {
             ReadTarget::From(from) => (*from, u32::MAX),
             ReadTarget::Runs(runs) => {
                 let EntryRun { ledger, first, entries } = *runs.first()?;
-                (geminga_proto::id::Position::new(ledger, first), entries)
+                (Position::new(ledger, first), entries)
             }
         };
         let place = log.locate(from)?;
-        if let Some(ahead) = slot.take_ahead(place.first, request) {
+        if let Some(ahead) = self.take_ahead(log, slot, place.first, request) {
             return Some(ahead);
         }
         let limit = u64::from(limit.min(request.max_entries)).min(place.entries);
@@ -103,16 +104,16 @@ impl Topic {
             return None;
         }
         let bytes = found.iter().map(|(_, cached)| cached.payload.len() as u64).sum();
-        let permit = EntryPermit::from(self.context.budget.try_acquire_egress(bytes)?);
+        let mut room = self.context.budget.try_acquire_egress(bytes)?;
         self.context.metrics.cache_hits.inc_by(found.len() as u64);
-        let ready = |(entry, cached): (_, crate::core::cache::CachedEntry)| ReadyEntry {
+        let ready = |(entry, cached): (EntryId, CachedEntry)| ReadyEntry {
             span: EntrySpan {
-                position: geminga_proto::id::Position::new(ledger, entry),
+                position: Position::new(ledger, entry),
                 first_index: cached.first_index,
                 messages: cached.messages,
             },
+            permit: EntryPermit::from(room.split(cached.payload.len() as u64)),
             payload: cached.payload,
-            permit: permit.clone(),
         };
         Some(found.into_iter().map(ready).collect())
     }

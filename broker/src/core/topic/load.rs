@@ -65,7 +65,7 @@ pub struct Home {
 }
 
 /// Why loading has to start over, or can't go on.
-enum LoadError {
+pub(super) enum LoadError {
     /// Somebody else changed a record.
     Again(String),
     /// It can't be used.
@@ -80,6 +80,15 @@ impl From<JobError> for LoadError {
                 Self::Again("its records are being changed".to_owned())
             }
             JobError::Fatal(error) => Self::Topic(error),
+        }
+    }
+}
+
+impl From<LoadError> for TopicError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Again(why) => unavailable(why),
+            LoadError::Topic(error) => error,
         }
     }
 }
@@ -177,8 +186,7 @@ impl Topic {
 
     async fn create(name: &TopicName, home: &Home) -> Result<Arc<Self>, LoadError> {
         let context = &home.context;
-        let id: ManagedLedgerId =
-            context.managed_ledger_ids.next().await.map_err(unavailable)?;
+        let id: ManagedLedgerId = context.managed_ledger_ids.next().await.map_err(unavailable)?;
         let incarnation = context.incarnations.next().await.map_err(unavailable)?;
         let created_ms = context.env.clock.wall_ms();
         let record = TopicRecord::plain(created_ms, incarnation, id);
@@ -271,15 +279,14 @@ impl Topic {
 
     async fn last_header(&self, end: ClosedEnd, last: EntryId) -> Result<BrokerHeader, LoadError> {
         let again = |error: String| LoadError::Again(error);
-        let reader = reader(&self.context, end.id).await.map_err(|error| again(error.to_string()))?;
+        let reader =
+            reader(&self.context, end.id).await.map_err(|error| again(error.to_string()))?;
         let entries = reader.read(last, 1, 1).await.map_err(|error| again(error.to_string()))?;
         let missing = || TopicError::Corrupt(format!("ledger {} has no last entry", end.id));
         let stored = entries.into_iter().next().ok_or_else(missing)?;
-        let damaged = |error| {
-            TopicError::Corrupt(format!("entry {last} of ledger {}: {error}", end.id))
-        };
-        let (header, _) =
-            geminga_proto::entry::split_stored(&stored.payload).map_err(damaged)?;
+        let damaged =
+            |error| TopicError::Corrupt(format!("entry {last} of ledger {}: {error}", end.id));
+        let (header, _) = geminga_proto::entry::split_stored(&stored.payload).map_err(damaged)?;
         Ok(header)
     }
 
@@ -308,10 +315,7 @@ impl Topic {
 }
 
 /// Reads a managed ledger's head and chunks.
-async fn load_ledgers(
-    context: &Context,
-    id: ManagedLedgerId,
-) -> Result<ManagedLedger, LoadError> {
+pub(super) async fn load_ledgers(context: &Context, id: ManagedLedgerId) -> Result<ManagedLedger, LoadError> {
     let meta = &*context.meta;
     let key = keys::managed_ledger(id);
     let head = read::<ManagedLedgerRecord>(meta, &key).await.map_err(unavailable)?;

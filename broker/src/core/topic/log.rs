@@ -84,6 +84,9 @@ pub struct Log {
     /// The last confirmed entry that is kept, or was before it was trimmed.
     pub last_confirmed: Option<Position>,
     generations: Generation,
+    /// Entries of the newest ledger that may be in the tail cache: from the first up to, and not
+    /// with, the second.
+    in_cache: Option<(LedgerId, EntryId, EntryId)>,
 }
 
 impl Log {
@@ -100,16 +103,14 @@ impl Log {
             failed: None,
             storage_full: false,
             generations: 0,
+            in_cache: None,
         }
     }
 
     /// Where the topic ends.
     #[must_use]
     pub fn end(&self) -> TopicEnd {
-        TopicEnd {
-            last_confirmed: self.last_confirmed,
-            next_index: self.queue.confirmed_index(),
-        }
+        TopicEnd { last_confirmed: self.last_confirmed, next_index: self.queue.confirmed_index() }
     }
 
     /// A number for a new ledger's observer.
@@ -196,6 +197,39 @@ impl Log {
             current.end_index = self.queue.confirmed_index();
             self.closing = Some(current);
         }
+    }
+
+    /// Entries went into the tail cache.
+    pub fn cached(&mut self, ledger: LedgerId, first: EntryId, last: EntryId) {
+        let end = last.next();
+        self.in_cache = match self.in_cache {
+            Some((same, start, _)) if same == ledger => Some((ledger, start, end)),
+            // What is left of the ledger before it goes as the cache fills.
+            _ => Some((ledger, first, end)),
+        };
+    }
+
+    /// True if entries may be in the tail cache.
+    #[must_use]
+    pub fn has_cached(&self) -> bool {
+        self.in_cache.is_some()
+    }
+
+    /// Nobody will read what is before `lowest` (`None`: nobody reads). Answers what the cache
+    /// may forget: what is before an entry of a ledger.
+    pub fn forget_cached(&mut self, lowest: Option<Position>) -> Option<(LedgerId, EntryId)> {
+        let (ledger, start, end) = self.in_cache?;
+        let all = Position::new(ledger, end);
+        let lowest = lowest.unwrap_or(all);
+        if lowest >= all {
+            self.in_cache = None;
+            return Some((ledger, end));
+        }
+        if lowest <= Position::new(ledger, start) {
+            return None;
+        }
+        self.in_cache = Some((ledger, lowest.entry, end));
+        Some((ledger, lowest.entry))
     }
 
     /// Bytes in ledgers that are not in the list.

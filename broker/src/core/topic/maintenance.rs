@@ -112,6 +112,7 @@ pub async fn run(topic: Arc<Topic>) {
             }
             Err(JobError::Fatal(error)) => {
                 topic.fail(&error);
+                topic.state.lock().maintaining = false;
                 return;
             }
         }
@@ -255,7 +256,7 @@ impl Topic {
         Ok(ledgers)
     }
 
-    async fn see_revision(&self, ledgers: &mut ManagedLedger) -> Result<(), JobError> {
+    pub(super) async fn see_revision(&self, ledgers: &mut ManagedLedger) -> Result<(), JobError> {
         if ledgers.needs_revision() {
             let pair = self.context.meta.get(&ledgers.key()).await?;
             if !ledgers.seen(pair)? {
@@ -483,7 +484,6 @@ impl Topic {
         }
     }
 }
-
 
 /// A transaction that never applies.
 fn never() -> Txn {

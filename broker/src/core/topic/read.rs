@@ -8,16 +8,17 @@ use bytes::Bytes;
 use geminga_ledger::error::{OpenError, ReadError};
 use geminga_ledger::reader::LedgerReader;
 use geminga_proto::entry::{EntryError, message_count, split_stored};
-use geminga_proto::id::{LedgerId, MessageIndex, Position};
+use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
 use geminga_proto::payload::Payload;
 use geminga_proto::storage::StoredEntry;
 
 use crate::core::api::TopicError;
 use crate::core::budget::{BytePermit, EntryPermit};
+use crate::core::cache::CachedEntry;
 use crate::core::context::{Context, unavailable};
 use crate::core::cursor::EntrySpan;
-use crate::core::dispatch::{EntryRun, ReadRequest, ReadTarget, ReadyEntry};
-use crate::core::topic::log::{Place, Source};
+use crate::core::dispatch::{EntryRun, ReadRequest, ReadTarget, ReadToken, ReadyEntry};
+use crate::core::topic::log::{Log, Place, Source};
 use crate::core::topic::subscriptions::{ReadAhead, SubscriptionSlot};
 use crate::core::topic::{State, Status, Topic};
 
@@ -71,85 +72,122 @@ pub fn parse(ledger: LedgerId, stored: StoredEntry) -> Result<(EntrySpan, Payloa
     Ok((span, Payload::new(head, entry)))
 }
 
-impl SubscriptionSlot {
-    /// What was read ahead, if it is what is asked for now. Anything else read ahead is of no use
-    /// any more.
-    pub(super) fn take_ahead(
-        &mut self,
-        first: Position,
-        request: &ReadRequest,
-    ) -> Option<Vec<ReadyEntry>> {
-        let ahead = self.ahead.as_mut()?;
-        if matches!(request.target, ReadTarget::Runs(_)) {
-            return None;
-        }
-        let Some(skip) = ahead.entries.iter().position(|entry| entry.span.position == first)
-        else {
-            self.ahead = None;
-            return None;
-        };
-        ahead.stale = false;
+impl ReadAhead {
+    /// What of it is asked for now, if it has that.
+    fn take(&mut self, first: Position, request: &ReadRequest) -> Option<Vec<ReadyEntry>> {
+        let skip = self.entries.iter().position(|entry| entry.span.position == first)?;
+        // Reading only goes on, so what is before it won't be asked for. What is taken may be, if
+        // there is no credit for it.
+        self.entries.drain(..skip);
+        self.stale = false;
         let mut bytes = 0_u64;
-        let fits = |(index, entry): &(usize, ReadyEntry)| {
+        let fits = |entry: &&ReadyEntry| {
+            let first = bytes == 0;
             bytes = bytes.saturating_add(entry.payload.len() as u64);
-            *index == 0 || bytes <= request.max_bytes
+            first || bytes <= request.max_bytes
         };
         let wanted = usize::try_from(request.max_entries).unwrap_or(usize::MAX).max(1);
-        let entries = ahead.entries.iter().skip(skip).take(wanted).cloned();
-        let taken: Vec<ReadyEntry> =
-            entries.enumerate().take_while(fits).map(|(_, entry)| entry).collect();
-        // It all stays: what can't be handed out for lack of credit is asked for again.
-        Some(taken)
+        Some(self.entries.iter().take(wanted).take_while(fits).cloned().collect())
     }
 }
 
 impl Topic {
+    /// What was read ahead, if it is what is asked for now. Anything else that was read ahead is
+    /// of no use any more.
+    pub(super) fn take_ahead(
+        &self,
+        log: &Log,
+        slot: &mut SubscriptionSlot,
+        first: Position,
+        request: &ReadRequest,
+    ) -> Option<Vec<ReadyEntry>> {
+        if matches!(request.target, ReadTarget::Runs(_)) {
+            return None;
+        }
+        let taken = slot.ahead.as_mut()?.take(first, request);
+        match taken.as_ref().and_then(|taken| taken.last()) {
+            None => slot.ahead = None,
+            Some(last) => {
+                let last = last.span.position;
+                self.prefetch(log, slot, last);
+            }
+        }
+        taken
+    }
+
     /// Reads in a task of its own.
     pub(super) fn spawn_read(&self, slot: &SubscriptionSlot, request: ReadRequest) {
         let Some(topic) = self.me.upgrade() else { return };
         let name = Arc::clone(slot.subscription.name());
-        self.context.runtime.spawn(async move { topic.read_for(name, request).await });
+        self.context.runtime.spawn(async move {
+            let permit = topic.context.budget.acquire_egress(request.max_bytes.max(1)).await;
+            let result = topic.fetch(&request, permit).await;
+            topic.deliver_read(&name, &request, result);
+        });
     }
 
-    async fn read_for(self: Arc<Self>, name: Arc<str>, request: ReadRequest) {
-        let budget = &self.context.budget;
-        let permit = budget.acquire_egress(request.max_bytes.max(1)).await;
-        let result = self.fetch(&request, permit).await;
-        let Some(next) = self.deliver_read(&name, &request, result) else { return };
-        // The next range, while what was read is on its way. It is a luxury: only with bytes
-        // that nobody waits for.
-        let ahead = self.context.config.read_ahead_bytes;
-        let Some(permit) = budget.try_acquire_egress(ahead) else { return };
-        let target = ReadTarget::From(next);
-        let request = ReadRequest { target, max_bytes: ahead, max_entries: u32::MAX, ..request };
-        let Ok(entries) = self.fetch(&request, permit).await else { return };
-        let mut state = self.state.lock();
-        if let Some(slot) = state.subscriptions.get_mut(&name)
-            && !slot.consumers.is_empty()
-        {
-            slot.ahead = Some(Box::new(ReadAhead { entries, stale: false }));
+    /// Reads the range behind `last`, or behind what was read ahead already, if that is half used
+    /// up. It is a luxury: only with bytes that nobody waits for.
+    fn prefetch(&self, log: &Log, slot: &mut SubscriptionSlot, last: Position) {
+        let ahead = slot.ahead.get_or_insert_default();
+        let end = ahead.entries.back().map_or(last, |entry| entry.span.position.max(last));
+        let behind = ahead.entries.iter().rev().take_while(|entry| entry.span.position > last);
+        let left: u64 = behind.map(|entry| entry.payload.len() as u64).sum();
+        let wanted = self.context.config.read_ahead_bytes;
+        let next = Position::new(end.ledger, end.entry.next());
+        let place = log.locate(next).map(|place| place.first);
+        // At the tail, the cache has it.
+        let cached = |place: Position| self.context.cache.contains(place.ledger, place.entry);
+        if ahead.fetching || left > wanted / 2 || place.is_none_or(cached) {
+            return;
         }
+        let Some(permit) = self.context.budget.try_acquire_egress(wanted) else { return };
+        let Some(topic) = self.me.upgrade() else { return };
+        ahead.fetching = true;
+        let (name, cursor) = (Arc::clone(slot.subscription.name()), slot.cursor);
+        let target = ReadTarget::From(next);
+        let token = ReadToken::default();
+        let request = ReadRequest { token, target, max_entries: u32::MAX, max_bytes: wanted };
+        self.context.runtime.spawn(async move {
+            let result = topic.fetch(&request, permit).await;
+            let mut state = topic.state.lock();
+            let slot = state.subscriptions.get_mut(&name).filter(|slot| slot.cursor == cursor);
+            let Some(ahead) = slot.and_then(|slot| slot.ahead.as_mut()) else { return };
+            ahead.fetching = false;
+            // It was all used up and asked for again meanwhile, or went on elsewhere.
+            if ahead.entries.back().is_some_and(|entry| entry.span.position != end) {
+                return;
+            }
+            match result {
+                Ok(entries) => ahead.entries.extend(entries),
+                // Whoever needs it reads it, and hears why that fails.
+                Err(error) => tracing::debug!(topic = %topic.name, %error, "not read ahead"),
+            }
+        });
     }
 
-    /// Hands over what was read. Answers where to read ahead, if that makes sense.
+    /// Hands over what was read.
     fn deliver_read(
         &self,
         name: &str,
         request: &ReadRequest,
         result: Result<Vec<ReadyEntry>, FetchError>,
-    ) -> Option<Position> {
+    ) {
         let mut guard = self.state.lock();
         let State { log, subscriptions, traffic, status, .. } = &mut *guard;
+        let Some(slot) = subscriptions.get_mut(name) else { return };
         if matches!(status, Status::Closed(_)) {
-            return None;
+            return;
         }
-        let slot = subscriptions.get_mut(name)?;
         let mut commands = Vec::new();
-        let next = match &result {
+        match result {
             Ok(entries) => {
-                self.context.metrics.cache_misses.inc_by(entries.len() as u64);
-                slot.subscription.read_done(request.token, Ok(entries), &mut commands);
-                entries.last().map(|entry| entry.span.position)
+                slot.subscription.read_done(request.token, Ok(&entries), &mut commands);
+                if let Some(last) = entries.last()
+                    && matches!(request.target, ReadTarget::From(_))
+                {
+                    self.prefetch(log, slot, last.span.position);
+                }
             }
             Err(error) => {
                 tracing::warn!(topic = %self.name, subscription = name, %error, "read failed");
@@ -158,15 +196,10 @@ impl Topic {
                 if slot.subscription.read_has_failed() {
                     self.retry_later(name);
                 }
-                None
             }
-        };
+        }
         self.execute(log, slot, traffic, &mut commands, None);
-        let next = next.filter(|_| matches!(request.target, ReadTarget::From(_)))?;
-        let next = Position::new(next.ledger, next.entry.next());
-        // At the tail, the cache has it.
-        let place = log.locate(next).filter(|place| matches!(place.source, Source::Closed));
-        place.filter(|_| slot.ahead.is_none()).map(|place| place.first)
+        self.forget_read(log, subscriptions);
     }
 
     fn retry_later(&self, name: &str) {
@@ -199,11 +232,11 @@ impl Topic {
             }
             ReadTarget::Runs(runs) => self.read_runs(runs, request).await?,
         };
-        let bytes = found.iter().map(|(_, payload)| payload.len() as u64).sum();
-        let spare = permit.bytes().saturating_sub(bytes);
-        drop(permit.split(spare));
-        let permit = EntryPermit::from(permit);
-        let ready = |(span, payload)| ReadyEntry { span, payload, permit: permit.clone() };
+        let ready = |(span, payload): (EntrySpan, Payload)| ReadyEntry {
+            span,
+            permit: EntryPermit::from(permit.split(payload.len() as u64)),
+            payload,
+        };
         Ok(found.into_iter().map(ready).collect())
     }
 
@@ -247,13 +280,24 @@ impl Topic {
     }
 
     /// Reads from one ledger: at least one entry.
-    pub(super) async fn read_range(
+    async fn read_range(
         &self,
         place: &Place,
         max_entries: u32,
         max_bytes: u64,
     ) -> Result<Vec<(EntrySpan, Payload)>, FetchError> {
         let Position { ledger, entry } = place.first;
+        let wanted = usize::try_from(max_entries).unwrap_or(usize::MAX);
+        let cached = self.context.cache.read(ledger, entry, wanted, max_bytes);
+        if !cached.is_empty() {
+            self.context.metrics.cache_hits.inc_by(cached.len() as u64);
+            let found = |(entry, cached): (EntryId, CachedEntry)| {
+                let position = Position::new(ledger, entry);
+                let CachedEntry { payload, first_index, messages } = cached;
+                (EntrySpan { position, first_index, messages }, payload)
+            };
+            return Ok(cached.into_iter().map(found).collect());
+        }
         let stored = match &place.source {
             Source::Own(writer) => writer.read(entry, max_entries, max_bytes).await?,
             Source::Closed => {
@@ -261,6 +305,7 @@ impl Topic {
                 reader.read(entry, max_entries, max_bytes).await?
             }
         };
+        self.context.metrics.cache_misses.inc_by(stored.len() as u64);
         stored.into_iter().map(|stored| parse(ledger, stored)).collect()
     }
 
@@ -273,12 +318,6 @@ impl Topic {
                 Ok(_) | Err(FetchError::Nothing(_)) => continue,
                 Err(error) => return Err(unavailable(error)),
             };
-            let cached = self.context.cache.read(position.ledger, position.entry, 1, 1);
-            if let Some((_, cached)) = cached.into_iter().next() {
-                let (first_index, messages) = (cached.first_index, cached.messages);
-                spans.push(EntrySpan { position: *position, first_index, messages });
-                continue;
-            }
             match self.read_range(&place, 1, 1).await {
                 Ok(found) => spans.extend(found.into_iter().next().map(|(span, _)| span)),
                 Err(error @ FetchError::Damaged { .. }) => {

@@ -54,9 +54,7 @@ impl Topic {
     }
 
     /// Who uses it.
-    #[must_use]
-    pub fn users(&self) -> Users {
-        let state = self.state.lock();
+    pub(super) fn users(state: &State) -> Users {
         Users {
             producers: state.producers.len(),
             consumers: state.subscriptions.consumers(),
@@ -141,7 +139,9 @@ impl Topic {
             next_index: log.end().next_index,
             state: log.state(),
             ledgers: closed.chain(own.map(|ledger| open(ledger))).collect(),
-            cursors: cursors.map(|(name, slot)| (name.to_string(), slot.cursor_stats(log))).collect(),
+            cursors: cursors
+                .map(|(name, slot)| (name.to_string(), slot.cursor_stats(log)))
+                .collect(),
         })
     }
 

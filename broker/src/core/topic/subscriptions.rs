@@ -1,10 +1,10 @@
 //! [`Subscriptions`]: the subscriptions of a loaded topic with the consumers attached to them.
 //! Lives under the topic's lock; what a subscription decides, `topic::dispatch` executes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use geminga_proto::id::{ConsumerId, MessageIndex};
+use geminga_proto::id::{ConsumerId, MessageIndex, Position};
 use tokio::sync::oneshot;
 
 use crate::core::api::{ConsumerSink, TopicError};
@@ -49,11 +49,13 @@ pub struct SubscriptionSlot {
     pub ahead: Option<Box<ReadAhead>>,
 }
 
-/// Entries that a catch-up read brought beyond the request.
-#[derive(Debug)]
+/// Entries that were read before they were asked for.
+#[derive(Debug, Default)]
 pub struct ReadAhead {
     /// In order, one after the other.
-    pub entries: Vec<ReadyEntry>,
+    pub entries: VecDeque<ReadyEntry>,
+    /// True while the next range is being read.
+    pub fetching: bool,
     /// Set by housekeeping, cleared by use: what nobody asks for goes.
     pub stale: bool,
 }
@@ -170,6 +172,13 @@ impl Subscriptions {
     #[must_use]
     pub fn has_consumers(&self) -> bool {
         self.slots.values().any(|slot| !slot.consumers.is_empty())
+    }
+
+    /// The lowest entry that some consumer has still to read; `None`: there is no consumer.
+    #[must_use]
+    pub fn lowest_read(&self) -> Option<Position> {
+        let attached = self.slots.values().filter(|slot| !slot.consumers.is_empty());
+        attached.map(|slot| slot.subscription.read_from()).min()
     }
 
     /// True if all can leave the memory without losing anything.
