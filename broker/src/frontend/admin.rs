@@ -1,0 +1,110 @@
+//! The admin front-end: REST with Pulsar's paths, bodies and status codes below `/admin/v2`,
+//! Geminga's own below `/admin/v2/geminga`, and `/lookup/v2`, `/metrics`, `/readyz`, `/livez`.
+//!
+//! It decodes a request, calls the core and encodes the answer; it keeps no state of its own.
+//! It refuses what isn't built with an error that names it, never with an empty success. Errors
+//! are `{"reason": "…"}`. `Authorization` is not looked at: there is no authentication yet, and
+//! Pulsar's clients send the header anyway. docs/ADMIN_API.md lists every path.
+
+mod brokers;
+mod config;
+mod error;
+mod extract;
+mod geminga;
+mod guard;
+mod lookup;
+mod message_id;
+mod metrics;
+mod namespaces;
+mod not_built;
+mod routes;
+mod server;
+mod stats;
+mod subscriptions;
+mod tenants;
+mod topics;
+
+use std::future::Future;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use geminga_proto::id::ClusterId;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+pub use crate::frontend::admin::config::AdminConfig;
+pub use crate::frontend::admin::error::ApiError;
+pub use crate::frontend::admin::routes::router;
+
+use crate::core::broker::Broker;
+
+/// Who this is, as the composition root knows it.
+#[derive(Debug, Clone)]
+pub struct ClusterIdentity {
+    /// The cluster's name in Pulsar's sense: what tenants and namespaces are allowed in.
+    pub name: String,
+    /// The cluster's random id.
+    pub id: ClusterId,
+    /// Geminga's release.
+    pub release: String,
+    /// Versions of the gRPC protocol that this release speaks.
+    pub protocol: RangeInclusive<u32>,
+}
+
+/// Whether everything serves. Clones are the same flag.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// Says so; set by the composition root alone.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Release);
+    }
+
+    /// Whether it was said.
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What the handlers work with. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct AdminState {
+    broker: Broker,
+    identity: Arc<ClusterIdentity>,
+    readiness: Readiness,
+    registry: Arc<Registry>,
+}
+
+impl AdminState {
+    /// State over a running broker. `registry` holds what the composition root wants to be
+    /// scraped beside what this front-end adds.
+    #[must_use]
+    pub fn new(
+        broker: Broker,
+        identity: ClusterIdentity,
+        readiness: Readiness,
+        mut registry: Registry,
+    ) -> Self {
+        metrics::register(&mut registry, broker.clone());
+        let (identity, registry) = (Arc::new(identity), Arc::new(registry));
+        Self { broker, identity, readiness, registry }
+    }
+}
+
+/// Serves the admin port until `shutdown` is done. Returns when every connection is closed, or
+/// after the grace that `config` gives them.
+pub async fn serve(
+    listener: TcpListener,
+    config: AdminConfig,
+    state: AdminState,
+    shutdown: impl Future<Output = ()>,
+) {
+    let router = router(state, &config);
+    server::run(listener, &config, router, shutdown).await;
+}
+
+#[cfg(test)]
+mod tests;
