@@ -32,8 +32,9 @@ pub use memory::MemoryStore;
 
 /// Most compares, and most operations, in one transaction: etcd's default.
 pub const MAX_TXN_OPS: usize = 128;
-/// Largest transaction in bytes, keys and values together: etcd's default request limit.
-pub const MAX_TXN_BYTES: usize = 1_536 * 1024;
+/// Largest transaction in bytes, keys and values together: etcd's default request limit of
+/// 1.5 MiB, less what its protocol and a prefix put around the most operations there can be.
+pub const MAX_TXN_BYTES: usize = (1_536 - 64) * 1024;
 /// Largest number of pairs that one [`MetadataStore::range`] answers.
 pub const MAX_RANGE: usize = 1_000;
 

@@ -1,10 +1,10 @@
-//! [`ZeroedFile`]: the file under redb, whose blocks are all written before they are used.
+//! [`ZeroedFile`]: the file under redb, whose blocks are written before they are used.
 //!
 //! A file that is only made longer has holes, and a sync of data in a hole has to commit the file
 //! system's journal, which takes some twenty times as long as a sync of data alone. So growth
-//! writes zeros: redb doubles its file, which makes that cheap, and a full disk shows itself
-//! there, before a commit has begun to write. Locks are not this file's business: the directory
-//! has one.
+//! writes zeros: redb doubles its file, which makes that cheap. A large growth, and one that the
+//! disk has no room for yet, leaves a hole all the same: slower, but redb needs few of the blocks
+//! at once. Locks are not this file's business: the directory has one.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,10 @@ use redb::StorageBackend;
 
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// A file without holes.
+/// A larger growth leaves a hole: writing it would stop the store for a second.
+const MAX_FILL_BYTES: u64 = 256 << 20;
+
+/// A file whose growth is written out.
 #[derive(Debug)]
 pub(super) struct ZeroedFile {
     file: File,
@@ -23,6 +26,12 @@ pub(super) struct ZeroedFile {
 impl ZeroedFile {
     pub(super) fn new(file: File) -> Self {
         Self { file }
+    }
+
+    /// Whether the disk has twice as much left.
+    fn has_room(&self, bytes: u64) -> io::Result<bool> {
+        let stat = rustix::fs::fstatvfs(&self.file)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize) / 2 >= bytes)
     }
 
     fn fill(&self, mut from: u64, to: u64) -> io::Result<()> {
@@ -48,7 +57,8 @@ impl StorageBackend for ZeroedFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let before = self.file.metadata()?.len();
-        if len <= before {
+        let growth = len.saturating_sub(before);
+        if !(1..=MAX_FILL_BYTES).contains(&growth) || !self.has_room(growth)? {
             return self.file.set_len(len);
         }
         self.fill(before, len).inspect_err(|_| {
@@ -83,6 +93,9 @@ mod tests {
         assert_eq!(&read, b"0123456789\0\0\0\0\0\0\0\0\0\0");
         let blocks = file.file.metadata().expect("known").blocks();
         assert!(blocks * 512 >= 1_000_001, "{blocks} blocks of 512 bytes");
+        file.set_len(1_000_001 + MAX_FILL_BYTES + 1).expect("grown, with a hole");
+        let after = file.file.metadata().expect("known").blocks();
+        assert!(after < blocks + 1_000, "{after} blocks");
         file.set_len(10).expect("shrunk");
         assert_eq!(file.len().expect("known"), 10);
         assert!(file.read(0, &mut [0; 11]).is_err(), "a read beyond the end");
