@@ -5,5 +5,6 @@
 //! bookie crate.
 
 pub mod core;
+pub mod frontend;
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,156 @@
+//! The service `Messaging`: answers calls, and starts a task for each stream.
+
+use std::sync::Arc;
+
+use geminga_proto::v1;
+use geminga_proto::v1::ErrorCode;
+use geminga_proto::v1::messaging_server::Messaging;
+use tokio::sync::watch;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::core::api::Lookup;
+use crate::frontend::grpc::GrpcState;
+use crate::frontend::grpc::config::GrpcConfig;
+use crate::frontend::grpc::consume::{ConsumeStream, Told};
+use crate::frontend::grpc::outbound::{Outbound, OutboundStream};
+use crate::frontend::grpc::produce::{Answer, ProduceStream};
+use crate::frontend::grpc::{convert, error};
+
+/// Characters of a client's name that are logged.
+const LOGGED_NAME: usize = 80;
+
+#[derive(Debug)]
+pub(super) struct MessagingService {
+    config: Arc<GrpcConfig>,
+    state: GrpcState,
+    /// True once the server stops.
+    stopping: watch::Receiver<bool>,
+}
+
+fn peer<T>(request: &Request<T>) -> String {
+    request.remote_addr().map_or_else(|| "an unknown peer".to_owned(), |addr| addr.to_string())
+}
+
+impl MessagingService {
+    pub(super) fn new(
+        config: GrpcConfig,
+        state: GrpcState,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { config: Arc::new(config), state, stopping }
+    }
+
+    fn refuse_stopping(&self) -> Result<(), Status> {
+        if *self.stopping.borrow() {
+            let message = "the broker is shutting down; look the topic up again";
+            return Err(error::status(Code::Unavailable, ErrorCode::ShuttingDown, message));
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Messaging for MessagingService {
+    type ProduceStream = OutboundStream<Answer>;
+    type ConsumeStream = OutboundStream<Told>;
+
+    async fn handshake(
+        &self,
+        request: Request<v1::HandshakeRequest>,
+    ) -> Result<Response<v1::HandshakeResponse>, Status> {
+        let peer = peer(&request);
+        let asked = request.into_inner();
+        let (min, max) = (*geminga_proto::PROTOCOL.start(), *geminga_proto::PROTOCOL.end());
+        if asked.max_protocol < min || asked.min_protocol > max {
+            let message = format!(
+                "this broker speaks protocol {min} to {max}, the client {} to {}; upgrade the \
+                 older one",
+                asked.min_protocol, asked.max_protocol
+            );
+            let code = ErrorCode::ProtocolVersion;
+            return Err(error::status(Code::FailedPrecondition, code, message));
+        }
+        let cluster_id = self.state.cluster_id.as_str();
+        if !asked.expected_cluster_id.is_empty() && asked.expected_cluster_id != cluster_id {
+            let message = format!(
+                "this broker belongs to cluster {cluster_id}, the client expects {:?}; check the \
+                 service URL",
+                asked.expected_cluster_id.chars().take(LOGGED_NAME).collect::<String>()
+            );
+            let code = ErrorCode::WrongCluster;
+            return Err(error::status(Code::FailedPrecondition, code, message));
+        }
+        let client: String = asked.client.chars().take(LOGGED_NAME).collect();
+        tracing::debug!(%peer, ?client, "a client shook hands");
+        let config = self.state.broker.config();
+        Ok(Response::new(v1::HandshakeResponse {
+            protocol: asked.max_protocol.min(max),
+            cluster_id: cluster_id.to_owned(),
+            broker_id: config.broker_id.to_string(),
+            max_message_bytes: config.max_message_bytes,
+        }))
+    }
+
+    async fn lookup(
+        &self,
+        request: Request<v1::LookupRequest>,
+    ) -> Result<Response<v1::LookupResponse>, Status> {
+        let found = match convert::topic(&request.into_inner().topic) {
+            Ok(topic) => {
+                self.state.broker.lookup(&topic).await.map_err(|error| error::topic(&error))
+            }
+            Err(error) => Err(error),
+        };
+        let answer = match found {
+            Ok(Lookup::Here) => v1::LookupResponse {
+                broker_id: self.state.broker.config().broker_id.to_string(),
+                ..v1::LookupResponse::default()
+            },
+            Ok(Lookup::Elsewhere { broker_id, service_url }) => {
+                v1::LookupResponse { error: None, broker_id, service_url, partitions: 0 }
+            }
+            Err(error) => {
+                v1::LookupResponse { error: Some(error), ..v1::LookupResponse::default() }
+            }
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn produce(
+        &self,
+        request: Request<Streaming<v1::ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStream>, Status> {
+        self.refuse_stopping()?;
+        let clock = Arc::clone(&self.state.broker.env().clock);
+        let outbound = Outbound::new(self.config.response_queue_bytes, clock);
+        let name = format!("grpc produce stream of {}", peer(&request));
+        let listed = self.state.queues.register(name, &outbound);
+        let (broker, config) = (self.state.broker.clone(), Arc::clone(&self.config));
+        let stream = ProduceStream::new(broker, config, Arc::clone(&outbound));
+        let stopping = self.stopping.clone();
+        tokio::spawn(async move {
+            stream.run(request.into_inner(), stopping).await;
+            drop(listed);
+        });
+        Ok(Response::new(OutboundStream(outbound)))
+    }
+
+    async fn consume(
+        &self,
+        request: Request<Streaming<v1::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        self.refuse_stopping()?;
+        let clock = Arc::clone(&self.state.broker.env().clock);
+        let outbound = Outbound::new(self.config.response_queue_bytes, clock);
+        let name = format!("grpc consume stream of {}", peer(&request));
+        let listed = self.state.queues.register(name, &outbound);
+        let (broker, config) = (self.state.broker.clone(), Arc::clone(&self.config));
+        let stream = ConsumeStream::new(broker, config, Arc::clone(&outbound));
+        let stopping = self.stopping.clone();
+        tokio::spawn(async move {
+            stream.run(request.into_inner(), stopping).await;
+            drop(listed);
+        });
+        Ok(Response::new(OutboundStream(outbound)))
+    }
+}
