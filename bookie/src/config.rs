@@ -166,10 +166,12 @@ impl BookieConfig {
         let least_segment_bytes = self.least_segment_bytes();
         let segment_bytes = self.segment_bytes.unwrap_or_else(|| {
             let share = self.max_bytes.map_or(PREFERRED_SEGMENT_BYTES, |max| max / MIN_SEGMENTS);
-            let share = share.clamp(least_segment_bytes, PREFERRED_SEGMENT_BYTES.max(least_segment_bytes));
+            let share =
+                share.clamp(least_segment_bytes, PREFERRED_SEGMENT_BYTES.max(least_segment_bytes));
             share.next_multiple_of(BLOCK_BYTES as u64)
         });
-        let first_segment_bytes = self.first_segment_bytes.min(segment_bytes).max(least_segment_bytes);
+        let first_segment_bytes =
+            self.first_segment_bytes.min(segment_bytes).max(least_segment_bytes);
         for (value, name) in
             [(segment_bytes, "segment_bytes"), (first_segment_bytes, "first_segment_bytes")]
         {
@@ -177,8 +179,18 @@ impl BookieConfig {
                 return Err(ConfigError::Unaligned { name, value });
             }
         }
-        at_least("segment_bytes", segment_bytes, least_segment_bytes, "it must hold max_entry_bytes")?;
-        at_most("segment_bytes", segment_bytes, MAX_SEGMENT_BYTES, "offsets are stored in 32 bits")?;
+        at_least(
+            "segment_bytes",
+            segment_bytes,
+            least_segment_bytes,
+            "it must hold max_entry_bytes",
+        )?;
+        at_most(
+            "segment_bytes",
+            segment_bytes,
+            MAX_SEGMENT_BYTES,
+            "offsets are stored in 32 bits",
+        )?;
         if let Some(max_bytes) = self.max_bytes {
             let least = segment_bytes.saturating_mul(4);
             at_least("max_bytes", max_bytes, least, "it must hold 4 segments")?;
@@ -223,7 +235,12 @@ impl BookieConfig {
             }
         }
         let most = 1 << 30;
-        at_most("max_entry_bytes", self.max_entry_bytes.into(), most, "records have 32-bit lengths")?;
+        at_most(
+            "max_entry_bytes",
+            self.max_entry_bytes.into(),
+            most,
+            "records have 32-bit lengths",
+        )?;
         at_most("max_group_bytes", self.max_group_bytes.into(), most, "groups have 32-bit lengths")
     }
 
@@ -238,11 +255,21 @@ impl BookieConfig {
     }
 }
 
-fn at_least(name: &'static str, value: u64, least: u64, why: &'static str) -> Result<(), ConfigError> {
+fn at_least(
+    name: &'static str,
+    value: u64,
+    least: u64,
+    why: &'static str,
+) -> Result<(), ConfigError> {
     if value < least { Err(ConfigError::TooSmall { name, value, least, why }) } else { Ok(()) }
 }
 
-fn at_most(name: &'static str, value: u64, most: u64, why: &'static str) -> Result<(), ConfigError> {
+fn at_most(
+    name: &'static str,
+    value: u64,
+    most: u64,
+    why: &'static str,
+) -> Result<(), ConfigError> {
     if value > most { Err(ConfigError::TooLarge { name, value, most, why }) } else { Ok(()) }
 }
 

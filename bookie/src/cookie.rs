@@ -62,13 +62,17 @@ pub enum CookieError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// The cookie file is damaged.
-    #[error("the cookie in {directory} is damaged: restore it from a copy, or give this node a new directory and name")]
+    #[error(
+        "the cookie in {directory} is damaged: restore it from a copy, or give this node a new directory and name"
+    )]
     Damaged {
         /// The disk.
         directory: String,
     },
     /// A newer release wrote the cookie file.
-    #[error("the cookie in {directory} has format version {version}, newer than this release reads: use the release that wrote it, or a newer one")]
+    #[error(
+        "the cookie in {directory} has format version {version}, newer than this release reads: use the release that wrote it, or a newer one"
+    )]
     Newer {
         /// The disk.
         directory: String,
@@ -76,7 +80,9 @@ pub enum CookieError {
         version: u16,
     },
     /// The disk belongs to another bookie or cluster.
-    #[error("{directory} belongs to bookie {found_bookie} of cluster {found_cluster}, not to {bookie} of {cluster}: start the node that it belongs to, or choose another directory")]
+    #[error(
+        "{directory} belongs to bookie {found_bookie} of cluster {found_cluster}, not to {bookie} of {cluster}: start the node that it belongs to, or choose another directory"
+    )]
     Foreign {
         /// The disk.
         directory: String,
@@ -90,7 +96,9 @@ pub enum CookieError {
         cluster: ClusterId,
     },
     /// The metadata knows this bookie with a disk that isn't this one.
-    #[error("the metadata knows bookie {bookie} with another disk than {directory}: put the right disk in place, or start this one under a new name")]
+    #[error(
+        "the metadata knows bookie {bookie} with another disk than {directory}: put the right disk in place, or start this one under a new name"
+    )]
     OtherDisk {
         /// The disk.
         directory: String,
@@ -98,7 +106,9 @@ pub enum CookieError {
         bookie: BookieId,
     },
     /// The metadata knows this bookie, but the disk has no cookie.
-    #[error("bookie {bookie} is known, but {directory} is empty: its disk was wiped or isn't mounted. Put the right disk in place, or start this one under a new name and let repair copy what the old one held")]
+    #[error(
+        "bookie {bookie} is known, but {directory} is empty: its disk was wiped or isn't mounted. Put the right disk in place, or start this one under a new name and let repair copy what the old one held"
+    )]
     Wiped {
         /// The disk.
         directory: String,
@@ -106,7 +116,9 @@ pub enum CookieError {
         bookie: BookieId,
     },
     /// The disk has held a log, but the metadata doesn't know the bookie.
-    #[error("{directory} holds a log of bookie {bookie}, but the metadata doesn't know it: it is another cluster's metadata, or an old copy of it. Point the node to the right metadata")]
+    #[error(
+        "{directory} holds a log of bookie {bookie}, but the metadata doesn't know it: it is another cluster's metadata, or an old copy of it. Point the node to the right metadata"
+    )]
     Unknown {
         /// The disk.
         directory: String,

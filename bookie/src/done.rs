@@ -33,7 +33,10 @@ pub trait AppendDone: Send + Sync + Debug + 'static {
 /// Who waits for a record.
 #[derive(Debug)]
 pub(crate) enum Done {
-    Append { waiter: Arc<dyn AppendDone>, tag: u64 },
+    Append {
+        waiter: Arc<dyn AppendDone>,
+        tag: u64,
+    },
     Fence(oneshot::Sender<FenceResult>),
     /// The log itself, for a state that it carries over.
     Nobody,

@@ -58,7 +58,8 @@ impl BookieService {
 
 #[tonic::async_trait]
 impl pb::bookie_server::Bookie for BookieService {
-    type AppendStream = std::pin::Pin<Box<dyn Stream<Item = Result<pb::AppendAnswers, Status>> + Send>>;
+    type AppendStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<pb::AppendAnswers, Status>> + Send>>;
     type ReadStream = std::pin::Pin<Box<dyn Stream<Item = Result<pb::ReadAnswers, Status>> + Send>>;
 
     async fn handshake(
@@ -277,7 +278,6 @@ fn status_of(error: BookieError) -> pb::BookieStatus {
         BookieError::Io | BookieError::Unreachable => pb::BookieStatus::IoError,
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -87,7 +87,9 @@ impl MemoryDevice {
         let mut disk = self.disk.lock().clone();
         let last = disk.last_written;
         for (id, image) in &mut disk.files {
-            if Some(*id) == last && let Some((offset, len)) = image.unsynced.last().copied() {
+            if Some(*id) == last
+                && let Some((offset, len)) = image.unsynced.last().copied()
+            {
                 let kept = image.current[offset..offset + len].to_vec();
                 image.keep(offset, &kept, tear);
             }
@@ -260,9 +262,8 @@ impl Disk {
     /// Frees files that neither memory nor disk names any more.
     fn drop_unlinked(&mut self) {
         let (names, durable) = (&self.names, &self.durable_names);
-        self.files.retain(|id, _| {
-            names.values().chain(durable.values()).any(|linked| linked == id)
-        });
+        self.files
+            .retain(|id, _| names.values().chain(durable.values()).any(|linked| linked == id));
     }
 }
 

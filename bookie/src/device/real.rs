@@ -128,7 +128,8 @@ impl Device for RealDevice {
     fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, DeviceError> {
         let path = self.path.join(name);
         let file = self.options().open(&path);
-        let file = file.map_err(|error| translate("opening", &path.display().to_string(), &error))?;
+        let file =
+            file.map_err(|error| translate("opening", &path.display().to_string(), &error))?;
         Ok(self.wrap(file, &path))
     }
 

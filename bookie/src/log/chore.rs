@@ -86,7 +86,10 @@ impl LogState {
         if self.poisoned.is_some() {
             return None;
         }
-        if self.next.is_none() && !self.closing && let Some(preparation) = self.preparation() {
+        if self.next.is_none()
+            && !self.closing
+            && let Some(preparation) = self.preparation()
+        {
             return Some(Chore::Prepare(preparation));
         }
         if let Some(full) = self.sealing.front()
@@ -126,7 +129,8 @@ impl LogState {
     pub(crate) fn preparation(&mut self) -> Option<Preparation> {
         let least = self.limits.least_segment_bytes;
         let free = self.manifest.slots.iter();
-        let free = free.filter(|slot| slot.state == SlotState::Free && slot.capacity_bytes >= least);
+        let free =
+            free.filter(|slot| slot.state == SlotState::Free && slot.capacity_bytes >= least);
         // Blocks that were written before are faster to write, and larger files roll less often.
         if let Some(slot) = free.max_by_key(|slot| (slot.written, slot.capacity_bytes)) {
             return Some(Preparation::Reuse(*slot));

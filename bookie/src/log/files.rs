@@ -38,7 +38,8 @@ impl Files {
         let file = self.device.open(&segment::file_name(slot))?;
         let (open, _) = &mut *self.open.lock();
         if open.len() >= self.most
-            && let Some(oldest) = open.iter().min_by_key(|(_, (_, used))| *used).map(|(slot, _)| *slot)
+            && let Some(oldest) =
+                open.iter().min_by_key(|(_, (_, used))| *used).map(|(slot, _)| *slot)
         {
             open.remove(&oldest);
         }

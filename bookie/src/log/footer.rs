@@ -160,7 +160,12 @@ impl FooterHeader {
     }
 
     /// Reads the directory that follows the header; `None` if it is damaged.
-    pub(crate) fn rows(&self, directory: &[u8], segment: SegmentId, offset: u64) -> Option<Vec<Row>> {
+    pub(crate) fn rows(
+        &self,
+        directory: &[u8],
+        segment: SegmentId,
+        offset: u64,
+    ) -> Option<Vec<Row>> {
         let bytes = (self.ledgers as usize).checked_mul(ROW_BYTES)?;
         let directory = directory.get(..whole_blocks(bytes))?;
         if crc32c::crc32c_append(seed(segment, offset), directory) != self.directory_crc {

@@ -184,10 +184,8 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let hex: String = sealed().as_slice()[..HEADER_BYTES]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hex: String =
+            sealed().as_slice()[..HEADER_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, include_str!("golden/group.hex").trim());
     }
 

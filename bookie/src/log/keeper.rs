@@ -70,7 +70,11 @@ impl Log {
         }
     }
 
-    fn prepare_next(&self, manifest: Manifest, preparation: Preparation) -> Result<(), DeviceError> {
+    fn prepare_next(
+        &self,
+        manifest: Manifest,
+        preparation: Preparation,
+    ) -> Result<(), DeviceError> {
         let device = self.device.as_ref();
         let throttle = |file: &dyn DeviceFile, bytes: u64| self.prewrite(file, bytes);
         match prepare(device, manifest, preparation, throttle) {
@@ -153,6 +157,7 @@ impl Log {
             self.files.forget(*slot);
             self.device.remove(&segment::file_name(*slot))?;
         }
+        self.device.sync_dir()?;
         let mut state = self.state.lock();
         state.install(manifest);
         state.no_space = false;

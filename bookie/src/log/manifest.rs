@@ -122,9 +122,9 @@ impl Manifest {
         self.slots.len() <= MAX_SLOTS as usize
             && self.slots.iter().all(|slot| {
                 let fresh_number = numbers.insert(slot.number) && slot.number < self.next_slot;
-                let fresh_segment = slot.segment().is_none_or(|segment| {
-                    segment < self.next_segment && segments.insert(segment)
-                });
+                let fresh_segment = slot
+                    .segment()
+                    .is_none_or(|segment| segment < self.next_segment && segments.insert(segment));
                 fresh_number && fresh_segment && slot.is_valid()
             })
     }

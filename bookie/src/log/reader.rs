@@ -107,7 +107,9 @@ enum Failure {
 impl Log {
     /// Reads entries; see [`geminga_proto::storage::ReadResult`]. Blocks on the disk.
     pub(crate) fn read(&self, request: &ReadRequest) -> ReadResult {
-        if request.max_entries == 0 || request.ledger > LedgerId::MAX || request.first > EntryId::MAX
+        if request.max_entries == 0
+            || request.ledger > LedgerId::MAX
+            || request.first > EntryId::MAX
         {
             return Err(BookieError::Invalid);
         }
@@ -266,7 +268,8 @@ impl Log {
     }
 
     fn read_disk(&self, slot: u32, offset: u64, buffer: &mut AlignedBuffer) -> Result<(), Failure> {
-        let read = self.files.get(slot).and_then(|file| file.read_at(offset, buffer.as_mut_slice()));
+        let read =
+            self.files.get(slot).and_then(|file| file.read_at(offset, buffer.as_mut_slice()));
         read.map_err(|error| {
             tracing::warn!(%error, "a segment can't be read");
             Failure::Failed(match error {

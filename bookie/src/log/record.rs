@@ -25,7 +25,9 @@ pub(crate) enum RecordKind {
     Entry,
     Fence,
     /// Token, last-add-confirmed and fence of a ledger, re-logged.
-    State { fenced: bool },
+    State {
+        fenced: bool,
+    },
 }
 
 /// The fields of a record without its payload.

@@ -408,7 +408,11 @@ fn begin(device: &dyn Device, state: &mut LogState, env: &Env) -> Result<(), Ope
     let manifest = state.manifest.clone();
     let is_first = manifest.slots.is_empty();
     let prepared = keeper::prepare(device, manifest, preparation, |file, bytes| {
-        if is_first { keeper::prewrite_first(device, env.clock.as_ref(), file, bytes) } else { Ok(0) }
+        if is_first {
+            keeper::prewrite_first(device, env.clock.as_ref(), file, bytes)
+        } else {
+            Ok(0)
+        }
     });
     match prepared {
         Ok((manifest, active)) => {

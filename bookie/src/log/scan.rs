@@ -205,8 +205,8 @@ impl Window<'_> {
         if offset.checked_add(len as u64).is_none_or(|end| end > self.end) {
             return Ok(None);
         }
-        let inside = offset >= self.start
-            && offset + len as u64 <= self.start + self.buffer.len() as u64;
+        let inside =
+            offset >= self.start && offset + len as u64 <= self.start + self.buffer.len() as u64;
         if !inside {
             let left = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
             let mut buffer = AlignedBuffer::new(len.max(READ_AHEAD_BYTES).min(left));

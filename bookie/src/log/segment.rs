@@ -33,7 +33,11 @@ pub(crate) enum HeaderError {
 }
 
 /// The block that opens a segment's file. `instance` is the log's, from its cookie.
-pub(crate) fn encode_header(segment: SegmentId, instance: u64, capacity_bytes: u64) -> AlignedBuffer {
+pub(crate) fn encode_header(
+    segment: SegmentId,
+    instance: u64,
+    capacity_bytes: u64,
+) -> AlignedBuffer {
     let mut block = AlignedBuffer::new(BLOCK_BYTES);
     let out = block.as_mut_slice();
     put_u32(out, 4, MAGIC);

@@ -386,7 +386,11 @@ impl LogState {
         }
         let damaged_only = self.sealed.values().all(|segment| segment.readable);
         let confirmed = self.table.get(&ledger).is_some_and(|known| known.lac().covers(entry));
-        if damaged_only && confirmed { BookieError::CorruptEntry } else { BookieError::UnknownEntry }
+        if damaged_only && confirmed {
+            BookieError::CorruptEntry
+        } else {
+            BookieError::UnknownEntry
+        }
     }
 
     /// Forgets ledgers whose deletion was confirmed. Segments that held nothing else can be

@@ -69,7 +69,6 @@ impl OpenGroup {
     pub(crate) fn has_staged(&self) -> bool {
         !self.staged.is_empty()
     }
-
 }
 
 impl Unsealed {
@@ -164,7 +163,10 @@ impl LogState {
     /// opened. Refused, with everybody's answers, once the log is poisoned.
     pub(crate) fn submit(&mut self, group: &mut OpenGroup) -> Result<(), Vec<Answer>> {
         assert!(self.in_flight.is_none(), "one group is in flight");
-        assert!(group.staged.is_empty(), "staged records are encoded before the group is submitted");
+        assert!(
+            group.staged.is_empty(),
+            "staged records are encoded before the group is submitted"
+        );
         self.unplaced_bytes = self.unplaced_bytes.saturating_sub(group.record_bytes);
         if self.poisoned.is_some() {
             return Err(self.answer(group, Err(BookieError::ReadOnly)));

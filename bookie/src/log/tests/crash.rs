@@ -1,0 +1,206 @@
+//! What a power cut leaves.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use geminga_proto::storage::BookieError;
+
+use super::rig::{KIB, Rig, append, config, payload};
+use crate::device::BLOCK_BYTES;
+use crate::device::memory::{MemoryDevice, Operation, Tear};
+use crate::log::Turn;
+
+/// Three entries acknowledged in groups of their own, and a group of `entries` whose write was
+/// cut off by the power.
+fn cut_off(entries: u64, bytes: usize) -> (MemoryDevice, BTreeMap<(u64, u64), Bytes>) {
+    let mut rig = Rig::new();
+    let mut durable = BTreeMap::new();
+    for entry in 0..3 {
+        assert_eq!(rig.put(append(1, entry, 300)), Ok(()));
+        durable.insert((1, entry), payload(1, entry, 300));
+    }
+    for entry in 0..entries {
+        rig.offer(append(2, entry, bytes)).expect("room");
+    }
+    rig.device.cut_power_at_write(1);
+    assert_eq!(rig.turn(), Turn::Progress);
+    assert!(rig.device.is_dead());
+    assert!(rig.answers()[3..].iter().all(|answer| answer.2 == Err(BookieError::Io)));
+    (rig.device, durable)
+}
+
+/// Everything acknowledged is there; of the group that was cut off, at most a prefix.
+/// `goes_on`: appends to the log, too.
+fn check(
+    device: MemoryDevice,
+    durable: &BTreeMap<(u64, u64), Bytes>,
+    entries: u64,
+    goes_on: bool,
+    what: &str,
+) {
+    let mut rig = Rig::open(device, &config()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(rig.report.damage, [], "{what}");
+    rig.check(durable);
+    let found: Vec<bool> = (0..entries)
+        .map(|entry| match rig.get(2, entry) {
+            Ok(_) => true,
+            Err(BookieError::NoSuchEntry) => false,
+            Err(other) => panic!("{what}: {other}"),
+        })
+        .collect();
+    let prefix = found.iter().take_while(|found| **found).count();
+    assert!(found[prefix..].iter().all(|found| !found), "{what}: {found:?}");
+    if !goes_on {
+        return;
+    }
+    assert_eq!(rig.put(append(3, 0, 10)), Ok(()), "{what}");
+    assert_eq!(rig.get(3, 0), Ok(payload(3, 0, 10)), "{what}");
+}
+
+#[test]
+fn every_byte_prefix_of_the_write_in_flight_leaves_what_was_acknowledged() {
+    let (device, durable) = cut_off(3, 900);
+    let bytes = device.last_unsynced_bytes().expect("the last write was cut off");
+    assert_eq!(bytes, BLOCK_BYTES);
+    for prefix in 0..=bytes {
+        let crashed = device.crash(Tear::Prefix(prefix));
+        check(crashed, &durable, 3, prefix % 61 == 0, &format!("prefix of {prefix}"));
+    }
+}
+
+#[test]
+fn every_prefix_around_each_record_and_block_of_a_longer_group_leaves_what_was_acknowledged() {
+    let (device, durable) = cut_off(9, 3_000);
+    let bytes = device.last_unsynced_bytes().expect("the last write was cut off");
+    assert_eq!(bytes, 7 * BLOCK_BYTES);
+    let edges = (0..=bytes).filter(|at| at % 512 < 2 || at % 3048 < 100 && at % 7 == 0);
+    for prefix in edges {
+        let crashed = device.crash(Tear::Prefix(prefix));
+        check(crashed, &durable, 9, true, &format!("prefix of {prefix}"));
+    }
+}
+
+#[test]
+fn every_subset_of_the_blocks_in_flight_leaves_what_was_acknowledged() {
+    let (device, durable) = cut_off(9, 3_000);
+    for blocks in 0..1 << 7 {
+        let tear = Tear::Blocks(blocks);
+        check(device.crash(tear), &durable, 9, true, &format!("blocks {blocks:07b}"));
+    }
+}
+
+#[test]
+fn a_power_cut_at_any_write_loses_nothing_acknowledged() {
+    // Enough to roll through several segments, with seals, manifests and new files between.
+    let mut cuts = 0;
+    for cut in 1.. {
+        let mut rig = Rig::new();
+        rig.device.cut_power_at_write(cut);
+        let mut durable = BTreeMap::new();
+        for entry in 0..70 {
+            if rig.log.state.lock().poisoned.is_some() {
+                break;
+            }
+            if rig.put(append(entry % 3, entry, 5_000)) == Ok(()) {
+                durable.insert((entry % 3, entry), payload(entry % 3, entry, 5_000));
+            }
+        }
+        if !rig.device.is_dead() {
+            break;
+        }
+        cuts += 1;
+        for tear in [Tear::Lost, Tear::Prefix(100), Tear::Blocks(0b10), Tear::Whole] {
+            let reopened = Rig::open(rig.device.crash(tear), &config());
+            let reopened = reopened.unwrap_or_else(|error| panic!("cut {cut}, {tear:?}: {error}"));
+            assert_eq!(reopened.report.damage, [], "cut {cut}, {tear:?}");
+            reopened.check(&durable);
+        }
+    }
+    assert!(cuts > 100, "the workload has many writes to cut: {cuts}");
+}
+
+#[test]
+fn nothing_unsynced_is_readable_or_acknowledged() {
+    let mut rig = Rig::new();
+    rig.offer(append(1, 0, 100)).expect("room");
+    assert_eq!(rig.get(1, 0), Err(BookieError::NoSuchEntry));
+    assert_eq!(rig.answers(), []);
+    rig.turn();
+    assert_eq!(rig.get(1, 0), Ok(payload(1, 0, 100)));
+    assert_eq!(rig.answers(), [(1, 0, Ok(()))]);
+}
+
+#[test]
+fn after_a_clean_close_nothing_is_replayed() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..5, 1_000);
+    rig.log.seal_all().expect("closes");
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    assert!(rig.report.clean);
+    assert_eq!((rig.report.replayed_groups, rig.report.ledgers), (0, 1));
+    assert_eq!(rig.read(1, 0, 100).map(|entries| entries.len()), Ok(5));
+}
+
+#[test]
+fn restarts_do_not_eat_up_the_disk() {
+    let mut device = MemoryDevice::new(1024 * KIB);
+    for round in 0..40 {
+        let mut rig = Rig::on(device);
+        rig.fill(1, round..round + 1, 500);
+        rig.keep();
+        device = rig.device.crash(Tear::Lost);
+    }
+    let rig = Rig::on(device);
+    assert_eq!(rig.read(1, 0, 100).map(|entries| entries.len()), Ok(40));
+}
+
+#[test]
+fn an_io_error_poisons_the_log_and_is_never_tried_again() {
+    for operation in [Operation::Write, Operation::Sync] {
+        let mut rig = Rig::new();
+        rig.fill(1, 0..2, 100);
+        rig.device.fail(operation, 0);
+        assert_eq!(rig.put(append(1, 2, 100)), Err(BookieError::Io));
+        rig.device.mend();
+        let before = rig.device.operations();
+        assert_eq!(rig.offer(append(1, 3, 100)), Err(BookieError::ReadOnly));
+        assert_eq!(rig.offer_fence(1).map(|_| ()), Err(BookieError::ReadOnly));
+        rig.settle();
+        assert_eq!(rig.device.operations(), before, "nothing is written any more");
+        assert!(rig.log.state.lock().poisoned.is_some());
+        // What was durable can be read; whether the failed entry is there can't be told.
+        assert_eq!(rig.get(1, 1), Ok(payload(1, 1, 100)));
+        assert_eq!(rig.get(1, 2), Err(BookieError::UnknownEntry));
+        assert!(rig.log.seal_all().is_err());
+    }
+}
+
+#[test]
+fn what_waits_behind_a_failed_write_is_refused_and_not_left_hanging() {
+    let mut rig = Rig::new();
+    for entry in 0..10 {
+        rig.offer(append(1, entry, 8_000)).expect("room");
+    }
+    rig.device.fail(Operation::Sync, 0);
+    rig.turn();
+    let answers = rig.answers();
+    assert_eq!(answers.len(), 10);
+    assert_eq!(answers[0].2, Err(BookieError::Io));
+    assert_eq!(answers[9].2, Err(BookieError::ReadOnly));
+}
+
+#[test]
+fn consecutive_entries_are_read_across_segments_up_to_the_limits_or_a_gap() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..60, 5_000);
+    rig.fill(1, 61..63, 5_000);
+    assert!(rig.sealed_files().len() >= 2);
+    let entries = rig.read(1, 3, 100).expect("there");
+    assert_eq!(entries.len(), 57, "up to the gap");
+    for entry in &entries {
+        assert_eq!(entry.payload, payload(1, entry.entry.0, 5_000));
+    }
+    assert_eq!(rig.read(1, 3, 4).map(|entries| entries.len()), Ok(4));
+    assert_eq!(rig.read(1, 60, 4), Err(BookieError::NoSuchEntry));
+    assert_eq!(rig.read(1, 0, 0), Err(BookieError::Invalid));
+}

@@ -1,0 +1,247 @@
+//! Bit flips, lost, exchanged and truncated files: never *no such entry* for what was stored.
+
+use geminga_proto::storage::{AddKind, BookieError};
+
+use super::rig::{Rig, append, config, payload};
+use crate::config::BookieConfig;
+use crate::device::memory::{MemoryDevice, Tear};
+use crate::device::{BLOCK_BYTES, Device};
+use crate::error::OpenError;
+use crate::log::manifest;
+
+fn accepting() -> BookieConfig {
+    BookieConfig { accept_damage: true, ..config() }
+}
+
+/// The answer for a stored entry on a damaged log: right, or a definite "can't tell".
+fn is_there_or_damaged(rig: &Rig, ledger: u64, entry: u64, bytes: usize, what: &str) -> bool {
+    match rig.get(ledger, entry) {
+        Ok(found) => {
+            assert_eq!(found, payload(ledger, entry, bytes), "{what}");
+            true
+        }
+        Err(BookieError::CorruptEntry | BookieError::UnknownEntry) => false,
+        Err(other) => panic!("{what}: entry {entry} answers {other}"),
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_an_earlier_group_is_damage_and_never_no_such_entry() {
+    let mut rig = Rig::new();
+    // Each group is two blocks with one record.
+    rig.fill(1, 0..4, 5_000);
+    let file = rig.active_file();
+    let image = rig.device.crash(Tear::Lost);
+    let (mut refused, mut corrupt) = (0, 0);
+    for group in 0..3 {
+        let start = BLOCK_BYTES * (1 + 2 * group);
+        for at in (start..start + 2 * BLOCK_BYTES).step_by(37) {
+            let what = format!("byte {at}");
+            let device = image.fork();
+            device.flip(&file, at, 0x10);
+            let in_padding = at - start >= 88 + 48 + 5_000;
+            match Rig::open(device.fork(), &config()) {
+                Err(OpenError::Damaged { damage, .. }) => {
+                    refused += 1;
+                    assert!(!in_padding && damage[0].file == file, "{what}");
+                }
+                Err(other) => panic!("{what}: {other}"),
+                Ok(_) => assert!(in_padding, "{what} was not noticed"),
+            }
+            let rig = Rig::open(device, &accepting()).expect("opens");
+            for entry in 0..4 {
+                let there = is_there_or_damaged(&rig, 1, entry, 5_000, &what);
+                assert!(there || entry == group as u64, "{what}: entry {entry} is whole");
+            }
+            corrupt += usize::from(rig.get(1, group as u64) == Err(BookieError::CorruptEntry));
+        }
+    }
+    assert!(refused > 300, "{refused}");
+    assert!(corrupt > 300, "a known damaged entry answers corrupt: {corrupt}");
+}
+
+#[test]
+fn damage_is_remembered_by_later_starts() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..3, 5_000);
+    let file = rig.active_file();
+    let device = rig.device.crash(Tear::Lost);
+    // The header of the first record: nobody can tell what it was.
+    device.flip(&file, BLOCK_BYTES + 88 + 8, 1);
+    let rig = Rig::open(device, &accepting()).expect("opens");
+    assert_eq!(rig.get(1, 0), Err(BookieError::CorruptEntry), "below what was confirmed");
+    assert_eq!(rig.get(1, 7), Err(BookieError::UnknownEntry), "above it");
+    assert_eq!(rig.get(9, 0), Ok(payload(9, 0, 1)).and(Err(BookieError::NoSuchEntry)), "younger");
+    let device = rig.device.crash(Tear::Lost);
+    assert!(matches!(Rig::open(device.fork(), &config()), Err(OpenError::Damaged { .. })));
+    let rig = Rig::open(device, &accepting()).expect("opens");
+    assert_eq!(rig.get(1, 7), Err(BookieError::UnknownEntry));
+}
+
+#[test]
+fn an_empty_group_of_an_idle_log_proves_the_last_one() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..2, 100);
+    let file = rig.active_file();
+    let last = 2 * BLOCK_BYTES + 100;
+    let open = rig.device.crash(Tear::Lost);
+    open.flip(&file, last, 1);
+    let cut = Rig::open(open, &config()).expect("a bad last group may be a torn one");
+    assert_eq!(cut.get(1, 1), Err(BookieError::NoSuchEntry));
+    rig.close_group();
+    let closed = rig.device.crash(Tear::Lost);
+    closed.flip(&file, last, 1);
+    assert!(matches!(Rig::open(closed.fork(), &config()), Err(OpenError::Damaged { .. })));
+    let kept = Rig::open(closed, &accepting()).expect("opens");
+    assert!(!is_there_or_damaged(&kept, 1, 1, 100, "the last entry"));
+}
+
+#[test]
+fn the_next_segment_proves_the_last_group_of_the_one_before() {
+    // Rolls into the second segment, whose first group names the last one of the first; nothing
+    // is sealed meanwhile.
+    let mut rig = Rig::new();
+    rig.keep();
+    let first = rig.active_file();
+    let mut entry = 0;
+    while rig.active_file() == first {
+        rig.offer(append(1, entry, 5_000)).expect("room");
+        rig.turn();
+        entry += 1;
+    }
+    let tail = usize::try_from(rig.log.state.lock().sealing[0].tail).expect("small");
+    let device = rig.device.crash(Tear::Lost);
+    device.flip(&first, tail - 2 * BLOCK_BYTES + 10, 1);
+    assert!(matches!(Rig::open(device.fork(), &config()), Err(OpenError::Damaged { .. })));
+    let rig = Rig::open(device, &accepting()).expect("opens");
+    for entry in 0..entry {
+        is_there_or_damaged(&rig, 1, entry, 5_000, "rolled");
+    }
+}
+
+/// A log with ledger 1 in sealed segments, and ledger 2 in the last sealed one alone.
+fn with_sealed_segments() -> (MemoryDevice, Vec<String>) {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..60, 5_000);
+    rig.fill(2, 0..1, 100);
+    rig.log.seal_all().expect("closes");
+    let rig = Rig::on(rig.device);
+    let files = rig.sealed_files();
+    assert!(files.len() >= 3, "{files:?}");
+    (rig.device, files)
+}
+
+/// Where the footer of a sealed segment begins.
+fn footer_at(device: &MemoryDevice, file: &str) -> usize {
+    let content = device.contents(file).expect("there");
+    let magic = 0x4749_5347_u32.to_le_bytes();
+    let at = content.chunks(BLOCK_BYTES).position(|block| block[4..8] == magic);
+    at.expect("a sealed segment has a footer") * BLOCK_BYTES
+}
+
+#[test]
+fn a_lost_exchanged_or_truncated_segment_or_footer_answers_unknown() {
+    let (device, files) = with_sealed_segments();
+    let victim = files[1].clone();
+    let footer = footer_at(&device, &victim);
+    let cut = |bytes: usize| {
+        let victim = victim.clone();
+        move |device: &MemoryDevice| device.edit(&victim, |content| content.truncate(bytes))
+    };
+    type Harm<'a> = Box<dyn Fn(&MemoryDevice) + 'a>;
+    let harms: Vec<(&str, Harm<'_>)> = vec![
+        ("lost", Box::new(|device| device.remove(&victim).expect("there"))),
+        ("exchanged", Box::new(|device| device.swap(&victim, &files[2]))),
+        ("truncated", Box::new(cut(footer + BLOCK_BYTES))),
+        ("emptied", Box::new(cut(0))),
+        ("header", Box::new(|device| device.flip(&victim, 20, 1))),
+        ("footer", Box::new(|device| device.flip(&victim, footer + 20, 1))),
+        (
+            "directory",
+            Box::new(|device| {
+                device.flip(&victim, footer + BLOCK_BYTES + 3, 1);
+            }),
+        ),
+    ];
+    for (what, harm) in harms {
+        let device = device.fork();
+        harm(&device);
+        let refused = Rig::open(device.fork(), &config());
+        assert!(matches!(refused, Err(OpenError::Damaged { .. })), "{what}");
+        let mut rig = Rig::open(device, &accepting()).expect("opens");
+        let lost =
+            (0..60).filter(|entry| !is_there_or_damaged(&rig, 1, *entry, 5_000, what)).count();
+        assert!(lost > 3 && lost < 60, "{what}: {lost} lost");
+        assert_eq!(rig.get(1, 1_000), Err(BookieError::UnknownEntry), "{what}");
+        // A fence may have been lost with it: only recoveries go on, and younger ledgers.
+        assert_eq!(rig.put(append(1, 60, 10)), Err(BookieError::ReadOnly), "{what}");
+        let recovery = crate::log::tests::damage::recovery(1, 60);
+        assert_eq!(rig.put(recovery), Ok(()), "{what}");
+        assert_eq!(rig.put(append(50, 0, 10)), Ok(()), "{what}");
+        assert_eq!(rig.get(50, 1), Err(BookieError::NoSuchEntry), "{what}");
+    }
+}
+
+fn recovery(ledger: u64, entry: u64) -> geminga_proto::storage::AppendRequest {
+    geminga_proto::storage::AppendRequest { kind: AddKind::Recovery, ..append(ledger, entry, 10) }
+}
+
+#[test]
+fn a_damaged_page_of_an_index_answers_unknown_and_a_damaged_payload_corrupt() {
+    let (device, files) = with_sealed_segments();
+    // Behind the footer's header and its directory comes the first page.
+    device.flip(&files[1], footer_at(&device, &files[1]) + 2 * BLOCK_BYTES + 50, 1);
+    device.flip(&files[0], BLOCK_BYTES + 88 + 48 + 700, 1);
+    let rig = Rig::on(device);
+    assert_eq!(rig.get(1, 0), Err(BookieError::CorruptEntry));
+    let unknown = (0..60).filter(|entry| rig.get(1, *entry) == Err(BookieError::UnknownEntry));
+    assert!(unknown.count() > 3);
+    // A run stops before the damage, and says what it is when it starts there.
+    assert!(rig.read(1, 1, 100).is_ok());
+}
+
+#[test]
+fn a_lost_unsealed_segment_makes_everything_uncertain() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..2, 100);
+    let file = rig.active_file();
+    let device = rig.device.crash(Tear::Lost);
+    device.remove(&file).expect("there");
+    let mut rig = Rig::open(device, &accepting()).expect("opens");
+    assert_eq!(rig.get(1, 0), Err(BookieError::UnknownEntry));
+    assert_eq!(rig.get(99, 0), Err(BookieError::UnknownEntry));
+    assert_eq!(rig.put(append(99, 0, 10)), Err(BookieError::ReadOnly));
+}
+
+#[test]
+fn damage_is_forgotten_once_every_ledger_of_the_cluster_is_younger() {
+    let (device, files) = with_sealed_segments();
+    device.remove(&files[1]).expect("there");
+    let mut rig = Rig::open(device, &accepting()).expect("opens");
+    assert_eq!(rig.put(append(50, 0, 10)), Ok(()));
+    rig.delete(&[1, 2]);
+    rig.log.note_lowest_ledger(geminga_proto::id::LedgerId(1));
+    rig.settle();
+    assert_eq!(rig.get(1, 0), Err(BookieError::UnknownEntry), "ledger 1 may have been in it");
+    rig.log.note_lowest_ledger(geminga_proto::id::LedgerId(50));
+    rig.settle();
+    assert_eq!(rig.get(1, 0), Err(BookieError::NoSuchEntry));
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    assert_eq!(rig.get(50, 0), Ok(payload(50, 0, 10)));
+}
+
+#[test]
+fn without_a_manifest_a_used_directory_is_refused() {
+    let (device, _) = with_sealed_segments();
+    let open = |device: MemoryDevice| {
+        let config = config();
+        let limits = config.validate().expect("valid");
+        let env = geminga_proto::env::Env::system();
+        let device = std::sync::Arc::new(device);
+        crate::log::Log::open(&config, limits, 77, true, device, env).map(|_| ())
+    };
+    for name in manifest::FILES {
+        device.remove(name).expect("there");
+    }
+    assert!(matches!(open(device), Err(OpenError::ManifestLost { .. })));
+}

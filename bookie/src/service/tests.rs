@@ -1,0 +1,199 @@
+//! The service over a real loopback connection.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use geminga_proto::env::Env;
+use geminga_proto::id::{BookieId, ClusterId};
+use geminga_proto::v1::bookie_client::BookieClient;
+use proptest::prelude::*;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Server};
+
+use super::*;
+use crate::config::BookieConfig;
+use crate::cookie::Identity;
+use crate::device::memory::MemoryDevice;
+
+fn bookie() -> Bookie {
+    let config = BookieConfig {
+        segment_bytes: Some(1 << 20),
+        first_segment_bytes: 256 * 1024,
+        max_entry_bytes: 128 * 1024,
+        ..BookieConfig::default()
+    };
+    let name = BookieId::new("b").expect("a name");
+    let identity = Identity::detached(name, ClusterId::new("c").expect("a name"), 42);
+    let device = Arc::new(MemoryDevice::new(64 << 20));
+    Bookie::open(config, identity, device, Env::system()).expect("opens").0
+}
+
+async fn connect(bookie: Bookie) -> BookieClient<Channel> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let server = Server::builder().add_service(BookieService::new(bookie).into_server());
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    BookieClient::connect(format!("http://{address}")).await.expect("connects")
+}
+
+fn add(request_id: u64, ledger_id: u64, entry_id: u64) -> pb::AppendRequest {
+    pb::AppendRequest {
+        request_id,
+        ledger_id,
+        entry_id,
+        token: 1,
+        lac: -1,
+        flags: 0,
+        payload: Bytes::from_static(b"payload"),
+    }
+}
+
+async fn append(
+    client: &mut BookieClient<Channel>,
+    requests: Vec<pb::AppendRequest>,
+) -> Vec<(u64, pb::BookieStatus)> {
+    let batch = pb::AppendBatch { requests };
+    let mut answers = client.append(stream::iter([batch])).await.expect("a stream").into_inner();
+    let mut all = Vec::new();
+    while let Some(answer) = answers.message().await.expect("an answer") {
+        all.extend(answer.answers.iter().map(|answer| (answer.request_id, answer.status())));
+    }
+    all.sort_by_key(|answer| answer.0);
+    all
+}
+
+fn read(request_id: u64, ledger_id: u64, first_entry_id: u64) -> pb::ReadRequest {
+    let (max_entries, max_bytes) = (10, 1 << 20);
+    pb::ReadRequest {
+        request_id,
+        ledger_id,
+        first_entry_id,
+        max_entries,
+        max_bytes,
+        fence: false,
+        token: 0,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_reads_fences_and_info_travel_over_a_connection() {
+    let mut client = connect(bookie()).await;
+    let requests = (0..100).map(|entry| add(entry, 5, entry)).collect();
+    let answers = append(&mut client, requests).await;
+    assert_eq!(answers, (0..100).map(|id| (id, pb::BookieStatus::Ok)).collect::<Vec<_>>());
+
+    let batch = pb::ReadBatch { requests: vec![read(1, 5, 95), read(2, 5, 100), read(3, 6, 0)] };
+    let mut reads = client.read(stream::iter([batch])).await.expect("a stream").into_inner();
+    let mut found = Vec::new();
+    while let Some(answers) = reads.message().await.expect("an answer") {
+        found.extend(answers.answers);
+    }
+    found.sort_by_key(|answer| answer.request_id);
+    let statuses: Vec<_> = found.iter().map(pb::ReadAnswer::status).collect();
+    let none = pb::BookieStatus::NoSuchEntry;
+    assert_eq!(statuses, [pb::BookieStatus::Ok, none, none]);
+    assert_eq!(found[0].entries.len(), 5);
+    assert_eq!(found[0].entries[4].payload, "payload");
+
+    let fence = pb::FenceRequest { ledger_id: 5, token: 1 };
+    let fenced = client.fence(fence).await.expect("an answer").into_inner();
+    assert_eq!((fenced.status(), fenced.lac), (pb::BookieStatus::Ok, -1));
+    let late = append(&mut client, vec![add(1, 5, 100)]).await;
+    assert_eq!(late, [(1, pb::BookieStatus::FencedLedger)]);
+    let info = client.info(pb::InfoRequest {}).await.expect("an answer").into_inner();
+    assert_eq!((info.bookie_id.as_str(), info.ledgers, info.writable), ("b", 1, true));
+    let hint = pb::DeleteHintRequest { ledger_ids: vec![5] };
+    client.delete_hint(hint).await.expect("an answer");
+    let long = pb::DeleteHintRequest { ledger_ids: vec![5; MAX_HINTED + 1] };
+    let refused = client.delete_hint(long).await.expect_err("refused");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_bad_append_gets_its_own_status_and_spoils_no_other() {
+    let mut client = connect(bookie()).await;
+    let answers = append(
+        &mut client,
+        vec![
+            add(1, 5, 0),
+            pb::AppendRequest { flags: 64, ..add(2, 5, 1) },
+            pb::AppendRequest { token: 0, ..add(3, 5, 1) },
+            pb::AppendRequest { token: 9, ..add(4, 5, 1) },
+            pb::AppendRequest { payload: vec![0; 200 * 1024].into(), ..add(5, 5, 1) },
+            add(6, 5, 1),
+        ],
+    );
+    use pb::BookieStatus::{Invalid, Ok, TooLarge, WrongToken};
+    let expected = [(1, Ok), (2, Invalid), (3, Invalid), (4, WrongToken), (5, TooLarge), (6, Ok)];
+    assert_eq!(answers.await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_appends_than_may_be_in_flight_are_all_answered() {
+    let bookie = bookie();
+    let batches = (0..40).map(|batch| {
+        let requests = (0..50).map(|at| add(batch * 50 + at, 1, batch * 50 + at)).collect();
+        Ok(pb::AppendBatch { requests })
+    });
+    let requests = stream::iter(batches.collect::<Vec<_>>());
+    let mut answers = AppendStream::start(bookie, requests, 7);
+    let mut answered = Vec::new();
+    while let Some(batch) = answers.next().await {
+        let batch = batch.expect("no error");
+        assert!(batch.answers.len() <= 7);
+        answered.extend(batch.answers.iter().map(|answer| answer.request_id));
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, (0..2_000).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_tells_another_cluster_bookie_or_protocol_what_is_wrong() {
+    let mut client = connect(bookie()).await;
+    let good = pb::BookieHandshakeRequest {
+        min_protocol: 1,
+        max_protocol: 9,
+        cluster_id: "c".to_owned(),
+        node_id: "broker".to_owned(),
+        expected_bookie_id: "b".to_owned(),
+    };
+    let shaken = client.handshake(good.clone()).await.expect("agrees").into_inner();
+    assert_eq!((shaken.protocol, shaken.bookie_id.as_str()), (1, "b"));
+    for (bad, words) in [
+        (pb::BookieHandshakeRequest { min_protocol: 2, ..good.clone() }, "speaks protocols 1 to 1"),
+        (
+            pb::BookieHandshakeRequest { min_protocol: 0, max_protocol: 0, ..good.clone() },
+            "use releases that overlap",
+        ),
+        (pb::BookieHandshakeRequest { cluster_id: "x".into(), ..good.clone() }, "cluster c"),
+        (pb::BookieHandshakeRequest { expected_bookie_id: "x".into(), ..good }, "this is bookie b"),
+    ] {
+        let status = client.handshake(bad).await.expect_err("refused");
+        assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+        assert!(status.message().contains(words), "{}", status.message());
+    }
+}
+
+#[test]
+fn small_answers_share_a_message_and_large_ones_do_not() {
+    let answer = |request_id, bytes: usize| {
+        let entry = pb::StoredEntry { entry_id: 0, lac: -1, payload: Bytes::from(vec![0; bytes]) };
+        Ok(pb::ReadAnswer { request_id, status: 1, entries: vec![entry] })
+    };
+    let ready = vec![answer(1, 10), answer(2, 10), answer(3, 900_000), answer(4, 900_000)];
+    let sizes: Vec<_> =
+        coalesce(ready).into_iter().map(|message| message.map(|m| m.answers.len()).ok()).collect();
+    assert_eq!(sizes, [Some(3), Some(1)]);
+}
+
+proptest! {
+    #[test]
+    fn any_append_off_the_wire_is_taken_or_refused_without_a_panic(
+        ledger_id: u64, entry_id: u64, token: u64, lac: i64, flags: u32,
+    ) {
+        let request =
+            pb::AppendRequest { ledger_id, entry_id, token, lac, flags, ..add(0, 0, 0) };
+        let taken = append_request(request);
+        prop_assert_eq!(taken.is_err(), flags > 3);
+    }
+}
