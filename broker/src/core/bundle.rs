@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::core::api::{Lookup, TopicError};
 use crate::core::context::{Context, unavailable};
 use crate::core::ownership::Ownership;
-use crate::core::state_log::{StateLog, StateLogConfig, StateLogError};
+use crate::core::state_log::{StateLog, StateLogError};
 
 /// A bundle that this broker owns.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl BundleSlot {
             context.ledgers.clone(),
             Arc::clone(&context.meta),
             context.env.clone(),
-            StateLogConfig::default(),
+            context.config.state_log.clone(),
         )
         .await
         .map_err(state_log_error)?;

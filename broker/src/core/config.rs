@@ -6,6 +6,9 @@ use std::time::Duration;
 use geminga_proto::entry::DEFAULT_MAX_MESSAGE_BYTES;
 use geminga_proto::id::BrokerId;
 
+use crate::core::dispatch::DispatchLimits;
+use crate::core::state_log::StateLogConfig;
+
 /// Why settings are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting} = {value}: {why}")]
@@ -72,6 +75,10 @@ pub struct BrokerConfig {
     pub max_subscriptions_per_topic: usize,
     /// Consumers connected to one subscription.
     pub max_consumers_per_subscription: usize,
+    /// Limits of what a subscription hands out and reads at a time.
+    pub dispatch: DispatchLimits,
+    /// The state logs of bundles.
+    pub state_log: StateLogConfig,
 }
 
 impl BrokerConfig {
@@ -104,6 +111,8 @@ impl BrokerConfig {
             max_producers_per_topic: 10_000,
             max_subscriptions_per_topic: 10_000,
             max_consumers_per_subscription: 10_000,
+            dispatch: DispatchLimits::default(),
+            state_log: StateLogConfig::default(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::core::bundle::state_log_error;
 use crate::core::consumer::Consumer;
 use crate::core::context::unavailable;
 use crate::core::cursor::{CursorState, EntrySpan, Frontier};
-use crate::core::dispatch::{ConsumerKey, DispatchLimits};
+use crate::core::dispatch::ConsumerKey;
 use crate::core::state_log::{CursorId, Done, Room, StateLogError};
 use crate::core::subscription::{ConsumerSpec, Subscription};
 use crate::core::topic::log::Log;
@@ -67,11 +67,8 @@ impl State {
 }
 
 impl Topic {
-    async fn room(&self, positions: usize) -> Result<Room, TopicError> {
-        match self.bundle.log.try_room(positions) {
-            Some(room) => Ok(room),
-            None => self.bundle.log.room(positions).await.map_err(state_log_error),
-        }
+    async fn room(&self) -> Result<Room, TopicError> {
+        self.bundle.log.room(0).await.map_err(state_log_error)
     }
 
     /// Attaches a consumer, and creates the subscription if need be.
@@ -177,7 +174,7 @@ impl Topic {
     pub async fn create_subscription(&self, name: &str, from: ResetTo) -> Result<(), AdminError> {
         check_subscription(name)?;
         let span = self.span_of(from).await?;
-        let room = self.room(0).await?;
+        let room = self.room().await?;
         let (done, created) = {
             let mut state = self.state.lock();
             Self::refusal(&state)?;
@@ -194,7 +191,7 @@ impl Topic {
             let cursor = log
                 .create_subscription(room, self.incarnation, name, at, done)
                 .map_err(state_log_error)?;
-            let (end, limits) = (state.log.end(), DispatchLimits::default());
+            let (end, limits) = (state.log.end(), self.dispatch_limits());
             let subscription = Subscription::new(name, CursorState::new(at), end, limits);
             let mut slot = SubscriptionSlot::new(cursor, subscription);
             slot.creating = Some(Box::default());
@@ -277,7 +274,7 @@ impl Topic {
     /// # Errors
     /// [`AckError`]: nothing was acknowledged. Success is told by the receipt.
     pub async fn ack(&self, consumer: &ConsumerRef, ack: &Ack) -> Result<(), AckError> {
-        let room = self.room(ack.positions.len()).await?;
+        let room = self.bundle.log.room_for(ack).await.map_err(state_log_error)?;
         if let Some((room, unknown)) = self.ack_known(consumer, ack, room)? {
             let spans = self.spans(&unknown).await?;
             self.ack_with(consumer, ack, &spans, room)?;
@@ -338,7 +335,7 @@ impl Topic {
     /// # Errors
     /// Why some have not.
     pub async fn settle(&self, consumer: &ConsumerRef) -> Result<(), TopicError> {
-        let room = self.room(0).await?;
+        let room = self.room().await?;
         let (done, settled) = outcome();
         self.bundle.log.change(room, consumer.cursor, None, done);
         wait(settled).await
@@ -355,7 +352,7 @@ impl Topic {
         by: Option<ConsumerKey>,
         force: bool,
     ) -> Result<(), AdminError> {
-        let room = self.room(0).await?;
+        let room = self.room().await?;
         let (cursor, deleted) = {
             let mut state = self.state.lock();
             Self::refusal(&state)?;
@@ -424,7 +421,7 @@ impl Topic {
     /// [`AdminError::InvalidPosition`] if the topic has no such entry.
     pub async fn reset_subscription(&self, name: &str, to: ResetTo) -> Result<(), AdminError> {
         let span = self.span_of(to).await?;
-        let room = self.room(0).await?;
+        let room = self.room().await?;
         let cursor = {
             let mut guard = self.state.lock();
             Self::refusal(&guard)?;
@@ -445,7 +442,7 @@ impl Topic {
             slot.cursor
         };
         let (done, settled) = outcome();
-        let room = self.room(0).await?;
+        let room = self.room().await?;
         self.bundle.log.change(room, cursor, None, done);
         Ok(wait(settled).await?)
     }

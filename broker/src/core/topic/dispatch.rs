@@ -11,7 +11,7 @@ use crate::core::budget::EntryPermit;
 use crate::core::bundle::state_log_error;
 use crate::core::cache::CachedEntry;
 use crate::core::cursor::{CursorChange, EntrySpan};
-use crate::core::dispatch::{EntryRun, ReadRequest, ReadTarget, ReadyEntry};
+use crate::core::dispatch::{DispatchLimits, EntryRun, ReadRequest, ReadTarget, ReadyEntry};
 use crate::core::state_log::{Done, Room};
 use crate::core::subscription::{ChangeSeq, Command, ReceiptFor};
 use crate::core::topic::log::Log;
@@ -22,6 +22,15 @@ use crate::core::topic::{Topic, Traffic};
 type Receipt = (Arc<dyn ConsumerSink>, ConsumerId, u64);
 
 impl Topic {
+    /// Limits of a subscription. One read takes no more than a share of what all can have in
+    /// memory, so that many subscriptions can read at a time.
+    pub(super) fn dispatch_limits(&self) -> DispatchLimits {
+        let config = &self.context.config;
+        let share = (config.egress_bytes() / 16).max(64 << 10);
+        let max_read_bytes = config.dispatch.max_read_bytes.min(share);
+        DispatchLimits { max_read_bytes, ..config.dispatch }
+    }
+
     /// Executes commands until none is left. `room` goes with the one change that an operation
     /// makes.
     pub(super) fn execute(

@@ -21,7 +21,6 @@ use crate::core::api::TopicError;
 use crate::core::bundle::Bundle;
 use crate::core::context::{Context, unavailable};
 use crate::core::cursor::Frontier;
-use crate::core::dispatch::DispatchLimits;
 use crate::core::managed_ledger::ManagedLedger;
 use crate::core::managed_ledger::list::ClosedLedger;
 use crate::core::namespace::Namespace;
@@ -299,7 +298,7 @@ impl Topic {
         subscriptions.had_any = !stored.is_empty();
         for stored in stored {
             let behind = stored.cursor.frontier.index < start_index;
-            let (end, limits) = (log.end(), DispatchLimits::default());
+            let (end, limits) = (log.end(), self.dispatch_limits());
             let subscription = Subscription::new(&stored.name, stored.cursor, end, limits);
             let mut slot = Box::new(SubscriptionSlot::new(stored.id, subscription));
             if behind {
@@ -315,7 +314,10 @@ impl Topic {
 }
 
 /// Reads a managed ledger's head and chunks.
-pub(super) async fn load_ledgers(context: &Context, id: ManagedLedgerId) -> Result<ManagedLedger, LoadError> {
+pub(super) async fn load_ledgers(
+    context: &Context,
+    id: ManagedLedgerId,
+) -> Result<ManagedLedger, LoadError> {
     let meta = &*context.meta;
     let key = keys::managed_ledger(id);
     let head = read::<ManagedLedgerRecord>(meta, &key).await.map_err(unavailable)?;

@@ -133,7 +133,8 @@ impl Topic {
         let end = ahead.entries.back().map_or(last, |entry| entry.span.position.max(last));
         let behind = ahead.entries.iter().rev().take_while(|entry| entry.span.position > last);
         let left: u64 = behind.map(|entry| entry.payload.len() as u64).sum();
-        let wanted = self.context.config.read_ahead_bytes;
+        let config = &self.context.config;
+        let wanted = config.read_ahead_bytes.min(config.egress_bytes() / 16);
         let next = Position::new(end.ledger, end.entry.next());
         let place = log.locate(next).map(|place| place.first);
         // At the tail, the cache has it.
@@ -183,6 +184,9 @@ impl Topic {
         match result {
             Ok(entries) => {
                 slot.subscription.read_done(request.token, Ok(&entries), &mut commands);
+                if slot.subscription.read_has_failed() {
+                    self.retry_later(name);
+                }
                 if let Some(last) = entries.last()
                     && matches!(request.target, ReadTarget::From(_))
                 {

@@ -196,7 +196,7 @@ impl Subscriptions {
     /// Everything before is durably acknowledged by all; the end of all indexes if there is none.
     #[must_use]
     pub fn consumed(&self) -> MessageIndex {
-        let durable = self.slots.values().map(|slot| slot.subscription.durable().index);
+        let durable = self.slots.values().map(|slot| slot.subscription.durable_index());
         durable.min().unwrap_or(MessageIndex::MAX)
     }
 
