@@ -136,17 +136,17 @@ impl Shared {
             }
             result
         };
+        let nobody = completed.is_empty();
         let call_back = move || {
             for (pending, outcome) in completed {
                 pending.into_iter().for_each(|pending| (pending.done)(outcome.clone()));
             }
         };
+        // Within a caller's call only failures complete, and what has nothing to wait for.
         match driver {
+            _ if nobody => {}
             Driver::Log => call_back(),
-            // Only after failures, and for who waits for nothing: the rest is durable later.
-            Driver::Caller => {
-                self.runtime.spawn(async move { call_back() });
-            }
+            Driver::Caller => drop(self.runtime.spawn(async move { call_back() })),
         }
         if let Some(error) = ended {
             self.room.close();
@@ -167,6 +167,7 @@ impl State {
     fn switch(&mut self) {
         if let Some(next) = self.next.take() {
             self.retired.push(std::mem::replace(&mut self.writer, next));
+            self.stalled = None;
         }
     }
 }

@@ -44,11 +44,24 @@ pub struct Subscription {
     last_seq: ChangeSeq,
     /// Every change up to this one is durable.
     durable_seq: ChangeSeq,
-    /// The frontier after that one.
-    durable: Frontier,
-    /// Changes that moved the frontier and are not durable yet. As long as the changes that the
+    /// Where the cursor stood after that one.
+    durable: Mark,
+    /// Changes that moved the cursor and are not durable yet. As long as the changes that the
     /// state log holds for its callers, which are bounded in bytes.
-    undurable: VecDeque<(ChangeSeq, Frontier)>,
+    undurable: VecDeque<(ChangeSeq, Mark)>,
+}
+
+/// Where a cursor stands: everything before either is acknowledged.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    frontier: Frontier,
+    next_unacked: MessageIndex,
+}
+
+impl Mark {
+    fn of(cursor: &Cursor) -> Self {
+        Self { frontier: cursor.frontier(), next_unacked: cursor.next_unacked() }
+    }
 }
 
 /// What an acknowledged position means.
@@ -63,11 +76,13 @@ impl Subscription {
     /// A subscription whose cursor goes on where `cursor` stands. Nothing is handed out yet.
     #[must_use]
     pub fn new(name: &str, cursor: CursorState, end: TopicEnd, limits: DispatchLimits) -> Self {
-        let durable = cursor.frontier;
+        let cursor = Cursor::new(cursor);
+        let durable = Mark::of(&cursor);
+        let read_from = durable.frontier.position;
         Self {
             name: name.into(),
-            cursor: Cursor::new(cursor),
-            dispatcher: Dispatcher::new(limits, durable.position, end.last_confirmed),
+            cursor,
+            dispatcher: Dispatcher::new(limits, read_from, end.last_confirmed),
             end,
             last_seq: ChangeSeq::default(),
             durable_seq: ChangeSeq::default(),
@@ -251,18 +266,17 @@ impl Subscription {
             return;
         }
         self.last_seq = ChangeSeq(self.last_seq.0 + 1);
-        match &change {
-            Some(CursorChange::Ack(CursorDelta { frontier: Some(frontier), .. })) => {
-                self.undurable.push_back((self.last_seq, *frontier));
-            }
-            Some(CursorChange::Reset(frontier)) => {
-                // Whoever trims must not go by a frontier that the reset takes back, nor by one
-                // that is not durable yet: until it is, the lower of both counts.
-                self.durable = self.durable.min(*frontier);
-                self.undurable.clear();
-                self.undurable.push_back((self.last_seq, *frontier));
-            }
-            Some(CursorChange::Ack(_)) | None => {}
+        let mark = Mark::of(&self.cursor);
+        if let Some(CursorChange::Reset(_)) = &change {
+            // Whoever trims must not go by a mark that the reset takes back, nor by one that is
+            // not durable yet: until it is, the lower of both counts.
+            self.durable.frontier = self.durable.frontier.min(mark.frontier);
+            self.durable.next_unacked = self.durable.next_unacked.min(mark.next_unacked);
+            self.undurable.clear();
+        }
+        let before = self.undurable.back().map_or(self.durable, |(_, before)| *before);
+        if mark.frontier != before.frontier || mark.next_unacked != before.next_unacked {
+            self.undurable.push_back((self.last_seq, mark));
         }
         out.push(Command::Persist { change, seq: self.last_seq, receipt });
     }
@@ -270,8 +284,16 @@ impl Subscription {
     /// Every change up to `seq` is durable.
     pub fn persisted(&mut self, seq: ChangeSeq) {
         self.durable_seq = self.durable_seq.max(seq);
-        while let Some((_, frontier)) = self.undurable.pop_front_if(|(at, _)| *at <= seq) {
-            self.durable = frontier;
+        while let Some((_, mark)) = self.undurable.pop_front_if(|(at, _)| *at <= seq) {
+            self.durable = mark;
+        }
+        self.settle();
+    }
+
+    /// Dispatch may learn where entries end whose acknowledgement is durable already.
+    fn settle(&mut self) {
+        if self.durable_seq == self.last_seq {
+            self.durable = Mark::of(&self.cursor);
         }
     }
 
@@ -298,6 +320,7 @@ impl Subscription {
     pub fn tail(&mut self, entries: &[ReadyEntry], end: TopicEnd, out: &mut Vec<Command>) {
         self.end = end;
         self.dispatcher.tail(entries, end.last_confirmed, &mut self.cursor, out);
+        self.settle();
     }
 
     /// Entries were confirmed and their bytes aren't at hand (or aren't wanted).
@@ -315,6 +338,7 @@ impl Subscription {
         out: &mut Vec<Command>,
     ) {
         self.dispatcher.read_done(token, result, &mut self.cursor, out);
+        self.settle();
     }
 
     /// True after a failed read, until [`Subscription::retry_read`].
@@ -348,11 +372,19 @@ impl Subscription {
         self.dispatcher.pump(&self.cursor, out);
     }
 
-    /// Everything before is durably acknowledged; what trimming goes by. The mark-delete position
-    /// is the entry before `position`: the topic knows it if that is a ledger's first.
+    /// Every entry before is durably acknowledged. The mark-delete position is the entry before
+    /// `position`: the topic knows it if that is a ledger's first.
     #[must_use]
     pub fn durable(&self) -> Frontier {
-        self.durable
+        self.durable.frontier
+    }
+
+    /// Every message before is durably acknowledged; what trimming goes by. Never below
+    /// `durable().index`, and above it in the middle of a batch, or when where the acknowledged
+    /// entries end isn't known again yet after a load.
+    #[must_use]
+    pub fn durable_index(&self) -> MessageIndex {
+        self.durable.next_unacked
     }
 
     /// The lowest entry that may still be read: the next new one, or one to be handed out again.
@@ -408,7 +440,7 @@ impl Subscription {
             delivered_messages: counters.delivered_messages,
             delivered_bytes: counters.delivered_bytes,
             redelivered_messages: counters.redelivered_messages,
-            durable: self.durable,
+            durable: self.durable.frontier,
             read_from: self.dispatcher.read_from(),
             active: self.dispatcher.active(),
             not_moving: self.why_not_moving(),

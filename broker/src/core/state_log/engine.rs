@@ -181,7 +181,12 @@ impl<T> Engine<T> {
     pub fn delete(&mut self, id: CursorId, token: T, fx: &mut Vec<Effect<T>>) {
         match self.cursors.get(id) {
             Some(cursor) => {
-                self.names.remove(&(cursor.topic, Arc::clone(&cursor.name)));
+                let key = (cursor.topic, Arc::clone(&cursor.name));
+                // The name may be another subscription's by now: this one may have been deleted
+                // before, in a record that waits.
+                if self.names.get(&key) == Some(&id) {
+                    self.names.remove(&key);
+                }
             }
             // It waits to be created, or isn't there.
             None => self.names.retain(|_, known| *known != id),

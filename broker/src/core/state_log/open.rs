@@ -121,7 +121,8 @@ async fn replay(ledgers: &LedgerStore, record: &BundleRecord) -> Result<Replayed
         let first = from.filter(|at| at.ledger == ledger.id).map_or(EntryId(0), |at| at.entry);
         let mut next = first;
         while next <= last {
-            let entries = reader.read(next, READ_ENTRIES, READ_BYTES).await.map_err(|error| unavailable(&error))?;
+            let read = reader.read(next, READ_ENTRIES, READ_BYTES).await;
+            let entries = read.map_err(|error| unavailable(&error))?;
             if entries.first().is_none_or(|entry| entry.entry != next) {
                 return Err(unavailable(&format!(
                     "entry {next} of ledger {} is missing",

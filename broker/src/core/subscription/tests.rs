@@ -436,6 +436,30 @@ fn data_that_is_gone_is_skipped() {
 }
 
 #[test]
+fn after_a_restart_the_frontier_catches_up_without_another_acknowledgement() {
+    let topic = Topic::new(&[1, 1, 2, 1]);
+    // Acknowledged before the restart: all but entry 1, where the others end isn't recorded.
+    let mut state = CursorState::new(Topic::start());
+    let acked = vec![IndexRange::new(0, 1), IndexRange::new(2, 5)];
+    state.apply(&CursorChange::Ack(CursorDelta { acked, ..CursorDelta::default() }));
+    let mut sub = Subscription::new("sub", state, topic.end(), DispatchLimits::default());
+    assert_eq!(sub.durable_index(), MessageIndex(1));
+    let mut out = Vec::new();
+    let key = sub.add_consumer(spec(SubscriptionType::Shared, 0), &mut out).expect("free");
+    sub.flow(key, 1, 100, &mut out);
+    let [Command::Read(read)] = &out[..] else { panic!("{out:?}") };
+    let mut after = Vec::new();
+    sub.read_done(read.token, Ok(&topic.entries[..2]), &mut after);
+    sub.ack(key, &ack_of(&[at(1)]), &[], &mut after).expect("in flight");
+    let delivered = run(&topic, &mut sub, after);
+    assert_eq!(entries(&delivered), [1]);
+    assert_eq!((sub.durable_index(), sub.durable().index), (MessageIndex(5), MessageIndex(2)));
+    let delivered = flow(&topic, &mut sub, key, 9);
+    assert_eq!(entries(&delivered), [0; 0]);
+    assert_eq!(sub.durable(), Frontier::after(&topic.entries[3].span));
+}
+
+#[test]
 fn an_idle_subscription_takes_little_memory() {
     assert!(size_of::<Subscription>() <= 700, "{}", size_of::<Subscription>());
 }

@@ -303,6 +303,9 @@ proptest! {
         for _ in 0..2000 {
             world.apply(&Event::Keep);
             world.apply(&Event::Confirm);
+            if !world.in_flight && world.engine.task().is_none() {
+                break;
+            }
         }
         world.check();
         let mut seen = world.completed.clone();
@@ -327,6 +330,20 @@ fn replay_stays_short_and_the_chain_too() {
     assert!(world.rounds > 10, "{}", world.rounds);
     assert!(world.chain.len() <= 12, "{:?}", world.chain);
     world.check();
+}
+
+#[test]
+fn deleting_twice_spares_the_subscription_that_took_the_name() {
+    let mut world = World::new();
+    world.apply(&Event::Create { topic: 0, name: 0 });
+    world.apply(&Event::Confirm);
+    // Something is in flight, so that the deletions wait.
+    world.apply(&Event::Create { topic: 1, name: 0 });
+    world.apply(&Event::Delete(0));
+    world.apply(&Event::Create { topic: 0, name: 0 });
+    world.apply(&Event::Delete(0));
+    let known = world.engine.subscriptions(TopicIncarnation(0));
+    assert_eq!(known.iter().map(|one| one.id).collect::<Vec<_>>(), [CursorId(3)]);
 }
 
 #[test]
