@@ -95,10 +95,10 @@ impl Bookie {
     ) -> Result<(Self, OpenReport), OpenError> {
         let limits = config.validate()?;
         let (instance, begun) = (identity.instance, identity.begun);
-        let (log, report) = Log::open(&config, limits, instance, begun, device.clone(), env)?;
-        cookie::mark_begun(device.as_ref(), &identity)?;
+        let (log, report) = Log::open(&config, limits, instance, begun, device, env)?;
+        cookie::mark_begun(log.device(), &identity)?;
         tracing::info!(
-            directory = device.describe(),
+            directory = log.device().describe(),
             sync_mode = report.sync_mode.as_str(),
             ledgers = report.ledgers,
             segments = report.segments,

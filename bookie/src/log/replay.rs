@@ -230,7 +230,7 @@ impl Opening<'_> {
             }
         }
         for (slot, segment, scan) in scans.into_iter().rev() {
-            self.replay(&slot, segment, scan);
+            self.replay(&slot, segment, &scan);
         }
         Ok(())
     }
@@ -259,7 +259,7 @@ impl Opening<'_> {
     }
 
     /// Takes the records of a scan into memory.
-    fn replay(&mut self, slot: &Slot, segment: SegmentId, scan: Scan) {
+    fn replay(&mut self, slot: &Slot, segment: SegmentId, scan: &Scan) {
         let mut unsealed = Unsealed::new(segment, slot.number, slot.capacity_bytes);
         unsealed.tail = scan.data_end;
         unsealed.last_group = scan.last;

@@ -13,7 +13,7 @@ use super::footer::{self, Place};
 use super::group::{self, GroupBuffer, Link};
 use super::record::{Record, RecordKind};
 use super::state::{LogState, Pending, Unsealed};
-use super::table::Fence;
+use super::table::{Fence, Ledger};
 use crate::device::{BLOCK_BYTES, whole_blocks};
 use crate::done::{Answer, Done};
 
@@ -237,7 +237,7 @@ impl LogState {
         let table = &self.table;
         let answers = group.placed.drain(..).map(|placed| {
             let lac = || match placed.kind {
-                RecordKind::Fence => table.get(&placed.ledger).map_or(Lac::NONE, |l| l.lac()),
+                RecordKind::Fence => table.get(&placed.ledger).map_or(Lac::NONE, Ledger::lac),
                 RecordKind::Entry | RecordKind::State { .. } => Lac::NONE,
             };
             let result = result.map(|()| lac());
