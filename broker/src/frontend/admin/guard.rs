@@ -71,8 +71,8 @@ async fn admit(
 async fn read_body(guard: &Guard, body: Body) -> Result<Body, ApiError> {
     let limit = guard.config.max_body_bytes;
     let bytes = to_bytes(body, limit).await.map_err(|error| {
-        let too_large =
-            std::error::Error::source(&error).is_some_and(|source| source.is::<LengthLimitError>());
+        let source = std::error::Error::source(&error);
+        let too_large = source.is_some_and(<dyn std::error::Error>::is::<LengthLimitError>);
         if too_large {
             let reason = format!("the request's body has more than {limit} bytes");
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, reason)

@@ -113,7 +113,7 @@ impl Connection {
         };
         match peeked {
             Ok(Ok(bytes)) if start.get(..bytes) == Some(HTTP2_PREFACE) => {
-                refuse_http2(stream).await
+                refuse_http2(stream).await;
             }
             Ok(Ok(bytes)) if bytes > 0 => self.speak(stream, service).await,
             // Closed, failed, or silent for too long.

@@ -1,3 +1,5 @@
+//! Policies in Pulsar's words and in the core's.
+
 use super::*;
 
 fn retention(minutes: i64, mb: i64) -> Result<NamespacePolicies, ApiError> {

@@ -1,3 +1,5 @@
+//! The port itself, over real sockets: what it lets through, refuses and outlives.
+
 use super::*;
 
 use axum::Router;
