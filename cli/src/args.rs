@@ -1,0 +1,163 @@
+//! The command line as it was typed: raw flags, nothing resolved. What a flag means together
+//! with files and the environment is `config`'s business.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub mod admin;
+pub mod consume;
+pub mod perf;
+pub mod produce;
+pub mod standalone;
+
+/// Shown at the end of `geminga --help`.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    everything that was asked for is done
+  1    it failed; the error says what, why and what to do
+  2    the command line or a setting is wrong; nothing was started
+  3    no progress within --timeout
+  130  interrupted by Ctrl-C
+
+Settings resolve as: defaults < file (--config) < environment (GEMINGA_…) < flags.
+`geminga standalone --print-config` shows all of them and where each comes from.
+
+Examples:
+  geminga standalone
+  seq 1000 | geminga produce numbers
+  geminga consume numbers -s mine --count 10
+  geminga admin topics stats numbers";
+
+/// A durable messaging system with Pulsar's model, in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "geminga", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Settings for every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct GlobalArgs {
+    /// Read settings from this TOML file [environment: GEMINGA_CONFIG]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Settings")]
+    pub config: Option<PathBuf>,
+    /// Print all settings with their origin as TOML, and do nothing else
+    #[arg(long, global = true, help_heading = "Settings")]
+    pub print_config: bool,
+    /// Set any setting by its name in the file, for example broker.retention=1h
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", help_heading = "Settings")]
+    pub set: Vec<String>,
+    /// What is logged to stderr: error, warn, info, debug, trace, or a filter like
+    /// info,geminga_broker=debug
+    #[arg(long, global = true, value_name = "FILTER", help_heading = "Settings")]
+    pub log: Option<String>,
+}
+
+/// Where a command finds its cluster.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ClientArgs {
+    /// Where brokers are reached [default: http://localhost:6660]
+    /// [environment: GEMINGA_SERVICE_URL]
+    #[arg(long, value_name = "URL", help_heading = "Connection")]
+    pub service_url: Option<String>,
+    /// Where the admin API is reached [default: http://localhost:8080]
+    /// [environment: GEMINGA_ADMIN_URL]
+    #[arg(long, value_name = "URL", help_heading = "Connection")]
+    pub admin_url: Option<String>,
+    /// Tenant of topics that are named without one [default: public]
+    #[arg(long, value_name = "TENANT", help_heading = "Connection")]
+    pub tenant: Option<String>,
+    /// Namespace of topics that are named without one [default: default]
+    #[arg(long, value_name = "NAMESPACE", help_heading = "Connection")]
+    pub namespace: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole cluster in this process: broker, bookie and metadata
+    Standalone(standalone::StandaloneArgs),
+    /// Publish the lines of a file, or a file as one message
+    Produce(produce::ProduceArgs),
+    /// Receive, write out and acknowledge messages
+    Consume(consume::ConsumeArgs),
+    /// Measure throughput and latency
+    #[command(subcommand)]
+    Perf(perf::PerfCommand),
+    /// Look after topics, subscriptions, ledgers and metadata
+    Admin(admin::AdminArgs),
+    /// Print a shell's completion script
+    Completions(CompletionsArgs),
+    /// Not built yet: comes with the cluster
+    #[command(hide = true, disable_help_flag = true)]
+    Broker(UnbuiltArgs),
+    /// Not built yet: comes with the cluster
+    #[command(hide = true, disable_help_flag = true)]
+    Bookie(UnbuiltArgs),
+    /// Not built yet: comes with the cluster
+    #[command(hide = true, disable_help_flag = true)]
+    Repair(UnbuiltArgs),
+}
+
+/// Whatever follows the name of a command that isn't built.
+#[derive(Debug, Args)]
+pub struct UnbuiltArgs {
+    /// Not looked at
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub rest: Vec<String>,
+}
+
+/// `geminga completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  geminga completions bash > /etc/bash_completion.d/geminga
+  geminga completions fish > ~/.config/fish/completions/geminga.fish")]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Text or JSON.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// For people
+    #[default]
+    Text,
+    /// For programs: one JSON object
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        fn check(command: &clap::Command, path: &str) {
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+                let path = format!("{path} {}", sub.get_name());
+                if sub.get_subcommands().next().is_some() {
+                    check(sub, &path);
+                    continue;
+                }
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Example"), "{path} shows no example");
+                assert!(help.contains(&path), "{path}: its example is of another command");
+            }
+        }
+        check(&Cli::command(), "geminga");
+    }
+}

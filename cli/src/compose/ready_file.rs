@@ -1,0 +1,83 @@
+//! The ready file: tells whoever started the process where it serves. It appears whole, by a
+//! rename, and only once everything serves.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde_json::json;
+
+use super::listeners::Listeners;
+
+/// Removes what a former run has left, so that nobody takes it for this run's.
+///
+/// # Errors
+/// The file is there and can't be removed.
+pub fn clear(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
+            .with_context(|| format!("can't remove the old ready file {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Writes the addresses.
+///
+/// # Errors
+/// The file can't be written.
+pub fn write(path: &Path, listeners: &Addresses) -> anyhow::Result<()> {
+    let text = json!({
+        "grpc": listeners.grpc,
+        "admin": listeners.admin,
+        "bookie": listeners.bookie,
+    });
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{}", std::process::id()));
+    let aside = PathBuf::from(aside);
+    std::fs::write(&aside, format!("{text}\n"))
+        .and_then(|()| std::fs::rename(&aside, path))
+        .with_context(|| format!("can't write the ready file {}", path.display()))
+}
+
+/// Where everything is reached, as `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses {
+    /// The messaging API.
+    pub grpc: String,
+    /// The admin API.
+    pub admin: String,
+    /// The storage node.
+    pub bookie: String,
+}
+
+impl From<&Listeners> for Addresses {
+    fn from(listeners: &Listeners) -> Self {
+        Self {
+            grpc: listeners.grpc.advertised.clone(),
+            admin: listeners.admin.advertised.clone(),
+            bookie: listeners.bookie.advertised.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ready_file_replaces_an_old_one_and_leaves_nothing_else() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let path = home.path().join("ready.json");
+        clear(&path).expect("there is none");
+        std::fs::write(&path, "old").expect("writes");
+        clear(&path).expect("removed");
+        assert!(!path.exists());
+        let text = |name: &str| format!("{name}:1");
+        let addresses = Addresses { grpc: text("g"), admin: text("a"), bookie: text("b") };
+        write(&path, &addresses).expect("written");
+        let read = std::fs::read(&path).expect("there");
+        let read: serde_json::Value = serde_json::from_slice(&read).expect("JSON");
+        assert_eq!(read, json!({ "grpc": "g:1", "admin": "a:1", "bookie": "b:1" }));
+        assert_eq!(std::fs::read_dir(home.path()).expect("there").count(), 1);
+        assert!(write(&home.path().join("no/such/dir"), &addresses).is_err());
+    }
+}

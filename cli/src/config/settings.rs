@@ -1,0 +1,242 @@
+//! [`Settings`]: every setting with its default and what it is for.
+//!
+//! A setting is described once: its doc comment is also what `--print-config` shows.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use super::ConfigError;
+use super::layers::Layers;
+use super::units::{Auto, ByteSize, Span};
+
+/// A struct of settings with its defaults, and what describes each of them.
+macro_rules! settings {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $($(#[doc = $doc])+ pub $field: $type,)+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)+ }
+            }
+        }
+
+        impl $name {
+            const DOCS: &'static [(&'static str, &'static str)] =
+                &[$((stringify!($field), concat!($($doc),+)),)+];
+        }
+    };
+}
+
+settings! {
+    /// All settings. Those of the sections belong to the component of that name.
+    Settings {
+        /// Where clients reach brokers.
+        service_url: String = "http://localhost:6660".to_owned(),
+        /// Where tools reach the admin API.
+        admin_url: String = "http://localhost:8080".to_owned(),
+        /// Tenant of topics that are named without one.
+        tenant: String = "public".to_owned(),
+        /// Namespace of topics that are named without one.
+        namespace: String = "default".to_owned(),
+        /// What is logged; "auto" is info for servers and warn for tools.
+        log: String = "auto".to_owned(),
+        /// Where standalone stores everything.
+        data_dir: PathBuf = PathBuf::from("./geminga-data"),
+        /// Address that servers listen on.
+        bind: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST),
+        /// Host name that clients are told to connect to; "auto" is the address listened on, or
+        /// this machine's name if that is a wildcard.
+        advertised_address: String = "auto".to_owned(),
+        /// Port of the messaging API; 0 is any free one.
+        grpc_port: u16 = 6660,
+        /// Port of the admin API and metrics; 0 is any free one.
+        admin_port: u16 = 8080,
+        /// Port of the storage node; 0 is any free one.
+        bookie_port: u16 = 3181,
+        /// Threads for everything but disk writes; 0 is one for each core.
+        worker_threads: u16 = 0,
+        /// The broker's settings.
+        broker: BrokerSettings = BrokerSettings::default(),
+        /// The ledger's settings.
+        ledger: LedgerSettings = LedgerSettings::default(),
+        /// The bookie's settings.
+        bookie: BookieSettings = BookieSettings::default(),
+    }
+}
+
+settings! {
+    /// Section `[broker]`.
+    BrokerSettings {
+        /// Whether publishing and subscribing create a topic that doesn't exist.
+        auto_topic_creation: bool = true,
+        /// Largest message or batch.
+        max_message_bytes: ByteSize = ByteSize(5 << 20),
+        /// Most messages in one batch.
+        max_messages_per_batch: u32 = 100_000,
+        /// Bytes that one producer may have without a receipt.
+        producer_credit_bytes: ByteSize = ByteSize(16 << 20),
+        /// Bytes of messages in memory, all over the broker.
+        memory_budget_bytes: ByteSize = ByteSize(512 << 20),
+        /// Bytes of recent messages that are kept for consumers; part of memory_budget_bytes.
+        tail_cache_bytes: ByteSize = ByteSize(64 << 20),
+        /// Bundles of a namespace that is created.
+        bundles_per_namespace: u32 = 4,
+        /// A ledger is followed by the next one at this size.
+        ledger_max_bytes: ByteSize = ByteSize(1 << 30),
+        /// A ledger is followed by the next one at this age.
+        ledger_max_age: Span = hours(4),
+        /// A ledger without publishes for so long is closed.
+        ledger_idle_close: Span = seconds(60),
+        /// A topic without producers and consumers for so long leaves the memory.
+        topic_idle_unload: Span = seconds(60),
+        /// How often ledgers, topics and retention are looked after.
+        housekeeping_interval: Span = seconds(5),
+        /// How long consumed data is kept, unless the namespace says otherwise.
+        retention: Span = seconds(0),
+        /// How much consumed data of a topic is kept, unless the namespace says otherwise.
+        retention_bytes: ByteSize = ByteSize(0),
+        /// How long data of a topic that never had a subscription is kept.
+        unsubscribed_retention: Span = hours(24),
+        /// How much data of a topic that never had a subscription is kept.
+        unsubscribed_retention_bytes: ByteSize = ByteSize(1 << 30),
+        /// How long ownership outlives a broker that has gone silent.
+        lease_ttl: Span = seconds(30),
+        /// Bytes that one read of older messages asks for.
+        read_ahead_bytes: ByteSize = ByteSize(1 << 20),
+        /// Most producers on a topic.
+        max_producers_per_topic: u32 = 10_000,
+        /// Most subscriptions of a topic.
+        max_subscriptions_per_topic: u32 = 10_000,
+        /// Most consumers of a subscription.
+        max_consumers_per_subscription: u32 = 10_000,
+    }
+}
+
+settings! {
+    /// Section `[ledger]`.
+    LedgerSettings {
+        /// A bookie that owes an answer for so long counts as failed.
+        append_timeout_ms: u64 = 10_000,
+        /// How long a read, a fence or a metadata request may take.
+        request_timeout_ms: u64 = 5_000,
+        /// How long to wait before a failed bookie is tried again.
+        retry_interval_ms: u64 = 500,
+    }
+}
+
+settings! {
+    /// Section `[bookie]`.
+    BookieSettings {
+        /// How writes are made durable: "auto" is direct I/O where the file system takes it, else
+        /// "fdatasync".
+        sync_mode: SyncModeSetting = SyncModeSetting::Auto,
+        /// Most bytes of disk that messages may take; "auto" is what the disk has.
+        max_bytes: Auto<ByteSize> = Auto(None),
+        /// Size of a segment file; "auto" is 256MiB, or less if max_bytes is small.
+        segment_bytes: Auto<ByteSize> = Auto(None),
+        /// Size of the first segment file; later ones double up to segment_bytes.
+        first_segment_bytes: ByteSize = ByteSize(16 << 20),
+        /// Most bytes in one synchronous write.
+        max_group_bytes: ByteSize = ByteSize(2 << 20),
+        /// Bytes waiting for the disk above which appends are refused.
+        max_pending_bytes: ByteSize = ByteSize(64 << 20),
+        /// Share of the disk that messages leave to acknowledgements and recovery.
+        ordinary_reserve_percent: u32 = 10,
+        /// Share of the disk that belongs to reclaim alone.
+        reclaim_reserve_percent: u32 = 5,
+        /// Emptied segment files that are kept for re-use.
+        max_spare_segments: u32 = 4,
+        /// Memory for index pages.
+        index_cache_bytes: ByteSize = ByteSize(32 << 20),
+        /// After how long without a write the last one is sealed off.
+        idle_close: Span = Span(std::time::Duration::from_millis(100)),
+        /// How often the ledgers on disk are compared with the metadata.
+        census_interval: Span = seconds(60),
+        /// Start although parts of the data are lost; what they may have held can't be read.
+        accept_damage: bool = false,
+    }
+}
+
+/// How a bookie's writes are made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyncModeSetting {
+    /// Direct I/O where the file system takes it.
+    Auto,
+    /// Buffered writes followed by `fdatasync`.
+    Fdatasync,
+}
+
+const fn seconds(seconds: u64) -> Span {
+    Span(std::time::Duration::from_secs(seconds))
+}
+
+const fn hours(hours: u64) -> Span {
+    seconds(hours * 3_600)
+}
+
+/// What a setting is for.
+pub(super) fn describe(key: &str) -> String {
+    let (docs, name) = match key.split_once('.') {
+        Some(("broker", name)) => (BrokerSettings::DOCS, name),
+        Some(("ledger", name)) => (LedgerSettings::DOCS, name),
+        Some(("bookie", name)) => (BookieSettings::DOCS, name),
+        _ => (Settings::DOCS, key),
+    };
+    let doc = docs.iter().find(|(known, _)| *known == name).map_or("", |(_, doc)| *doc);
+    doc.trim().trim_end_matches('.').to_owned()
+}
+
+impl Settings {
+    /// Reads a table that holds every setting.
+    pub(super) fn deserialize_table(table: Table) -> Result<Self, String> {
+        table.try_into().map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
+    /// Checks what no component checks.
+    pub(super) fn validate(&self, layers: &Layers) -> Result<(), ConfigError> {
+        for (key, url) in [("service_url", &self.service_url), ("admin_url", &self.admin_url)] {
+            if let Err(why) = check_url(url) {
+                return Err(layers.invalid(key, why));
+            }
+        }
+        let ports = [
+            ("grpc_port", self.grpc_port),
+            ("admin_port", self.admin_port),
+            ("bookie_port", self.bookie_port),
+        ];
+        for (at, (key, port)) in ports.iter().enumerate() {
+            if let Some((other, _)) = ports[..at].iter().find(|(_, p)| p == port && *port != 0) {
+                return Err(layers.invalid(key, &format!("{other} is the same port")));
+            }
+        }
+        let host = &self.advertised_address;
+        if host.is_empty() || host.contains(['/', ' ']) || host.contains("://") {
+            let why = "it must be a host name or address without a port";
+            return Err(layers.invalid("advertised_address", why));
+        }
+        if self.worker_threads > 1_024 {
+            return Err(layers.invalid("worker_threads", "it must be at most 1024"));
+        }
+        Ok(())
+    }
+}
+
+fn check_url(url: &str) -> Result<(), &'static str> {
+    if url.starts_with("https://") {
+        return Err("TLS is not supported yet; use http://host:port");
+    }
+    let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    match authority {
+        Some(rest) if !rest.is_empty() && !rest.contains(['/', ' ', '?', '#']) => Ok(()),
+        _ => Err("it must be http://host:port"),
+    }
+}
