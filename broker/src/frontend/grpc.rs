@@ -127,3 +127,6 @@ pub async fn serve(
     watchdog.abort();
     result
 }
+
+#[cfg(test)]
+mod tests;
