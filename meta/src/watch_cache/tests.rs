@@ -1,5 +1,6 @@
 //! Whatever is lost, the view ends up as the store is, and says so only then.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -123,6 +124,26 @@ async fn a_record_that_cannot_be_read_is_an_error_at_its_own_key_only() {
     eventually(&cache, "it is mended", |cache| next(cache, "c/bad") == Some(5)).await;
 }
 
+/// Gives its events one by one, and others a chance to look in between.
+#[derive(Debug)]
+struct OneByOne {
+    inner: Box<dyn Watch>,
+    waiting: VecDeque<WatchEvent>,
+}
+
+#[async_trait]
+impl Watch for OneByOne {
+    async fn next(&mut self) -> Result<Vec<WatchEvent>, WatchError> {
+        for _ in 0..5 {
+            tokio::task::yield_now().await;
+        }
+        if self.waiting.is_empty() {
+            self.waiting.extend(self.inner.next().await?);
+        }
+        Ok(self.waiting.pop_front().into_iter().collect())
+    }
+}
+
 /// Changes the store between the pages of a read.
 #[derive(Debug)]
 struct Meddled {
@@ -158,7 +179,8 @@ impl MetadataStore for Meddled {
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
-        self.inner.watch(prefix, after).await
+        let inner = self.inner.watch(prefix, after).await?;
+        Ok(Box::new(OneByOne { inner, waiting: VecDeque::new() }))
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
