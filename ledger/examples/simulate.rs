@@ -1,13 +1,13 @@
 //! Runs the simulation for many seeds, or shows which planted defects it catches.
 //!
 //! `cargo run -p geminga-ledger --example simulate -- --seeds 10000 [--from N] [--mutants]`
-//! `cargo run -p geminga-ledger --example simulate -- --trace SEED`
+//! `cargo run -p geminga-ledger --example simulate -- --trace SEED [--mutant NAME]`
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::process::ExitCode;
 
 use geminga_ledger::harness::mutant::Mutant;
-use geminga_ledger::harness::{catch, run};
+use geminga_ledger::harness::{Run, catch, run};
 
 struct Arguments {
     from: u64,
@@ -45,7 +45,7 @@ fn mutants(arguments: &Arguments) -> bool {
             continue;
         }
         planted += 1;
-        match catch(mutant, arguments.from..end, 1).first() {
+        match catch(mutant, arguments.from..end) {
             Some((seed, what)) => {
                 caught += 1;
                 println!("{mutant:?}: caught at seed {seed}: {what}");
@@ -60,7 +60,7 @@ fn mutants(arguments: &Arguments) -> bool {
 fn seeds(arguments: &Arguments) -> bool {
     let (mut failed, mut events, mut confirmed, mut recoveries) = (0, 0, 0, 0);
     for seed in arguments.from..arguments.from + arguments.seeds {
-        let outcome = run(seed, None, false);
+        let outcome = run(Run::seed(seed));
         events += outcome.events;
         confirmed += outcome.confirmed;
         recoveries += outcome.recoveries;
@@ -90,7 +90,8 @@ fn main() -> ExitCode {
             let mutant = Mutant::ALL
                 .into_iter()
                 .find(|mutant| arguments.only == Some(format!("{mutant:?}")));
-            let outcome = run(seed, mutant, true);
+            let planted = mutant.map_or(Run::seed(seed), |mutant| Run::planted(seed, mutant));
+            let outcome = run(Run { print: true, ..planted });
             println!("{outcome:?}");
             outcome.violation.is_none()
         }

@@ -15,6 +15,7 @@ pub mod metadata;
 pub mod mutant;
 mod owner;
 mod sim;
+pub mod theme;
 pub mod transport;
 
 use geminga_proto::id::{EntryId, LedgerId};
@@ -24,6 +25,7 @@ use crate::harness::faults::Fault;
 use crate::harness::mutant::Mutant;
 use crate::harness::owner::Phase;
 use crate::harness::sim::{Event, Machine, Simulation};
+use crate::harness::theme::Theme;
 use crate::metadata::LedgerState;
 
 /// What came of one seed.
@@ -41,10 +43,38 @@ pub struct Outcome {
     pub recoveries: u64,
 }
 
-/// Runs one seed, with a planted defect or none. `print`: every event, on standard output.
+/// One run: everything follows from this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Decides everything else.
+    pub seed: u64,
+    /// The planted defect.
+    pub mutant: Option<Mutant>,
+    /// What goes wrong mostly; `None`: the seed decides.
+    pub theme: Option<Theme>,
+    /// Prints every event on standard output.
+    pub print: bool,
+}
+
+impl Run {
+    /// Without a defect.
+    #[must_use]
+    pub fn seed(seed: u64) -> Self {
+        Self { seed, mutant: None, theme: None, print: false }
+    }
+
+    /// With a defect, under the theme in which it shows.
+    #[must_use]
+    pub fn planted(seed: u64, mutant: Mutant) -> Self {
+        Self { seed, mutant: Some(mutant), theme: Some(mutant.theme()), print: false }
+    }
+}
+
+/// Runs it.
 #[must_use]
-pub fn run(seed: u64, mutant: Option<Mutant>, print: bool) -> Outcome {
-    let mut sim = Simulation::new(seed, mutant, print);
+pub fn run(run: Run) -> Outcome {
+    let mut sim = Simulation::new(run.seed, run.mutant, run.theme);
+    sim.trace.print = run.print;
     let horizon = 1_000 + sim.below(3_000);
     sim.plan_faults(horizon);
     sim.schedule(0, Event::TakeOver);
@@ -69,13 +99,10 @@ pub fn run(seed: u64, mutant: Option<Mutant>, print: bool) -> Outcome {
     }
 }
 
-/// The seeds at which a planted defect is caught, at most `wanted` of them.
+/// The first seed at which a planted defect is caught, and what the checker says of it.
 #[must_use]
-pub fn catch(mutant: Mutant, seeds: std::ops::Range<u64>, wanted: usize) -> Vec<(u64, String)> {
-    seeds
-        .filter_map(|seed| run(seed, Some(mutant), false).violation.map(|what| (seed, what)))
-        .take(wanted)
-        .collect()
+pub fn catch(mutant: Mutant, mut seeds: std::ops::Range<u64>) -> Option<(u64, String)> {
+    seeds.find_map(|seed| Some((seed, run(Run::planted(seed, mutant)).violation?)))
 }
 
 impl Simulation {

@@ -199,13 +199,12 @@ impl AppendEngine {
         member.owed_entries = 0;
         member.lag_bytes = 0;
         member.silent_ticks = 0;
-        let mut entry = self.base;
+        let (mut entry, mut lacks) = (self.base, false);
         for pending in &mut self.queue {
-            if pending.owed.remove(slot) && self.lac.covers(entry) {
-                self.under_replicated = true;
-            }
+            lacks |= pending.owed.remove(slot) && self.lac.covers(entry);
             entry = entry.next();
         }
+        self.under_replicated |= lacks && !planted!(self, MissingCopiesNotMarked);
         self.forget_settled();
         if matches!(self.change, Change::Idle) {
             self.mend(out);
@@ -432,6 +431,9 @@ impl AppendEngine {
     fn probe(&mut self, out: &mut Vec<Command>) {
         let replaced = self.change.attempt().map_or(SlotSet::EMPTY, Attempt::slots);
         for slot in self.all.without(replaced).iter() {
+            if planted!(self, FailedMemberNotRetried) {
+                continue;
+            }
             let member = &mut self.members[slot];
             if member.state != MemberState::Failed || !member.last_error.is_none_or(may_recover) {
                 continue;

@@ -443,7 +443,11 @@ impl RecoveryEngine {
             let changed = local.filter(|fragment| fragment.first_entry >= original);
             closing.fragments.extend(changed.cloned());
         }
-        closing.under_replicated |= write.lacks_copies();
+        // What was confirmed before the search may be at its ack quorum only: the owner that knew
+        // is gone.
+        let unsearched = self.first_searched().is_some_and(|first| first > EntryId(0));
+        let may_lack = unsearched && closing.ack_quorum < closing.write_quorum;
+        closing.under_replicated |= may_lack || write.lacks_copies();
         let mut last_entry = Lac(write.next_entry().previous());
         if planted!(self, EmptyLedgerEndsAtZero) {
             last_entry = Lac(Some(last_entry.0.unwrap_or_default()));

@@ -5,6 +5,7 @@
 //! - entries of a ledger are confirmed in order, each once;
 //! - a confirmed entry is on an ack quorum of the ensemble that the metadata names for it, and
 //!   so is every entry of a ledger at the moment it is closed;
+//! - an entry that lacks copies when its ledger is closed is marked for repair;
 //! - a closed ledger contains every entry that was confirmed, and never changes its end;
 //! - a ledger's state only moves forward, and its owner and the metadata agree on its end;
 //! - in the end every confirmed entry can be read, with its content, in an order that respects
@@ -157,6 +158,9 @@ impl Checker {
             let copies = self.copies(record, EntryId(number));
             if copies < record.ack_quorum {
                 self.broken(|| format!("{ledger} was closed, {number} has {copies} copies"));
+            }
+            if copies < record.write_quorum && !record.under_replicated {
+                self.broken(|| format!("{ledger}:{number} lacks copies and repair isn't told"));
             }
         }
     }

@@ -13,6 +13,7 @@ use crate::harness::metadata::MetaOp;
 use crate::harness::mutant::Mutant;
 use crate::harness::owner::Phase;
 use crate::harness::sim::{Event, Simulation};
+use crate::harness::theme::Theme;
 use crate::metadata::LedgerState;
 
 /// One thing that goes wrong or is mended.
@@ -53,29 +54,54 @@ pub(super) enum Fault {
 }
 
 impl Simulation {
-    /// Plans what goes wrong until `horizon`. A run has a theme, so that what is rare by itself
-    /// happens often enough together.
+    /// Plans what goes wrong until `horizon`.
     pub(super) fn plan_faults(&mut self, horizon: u64) {
-        let count = self.below(16);
-        if self.ack_quorum >= 2 && self.below(2) == 0 {
+        let mut count = self.below(16);
+        if self.theme == Theme::Repair {
+            count += 12;
+        }
+        let chance = if self.theme == Theme::Damage { 1 } else { 3 };
+        if self.ack_quorum >= 2 && self.below(chance) == 0 {
             self.lossy = Some(self.below(self.nodes.len() as u64) as usize);
         }
-        let theme = self.below(5);
         for _ in 0..count {
             let at = self.below(horizon);
             let bookie = self.below(self.nodes.len() as u64) as usize;
             let lasts = 20 + self.below(800);
-            let themed = self.below(2) == 0;
-            let (fault, end) = match theme {
-                0 if themed => (self.loss_of_data(), None),
-                1 if themed => (Fault::Repair, None),
-                2 if themed => (Fault::Blip(bookie), None),
-                3 if themed => (Fault::KillOwner, None),
+            let (fault, end) = match self.theme {
+                Theme::Damage if self.below(2) == 0 => {
+                    // Just before somebody looks.
+                    let soon = at + self.below(60);
+                    self.schedule(soon, Event::TakeOver);
+                    (self.loss_of_data(), None)
+                }
+                Theme::Repair if self.below(2) == 0 => (Fault::Repair, None),
+                Theme::Restarts if self.below(2) == 0 => (Fault::Blip(bookie), None),
+                Theme::Deaths if self.below(2) == 0 => (Fault::KillOwner, None),
                 _ => self.any_fault(bookie, at + lasts),
             };
             self.schedule(at, Event::Fault(fault));
             if let Some(end) = end {
                 self.schedule(at + lasts, Event::Fault(end));
+            }
+        }
+        if self.theme == Theme::Zombies {
+            for _ in 0..6 {
+                let at = self.below(horizon);
+                self.schedule(at, Event::TakeOver);
+            }
+        }
+    }
+
+    /// A ledger was closed by a recovery.
+    pub(super) fn after_recovery(&mut self, ensemble: &[BookieId]) {
+        if self.theme != Theme::Restarts || !self.faulty {
+            return;
+        }
+        for bookie in 0..self.nodes.len() {
+            if ensemble.contains(&self.names[bookie]) && self.below(2) == 0 {
+                let delay = self.below(50);
+                self.schedule(delay, Event::Fault(Fault::Blip(bookie)));
             }
         }
     }

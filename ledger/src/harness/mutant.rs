@@ -24,6 +24,12 @@ pub enum Mutant {
     FencedIsCleanFailure,
     /// The owner's merge of a repair's change undoes the repair.
     RepairOverwritten,
+    /// The owner doesn't record that confirmed entries lack copies.
+    MissingCopiesNotMarked,
+    /// A bookie may lag without a limit.
+    LagWithoutLimit,
+    /// A failed bookie is never tried again.
+    FailedMemberNotRetried,
     /// Recovery reads don't fence.
     RecoveryReadDoesNotFence,
     /// Coverage is complete one answer too early.
@@ -68,7 +74,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 33] = [
         Self::AckBelowQuorum,
         Self::OutOfOrderAck,
         Self::AckBeforeChangeCommitted,
@@ -79,6 +85,9 @@ impl Mutant {
         Self::UnknownCommitIsFailure,
         Self::FencedIsCleanFailure,
         Self::RepairOverwritten,
+        Self::MissingCopiesNotMarked,
+        Self::LagWithoutLimit,
+        Self::FailedMemberNotRetried,
         Self::RecoveryReadDoesNotFence,
         Self::CoverageOffByOne,
         Self::UndecidedIsEnd,

@@ -129,6 +129,7 @@ impl Simulation {
             Ok(metadata) => {
                 self.recoveries += 1;
                 self.checker.told_closed(&metadata);
+                self.after_recovery(&metadata.last_fragment().bookies);
                 if let Phase::Recovering(left) = &mut self.owners[owner].phase {
                     left.pop_front();
                     self.recover_next(owner);
@@ -217,7 +218,8 @@ impl Simulation {
             self.owners[owner].closing = Some(before);
             self.writer_event(before, AppendEngine::close);
         } else {
-            self.schedule(1, Event::Step(owner));
+            let delay = 1 + self.below(if self.below(4) == 0 { 500 } else { 5 });
+            self.schedule(delay, Event::Step(owner));
         }
     }
 
@@ -262,7 +264,9 @@ impl Simulation {
         if idle && self.below(10) == 0 {
             self.create_ledger(owner);
         }
-        let delay = 1 + self.below(40);
+        // Sometimes it has nothing to say for a while.
+        let quiet = self.below(8) == 0;
+        let delay = 1 + self.below(if quiet { 500 } else { 40 });
         self.schedule(delay, Event::Step(owner));
     }
 

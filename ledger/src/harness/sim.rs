@@ -16,6 +16,7 @@ use crate::harness::faults::Fault;
 use crate::harness::metadata::{MetaOp, MetaReply, ModelMetadata};
 use crate::harness::mutant::Mutant;
 use crate::harness::owner::Owner;
+use crate::harness::theme::Theme;
 
 /// Model time between ticks of an engine.
 const TICK: u64 = 50;
@@ -136,8 +137,7 @@ pub(super) struct Simulation {
     pub blocked: BTreeSet<(usize, usize)>,
     /// Links between owners and bookies that are slow all the time, and by how much at most.
     slow_links: BTreeMap<(usize, usize), u64>,
-    /// One fence in so many is lost; 0: none.
-    fence_loss: u64,
+    pub theme: Theme,
     /// The one bookie that may lose or damage what it had.
     pub lossy: Option<usize>,
     connections: BTreeMap<(usize, usize), u64>,
@@ -167,7 +167,7 @@ impl Trace {
 }
 
 impl Simulation {
-    pub(super) fn new(seed: u64, mutant: Option<Mutant>, print: bool) -> Self {
+    pub(super) fn new(seed: u64, mutant: Option<Mutant>, theme: Option<Theme>) -> Self {
         let random = SeededRandom::new(seed);
         const SHAPES: [(usize, usize); 9] =
             [(3, 2), (3, 2), (3, 2), (1, 1), (2, 1), (2, 2), (3, 3), (4, 2), (5, 3)];
@@ -208,11 +208,11 @@ impl Simulation {
             loss: [0, 0, 100, 25, 8][random.below(5) as usize],
             blocked: BTreeSet::new(),
             slow_links: BTreeMap::new(),
-            fence_loss: [0, 0, 3][random.below(3) as usize],
+            theme: theme.unwrap_or(Theme::ALL[random.below(Theme::ALL.len() as u64) as usize]),
             lossy: None,
             connections: BTreeMap::new(),
             in_flight: Vec::new(),
-            trace: Trace { digest: seed, print },
+            trace: Trace { digest: seed, print: false },
             random,
         }
     }
@@ -317,6 +317,10 @@ impl Simulation {
         let mut commands = Vec::new();
         if let Machine::Writer(engine) = &mut self.actors[actor].machine {
             event(engine, &mut commands);
+            let (lag, limit) = (engine.lag_bytes(), self.limits.max_lag_bytes);
+            if lag > limit {
+                self.checker.broken(|| format!("a bookie owes {lag} bytes, the limit is {limit}"));
+            }
         }
         self.perform_writer(actor, commands);
     }
@@ -431,8 +435,10 @@ impl Simulation {
         if !self.nodes[node].up || self.blocked.contains(&(owner, node)) {
             return self.unreachable(actor, node, &ask);
         }
-        let fence = matches!(ask, Ask::Fence(_));
-        let rate = if fence && self.fence_loss > 0 { self.fence_loss } else { self.loss };
+        let rate = match ask {
+            Ask::Fence(_) | Ask::Read(..) if self.theme == Theme::Zombies => 3,
+            _ => self.loss,
+        };
         let lost = self.faulty && rate > 0 && self.below(rate) == 0;
         if lost && self.below(2) == 0 {
             return self.unreachable(actor, node, &ask);
@@ -453,7 +459,8 @@ impl Simulation {
         if !self.faulty {
             return 0;
         }
-        let drawn = if self.below(6) == 0 { 30 + self.below(300) } else { 0 };
+        let chance = if self.theme == Theme::Zombies { 2 } else { 6 };
+        let drawn = if self.below(chance) == 0 { 30 + self.below(300) } else { 0 };
         *self.slow_links.entry((owner, node)).or_insert(drawn)
     }
 
@@ -561,7 +568,13 @@ impl Simulation {
             };
             return self.schedule(delay + 30, Event::MetaReply { caller, reply });
         }
-        let lost = self.faulty && !reading && self.loss > 0 && self.below(self.loss) == 0;
+        let rate = if self.theme == Theme::Metadata { 3 } else { self.loss };
+        let lost = self.faulty && !reading && rate > 0 && self.below(rate) == 0;
+        if lost && self.theme == Theme::Metadata && self.below(2) == 0 {
+            let lasts = 50 + self.below(400);
+            self.schedule(delay + 1, Event::Fault(Fault::MetadataDown));
+            self.schedule(delay + 1 + lasts, Event::Fault(Fault::MetadataUp));
+        }
         if !lost {
             return self.schedule(delay, Event::MetaArrive { caller, op, answer_lost: false });
         }

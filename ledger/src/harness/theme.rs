@@ -1,0 +1,77 @@
+//! What a run of the simulation is about.
+
+use crate::harness::mutant::Mutant;
+
+/// What a run is mostly about, so that what is rare by itself happens often enough together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Theme {
+    /// Everything alike.
+    Anything,
+    /// Copies are lost or damaged, just before somebody takes over.
+    Damage,
+    /// Older fragments move.
+    Repair,
+    /// Bookies restart, also right after a ledger was closed.
+    Restarts,
+    /// Owners die, also while they recover.
+    Deaths,
+    /// Links are slow, fences and reads get lost, and there are many take-overs.
+    Zombies,
+    /// The metadata store loses answers, and goes down with them.
+    Metadata,
+}
+
+impl Theme {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Anything,
+        Self::Damage,
+        Self::Repair,
+        Self::Restarts,
+        Self::Deaths,
+        Self::Zombies,
+        Self::Metadata,
+    ];
+}
+
+
+impl Mutant {
+    /// The theme under which the defect shows most often.
+    #[must_use]
+    pub fn theme(self) -> Theme {
+        match self {
+            Self::RepairOverwritten => Theme::Repair,
+            Self::CorruptIsNoSuchEntry
+            | Self::UnknownIsNoSuchEntry
+            | Self::WipedBookieReturns => Theme::Damage,
+            Self::FenceNotDurable | Self::RecoveryReadsNewEnsemble => Theme::Restarts,
+            Self::LiveLacInRecovery
+            | Self::FragmentCommittedMidRecovery
+            | Self::LocalChangesLost => Theme::Deaths,
+            Self::RecoveryReadDoesNotFence
+            | Self::CoverageOffByOne
+            | Self::UndecidedIsEnd
+            | Self::UnseenLedgerNotFenced
+            | Self::FencedBookieTakesAdds
+            | Self::FencedIsCleanFailure
+            | Self::LoserOverwritesWinner
+            | Self::RecoversOnlyLastLedger
+            | Self::ServesBeforeListCommit
+            | Self::EmptyLedgerEndsAtZero => Theme::Zombies,
+            Self::ReplacedMemberStillCounts
+            | Self::UnknownCommitIsFailure
+            | Self::AckBeforeChangeCommitted
+            | Self::ConflictIgnored => Theme::Metadata,
+            Self::AckBelowQuorum
+            | Self::OutOfOrderAck
+            | Self::MissingCopiesNotMarked
+            | Self::LagWithoutLimit
+            | Self::FailedMemberNotRetried
+            | Self::FragmentAboveLac
+            | Self::NoResend
+            | Self::RecoveryStartsBeforeFragment
+            | Self::RecoveredNotWrittenBack
+            | Self::AckBeforeSync => Theme::Anything,
+        }
+    }
+}
