@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::uri::{PathAndQuery, Uri};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
@@ -54,6 +54,7 @@ async fn admit(
     mut request: Request,
 ) -> Result<(Request, OwnedSemaphorePermit), ApiError> {
     check_encoding(request.uri().path())?;
+    check_origin(request.method(), request.headers())?;
     if let Some(uri) = without_trailing_slash(request.uri()) {
         *request.uri_mut() = uri;
     }
@@ -118,6 +119,22 @@ fn audit(method: &Method, path: &str, status: StatusCode) {
     }
 }
 
+/// Refuses changes that a web page of another site makes its reader's browser send. Without
+/// authentication, being able to reach the port is all the right there is, and a browser reaches
+/// `localhost` for any page. Tools don't send `Origin`.
+fn check_origin(method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(origin) = headers.get(header::ORIGIN).filter(|_| !method.is_safe()) else {
+        return Ok(());
+    };
+    let authority = origin.to_str().ok().and_then(|text| text.split_once("://"));
+    let host = headers.get(header::HOST).map(HeaderValue::as_bytes);
+    if authority.map(|(_, authority)| authority.as_bytes()) == host && host.is_some() {
+        return Ok(());
+    }
+    let reason = "changes are not taken from web pages of another origin";
+    Err(ApiError::new(StatusCode::FORBIDDEN, reason))
+}
+
 /// Refuses a `%` that isn't followed by two hexadecimal digits. The router would take it
 /// literally, and two spellings of one name would mean two things.
 fn check_encoding(path: &str) -> Result<(), ApiError> {
@@ -159,6 +176,24 @@ mod tests {
         assert_eq!(strip("/a/?b=c/").as_deref(), Some("/a?b=c/"));
         assert_eq!(strip("/"), None);
         assert_eq!(strip("/a"), None);
+    }
+
+    #[test]
+    fn a_change_from_another_sites_page_is_refused() {
+        let check = |method: Method, origin: &str, host: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ORIGIN, origin.parse().expect("valid"));
+            headers.insert(header::HOST, host.parse().expect("valid"));
+            check_origin(&method, &headers).map_err(|error| error.status.as_u16())
+        };
+        let own = "localhost:8080";
+        assert_eq!(check(Method::POST, "http://localhost:8080", own), Ok(()));
+        assert_eq!(check(Method::GET, "http://elsewhere", own), Ok(()));
+        for origin in ["http://elsewhere", "http://localhost:81", "null", "localhost:8080"] {
+            assert_eq!(check(Method::POST, origin, own), Err(403), "{origin}");
+            assert_eq!(check(Method::DELETE, origin, own), Err(403), "{origin}");
+        }
+        assert_eq!(check_origin(&Method::POST, &HeaderMap::new()), Ok(()));
     }
 
     #[test]

@@ -54,7 +54,12 @@ pub async fn run<S, F>(
     loop {
         let accepted = tokio::select! {
             () = &mut shutdown => break,
-            Some(_done) = connections.join_next() => continue,
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "an admin connection failed");
+                }
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {

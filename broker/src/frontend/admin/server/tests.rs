@@ -3,13 +3,22 @@
 use super::*;
 
 use axum::Router;
+use axum::extract::State;
 use axum::routing::get;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::frontend::admin::guard::{Guard, guard};
 
+/// What the handler of `/later` tells.
+#[derive(Debug, Clone, Default)]
+struct Later {
+    started: Arc<Notify>,
+    finished: Arc<Notify>,
+}
+
 /// A port that serves a few paths until it is told to stop.
 struct Port {
+    later: Later,
     address: std::net::SocketAddr,
     stop: oneshot::Sender<()>,
     done: tokio::task::JoinHandle<()>,
@@ -20,10 +29,11 @@ impl Port {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("bound");
         let (stop, stopped) = oneshot::channel::<()>();
+        let later_state = Later::default();
         let routes = Router::new()
             .route("/ok", get(async || "ok").post(async |body: String| body))
             .route("/slow", get(async || tokio::time::sleep(Duration::from_secs(3600)).await))
-            .route("/later", get(later))
+            .route("/later", get(later).with_state(later_state.clone()))
             .route("/panic", get(panics));
         let guarded = Router::new()
             .fallback_service(routes)
@@ -32,7 +42,7 @@ impl Port {
             let stopped = async { drop(stopped.await) };
             run(listener, &config, guarded, stopped).await;
         });
-        Self { address, stop, done }
+        Self { later: later_state, address, stop, done }
     }
 
     async fn connect(&self) -> TcpStream {
@@ -61,8 +71,10 @@ impl Port {
     }
 }
 
-async fn later() -> &'static str {
+async fn later(State(later): State<Later>) -> &'static str {
+    later.started.notify_one();
     tokio::time::sleep(Duration::from_millis(200)).await;
+    later.finished.notify_one();
     "later"
 }
 
@@ -170,6 +182,7 @@ async fn a_handler_that_takes_too_long_or_panics_is_an_answer() {
     let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     let slow = port.text(&ask("/slow")).await;
     assert!(slow.starts_with("HTTP/1.1 504 ") && slow.contains("the work goes on"), "{slow}");
+    let port = Port::open(AdminConfig::default()).await;
     let panicked = port.text(&ask("/panic")).await;
     assert!(panicked.starts_with("HTTP/1.1 500 "), "{panicked}");
     port.assert_serves().await;
@@ -212,11 +225,22 @@ async fn a_shutdown_lets_the_answer_under_way_be_sent_and_closes_idle_connection
     let mut idle = port.connect().await;
     let mut working = port.connect().await;
     working.write_all(b"GET /later HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("written");
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    port.later.started.notified().await;
     port.stop.send(()).expect("running");
     let answer = String::from_utf8(read_all(&mut working).await).expect("ASCII");
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("later"), "{answer}");
     assert_eq!(read_all(&mut idle).await, b"");
     tokio::time::timeout(Duration::from_secs(4), port.done).await.expect("ends").expect("no panic");
     assert!(TcpStream::connect(port.address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_request_whose_client_goes_away_is_carried_through() {
+    let port = Port::open(AdminConfig::default()).await;
+    let mut stream = port.connect().await;
+    stream.write_all(b"GET /later HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("written");
+    port.later.started.notified().await;
+    drop(stream);
+    let finished = port.later.finished.notified();
+    tokio::time::timeout(Duration::from_secs(20), finished).await.expect("carried through");
 }
