@@ -238,8 +238,8 @@ fn an_idle_cursor_takes_little_memory() {
 }
 
 #[test]
-fn a_hundred_thousand_holes_are_kept_and_closed_again() {
-    const HOLES: u64 = 100_000;
+fn fifty_thousand_holes_are_kept_and_closed_again() {
+    const HOLES: u64 = 50_000;
     let span = |entry: u64| EntrySpan {
         position: Position::new(LedgerId(1), EntryId(entry)),
         first_index: MessageIndex(entry),
