@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::codec::SizedCodec")
         .message_attribute(".", "#[allow(missing_docs)]")
         .enum_attribute(".", "#[allow(missing_docs)]")
         .compile_fds(descriptors)?;

@@ -5,8 +5,10 @@
 //! entry, whose payload is copied once, into the entry; nothing sealed is larger than
 //! `max_bytes` unless it is one message.
 
-use bytes::{Bytes, BytesMut};
-use geminga_proto::entry::{encode_entry, put_batched_message};
+use bytes::{BufMut, Bytes, BytesMut};
+use geminga_proto::entry::{
+    ENTRY_HEADROOM_BYTES, encode_entry, encode_entry_in_place, put_batched_message,
+};
 use geminga_proto::pulsar::proto::{KeyValue, MessageMetadata, SingleMessageMetadata};
 
 use crate::compression::Compression;
@@ -58,7 +60,7 @@ pub(crate) struct SealedBatch {
 #[derive(Debug)]
 enum Content {
     One(Message),
-    Many { payload: Bytes, keys: Keys, messages: u32 },
+    Many { payload: BytesMut, keys: Keys, messages: u32 },
 }
 
 /// What an entry's metadata needs besides the messages.
@@ -107,7 +109,9 @@ impl BatchBuilder {
             Gathered::Nothing => Gathered::One(message),
             Gathered::One(first) => {
                 // One allocation for the batch's life, unless it will be a small one anyway.
-                let mut payload = BytesMut::with_capacity(self.limits.max_bytes.min(INITIAL_BYTES));
+                let room = self.limits.max_bytes.min(INITIAL_BYTES) + ENTRY_HEADROOM_BYTES;
+                let mut payload = BytesMut::with_capacity(room);
+                payload.put_bytes(0, ENTRY_HEADROOM_BYTES);
                 let keys = Keys {
                     key: first.key.clone(),
                     ordering_key: first.ordering_key.clone(),
@@ -131,9 +135,7 @@ impl BatchBuilder {
         let content = match std::mem::replace(&mut self.gathered, Gathered::Nothing) {
             Gathered::Nothing => return None,
             Gathered::One(message) => Content::One(message),
-            Gathered::Many { payload, keys, messages } => {
-                Content::Many { payload: payload.freeze(), keys, messages }
-            }
+            Gathered::Many { payload, keys, messages } => Content::Many { payload, keys, messages },
         };
         Some(SealedBatch { content })
     }
@@ -174,13 +176,17 @@ impl SealedBatch {
             publish_time: head.publish_time_ms,
             ..MessageMetadata::default()
         };
-        let payload = match self.content {
+        match self.content {
             Content::One(message) => {
                 metadata.properties = key_values(message.properties);
                 metadata.partition_key = message.key;
                 metadata.ordering_key = message.ordering_key;
                 metadata.event_time = message.event_time_ms;
-                message.payload
+                let plain = &message.payload;
+                Ok(match compress(&mut metadata, head.compression, plain)? {
+                    Some(compressed) => encode_entry(&metadata, &compressed),
+                    None => encode_entry(&metadata, plain),
+                })
             }
             Content::Many { payload, keys, messages } => {
                 let count = i32::try_from(messages)
@@ -190,19 +196,30 @@ impl SealedBatch {
                 metadata.partition_key = keys.key;
                 metadata.ordering_key = keys.ordering_key;
                 metadata.event_time = keys.event_time_ms;
-                payload
+                let plain = payload.get(ENTRY_HEADROOM_BYTES..).unwrap_or_default();
+                Ok(match compress(&mut metadata, head.compression, plain)? {
+                    Some(compressed) => encode_entry(&metadata, &compressed),
+                    None => encode_entry_in_place(&metadata, payload),
+                })
             }
-        };
-        let compressed = head.compression.compress(&payload)?;
-        if let (Some(compressed), Some(codec)) = (compressed, head.compression.to_wire()) {
-            let size = u32::try_from(payload.len())
-                .map_err(|_| SendError::Encoding("4 GiB or more in an entry".to_owned()))?;
-            metadata.compression = Some(codec.into());
-            metadata.uncompressed_size = Some(size);
-            return Ok(encode_entry(&metadata, &compressed));
         }
-        Ok(encode_entry(&metadata, &payload))
     }
+}
+
+/// Compresses a payload and says so in the metadata, if it is to be compressed.
+fn compress(
+    metadata: &mut MessageMetadata,
+    compression: Compression,
+    plain: &[u8],
+) -> Result<Option<Vec<u8>>, SendError> {
+    let compressed = compression.compress(plain)?;
+    if compressed.is_some() {
+        let size = u32::try_from(plain.len())
+            .map_err(|_| SendError::Encoding("4 GiB or more in an entry".to_owned()))?;
+        metadata.compression = compression.to_wire().map(Into::into);
+        metadata.uncompressed_size = Some(size);
+    }
+    Ok(compressed)
 }
 
 #[cfg(test)]

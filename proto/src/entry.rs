@@ -26,6 +26,8 @@ pub const MAGIC_BROKER: u16 = 0x0e02;
 pub const DEFAULT_MAX_MESSAGE_BYTES: u32 = 5 * 1024 * 1024;
 /// Bytes of the fixed part in front of a producer's metadata.
 pub const ENTRY_PREFIX_BYTES: usize = 2 + 4 + 4;
+/// Room in front of a payload that [`encode_entry_in_place`] turns into an entry.
+pub const ENTRY_HEADROOM_BYTES: usize = 512;
 
 /// Why bytes are not an entry, or not one that may be stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,6 +115,28 @@ pub fn encode_entry(metadata: &MessageMetadata, payload: &[u8]) -> Bytes {
         slot.copy_from_slice(&crc.to_be_bytes());
     }
     out.freeze()
+}
+
+/// Encodes a producer's entry in the buffer in which its payload was gathered, behind
+/// [`ENTRY_HEADROOM_BYTES`] of room. The payload is copied only if the metadata needs more.
+#[must_use]
+pub fn encode_entry_in_place(metadata: &MessageMetadata, mut buffer: BytesMut) -> Bytes {
+    let metadata_bytes = metadata.encoded_len();
+    let Some(start) = ENTRY_HEADROOM_BYTES.checked_sub(ENTRY_PREFIX_BYTES + metadata_bytes) else {
+        return encode_entry(metadata, buffer.get(ENTRY_HEADROOM_BYTES..).unwrap_or_default());
+    };
+    let Some(mut head) = buffer.get_mut(start..ENTRY_HEADROOM_BYTES) else {
+        return encode_entry(metadata, &[]);
+    };
+    head.put_u16(MAGIC_ENTRY);
+    head.put_u32(0);
+    head.put_u32(len_u32(metadata_bytes));
+    metadata.encode_raw(&mut head);
+    let crc = buffer.get(start + 6..).map_or(0, crc32c::crc32c);
+    if let Some(slot) = buffer.get_mut(start + 2..start + 6) {
+        slot.copy_from_slice(&crc.to_be_bytes());
+    }
+    buffer.freeze().slice(start..)
 }
 
 /// Lengths are limited by the frame they came in, far below 4 GiB.

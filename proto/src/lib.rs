@@ -4,6 +4,7 @@
 //! *Architecture invariant:* nothing here opens a socket or a file, starts a task, or knows
 //! another Geminga crate. Everything that parses is a pure function over bytes and never panics.
 
+pub mod codec;
 pub mod entry;
 pub mod env;
 pub mod id;

@@ -311,7 +311,13 @@ impl Shared {
                 return;
             }
         }
-        self.on_session_over(id, |_| error.map_or(ClientError::Closed, ClientError::Broker));
+        self.on_session_over(id, |url| match error {
+            Some(error) => ClientError::Broker(error),
+            None => ClientError::Disconnected {
+                url: url.to_owned(),
+                why: "the broker closed the consumer".to_owned(),
+            },
+        });
     }
 
     /// The session is over; the session's task makes the next one.

@@ -135,9 +135,12 @@ impl Sink<v1::produce_result::Result> for Shared {
             SendFailed(failed) => self.on_send_failed(id, failed),
             Closed(closed) => {
                 let error = closed.error.map(BrokerError::from_wire);
-                self.on_session_over(id, |_| match error {
+                self.on_session_over(id, |url| match error {
                     Some(error) => ClientError::Broker(error),
-                    None => ClientError::Closed,
+                    None => ClientError::Disconnected {
+                        url: url.to_owned(),
+                        why: "the broker closed the producer".to_owned(),
+                    },
                 });
             }
         }

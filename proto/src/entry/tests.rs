@@ -100,3 +100,19 @@ proptest! {
         prop_assert!(inspect_entry(&entry[..cut], 10).is_err());
     }
 }
+
+#[test]
+fn an_entry_encoded_in_place_is_the_same_entry() {
+    for name_bytes in [1, ENTRY_HEADROOM_BYTES - 40, ENTRY_HEADROOM_BYTES * 3] {
+        for payload in [&b""[..], b"payload"] {
+            let metadata =
+                MessageMetadata { producer_name: "p".repeat(name_bytes), ..metadata(None) };
+            let mut buffer = BytesMut::zeroed(ENTRY_HEADROOM_BYTES);
+            buffer.extend_from_slice(payload);
+            let entry = encode_entry_in_place(&metadata, buffer);
+            assert_eq!(entry, encode_entry(&metadata, payload), "{name_bytes}");
+        }
+    }
+    let empty = encode_entry_in_place(&metadata(None), BytesMut::new());
+    assert_eq!(empty, encode_entry(&metadata(None), b""), "a buffer without its room");
+}
