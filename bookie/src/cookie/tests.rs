@@ -1,3 +1,5 @@
+//! A disk and a name belong together from the first start on, or the bookie refuses.
+
 use std::sync::Arc;
 
 use geminga_meta::store::MemoryStore;

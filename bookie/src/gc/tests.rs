@@ -1,3 +1,5 @@
+//! Deletion trusts the metadata only, and stops when they look wrong.
+
 use bytes::Bytes;
 use geminga_meta::record::{Nonce, Record};
 use geminga_meta::store::{MemoryStore, Txn};

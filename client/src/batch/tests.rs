@@ -1,3 +1,5 @@
+//! Every message comes out of the batches once, in order, within the limits.
+
 use super::*;
 use geminga_proto::entry::{decode_entry, inspect_entry, take_batched_message};
 use proptest::prelude::*;

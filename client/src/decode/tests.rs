@@ -1,3 +1,5 @@
+//! Entries are taken apart to the messages that the producer put in, or reported.
+
 use super::*;
 use crate::batch::{BatchBuilder, BatchLimits, EntryHead};
 use crate::compression::Compression;

@@ -1,3 +1,5 @@
+//! What has no answer is sent again in order, within the credit.
+
 use super::*;
 use proptest::prelude::*;
 use std::time::Duration;

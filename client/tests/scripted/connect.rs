@@ -1,3 +1,5 @@
+//! Connecting: to whom, and what a client says when it cannot.
+
 use std::time::Duration;
 
 use geminga_client::{Client, ClientError, ErrorCode};

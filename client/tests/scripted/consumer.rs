@@ -1,3 +1,5 @@
+//! Consumers against a broker that cuts, refuses and delays.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! Producers against a broker that cuts, refuses and delays.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! The device in memory loses, tears and refuses what a test says, and nothing else.
+
 use super::super::AlignedBuffer;
 use super::*;
 

@@ -1,3 +1,5 @@
+//! The manifest survives the loss of either copy and a torn change.
+
 use proptest::prelude::*;
 
 use super::*;

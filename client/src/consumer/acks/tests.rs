@@ -1,3 +1,5 @@
+//! No acknowledgement is lost, invented or sent out of order.
+
 use super::*;
 use geminga_proto::id::{EntryId, LedgerId};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! What is ready leaves together and in order, within the limits of the queue.
+
 use super::*;
 use futures_util::{FutureExt, StreamExt};
 use geminga_proto::env::ManualClock;
