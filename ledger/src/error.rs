@@ -164,7 +164,8 @@ pub enum ReadError {
         ledger: LedgerId,
         /// The entry.
         entry: EntryId,
-        /// The most telling answer: damage before silence.
+        /// The most telling answer: one of a bookie that may answer later comes before damage,
+        /// and damage before absence.
         error: BookieError,
     },
 }

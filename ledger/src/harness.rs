@@ -13,9 +13,11 @@ pub mod checker;
 mod faults;
 pub mod metadata;
 pub mod mutant;
+mod network;
 mod owner;
 mod sim;
 pub mod theme;
+mod trace;
 pub mod transport;
 
 use geminga_proto::id::{EntryId, LedgerId};

@@ -65,3 +65,43 @@ impl Placement for FixedPlacement {
         Ok(chosen)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use geminga_proto::env::{ManualClock, SeededRandom};
+
+    use super::*;
+
+    fn placement(names: &[&str]) -> FixedPlacement {
+        let env =
+            Env { clock: Arc::new(ManualClock::default()), random: Arc::new(SeededRandom::new(3)) };
+        FixedPlacement::new(env, names.iter().map(|name| bookie(name)).collect())
+    }
+
+    fn bookie(name: &str) -> BookieId {
+        BookieId::new(name).expect("valid")
+    }
+
+    #[test]
+    fn different_bookies_are_picked_and_none_that_is_excluded() {
+        let placement = placement(&["a", "b", "c", "d"]);
+        let mut first = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let picked = placement.pick(2, 1, &[bookie("b")]).expect("three are left");
+            assert_eq!(picked.len(), 2);
+            assert!(picked[0] != picked[1] && !picked.contains(&bookie("b")), "{picked:?}");
+            first.insert(picked[0].clone());
+        }
+        assert_eq!(first.len(), 3, "the load is spread");
+    }
+
+    #[test]
+    fn fewer_than_wanted_are_enough_if_they_are_at_least_what_is_needed() {
+        let placement = placement(&["a", "b"]);
+        assert_eq!(placement.pick(3, 2, &[]).map(|picked| picked.len()), Ok(2));
+        let few = Err(PlacementError { at_least: 2, available: 1 });
+        assert_eq!(placement.pick(3, 2, &[bookie("a")]), few);
+    }
+}

@@ -221,16 +221,22 @@ impl WriterShared {
 
     /// Performs the commands that are waiting, and those that follow from them.
     fn perform(&self, state: &mut WriterState) {
-        let Some(me) = self.me.upgrade() else { return };
-        let sink: Arc<dyn AppendSink> = me;
-        let mut commands = std::mem::take(&mut state.commands);
-        while !commands.is_empty() {
-            for command in commands.drain(..) {
-                self.perform_one(state, command, &sink);
+        if !state.commands.is_empty() {
+            let Some(me) = self.me.upgrade() else { return };
+            let sink: Arc<dyn AppendSink> = me;
+            let mut commands = std::mem::take(&mut state.commands);
+            loop {
+                for command in commands.drain(..) {
+                    self.perform_one(state, command, &sink);
+                }
+                if state.commands.is_empty() {
+                    break;
+                }
+                std::mem::swap(&mut commands, &mut state.commands);
             }
-            std::mem::swap(&mut commands, &mut state.commands);
+            // Its capacity is kept for the next time.
+            state.commands = commands;
         }
-        state.commands = commands;
         if !state.ticked && state.engine.wants_ticks() {
             state.ticked = true;
             self.store.ticker.add(self.me.clone());

@@ -1,4 +1,6 @@
 //! The gRPC transport against a real server over loopback, whose storage is a model bookie.
+//!
+//! Length: a third of it is that server.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

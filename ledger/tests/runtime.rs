@@ -14,6 +14,7 @@ use geminga_ledger::metadata::LedgerState;
 use geminga_ledger::observer::{LedgerObserver, StallReason, WriterFailure};
 use geminga_ledger::placement::FixedPlacement;
 use geminga_ledger::store::LedgerStore;
+use geminga_ledger::transport::faulty::{FaultRates, FaultyTransport};
 use geminga_ledger::writer::LedgerWriter;
 use geminga_meta::keys;
 use geminga_meta::record::LedgerOwner;
@@ -391,4 +392,71 @@ async fn an_observer_may_take_the_lock_that_is_held_around_append() {
         closed.expect("no deadlock").map(|closed| closed.last_entry),
         Ok(Lac(Some(EntryId(1_999))))
     );
+}
+
+/// Owner after owner over a transport that delays, loses and refuses: whatever was confirmed is in
+/// the ledgers, once and in order, and so is nothing that wasn't appended.
+#[tokio::test]
+async fn over_a_faulty_transport_everything_confirmed_is_there_after_recovery() {
+    for seed in 0..4 {
+        let names: Vec<BookieId> =
+            (0..5).map(|index| BookieId::new(&format!("b{index}")).expect("valid")).collect();
+        let clock = Arc::new(SystemClock::default());
+        let env = Env { clock: clock.clone(), random: Arc::new(SeededRandom::new(seed)) };
+        let rates = FaultRates { lost_requests: 5, lost_answers: 5, refusals: 5, max_delay_ms: 2 };
+        let inner = Arc::new(ModelTransport::new(&names));
+        let runtime = tokio::runtime::Handle::current();
+        let faulty = Arc::new(FaultyTransport::new(inner, seed, rates, runtime));
+        let config = LedgerStoreConfig {
+            append_timeout_ms: 2_000,
+            request_timeout_ms: 1_000,
+            retry_interval_ms: 20,
+            ..LedgerStoreConfig::default()
+        };
+        let placement = Arc::new(FixedPlacement::new(env.clone(), names));
+        let meta = Arc::new(MemoryStore::new(clock));
+        let store = LedgerStore::new(config, env, meta, faulty.clone(), placement).expect("valid");
+        let mut last = None;
+        for _ in 0..3 {
+            let ears = Arc::new(Ears::default());
+            let link = |_: LedgerId| Txn::default();
+            let writer = store.create(OWNER, last, link, ears.clone()).await.expect("created");
+            assert!(last.is_none_or(|before| writer.id() > before));
+            last = Some(writer.id());
+            for number in 0..200 {
+                // A ledger may fail under so many faults: then its owner stops.
+                if writer.append(payload(number)) != Ok(EntryId(number)) {
+                    break;
+                }
+                if number % 20 == 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            let confirmed = writer.lac();
+            let mut tries = 0;
+            let closed = loop {
+                match store.recover(writer.id()).await {
+                    Ok(closed) => break closed,
+                    Err(error) => assert!(tries < 100, "{error}"),
+                }
+                tries += 1;
+            };
+            assert!(closed.last_entry >= confirmed, "seed {seed}: {closed:?}, {confirmed}");
+            assert!(writer.lac() <= closed.last_entry, "nothing is confirmed beyond the end");
+            faulty.set_rates(FaultRates::default());
+            let reader = store.open(writer.id()).await.expect("closed");
+            let mut next = EntryId(0);
+            while closed.last_entry.covers(next) {
+                for stored in reader.read(next, 50, u64::MAX).await.expect("readable") {
+                    assert_eq!(
+                        (stored.entry, stored.payload),
+                        (next, payload(next.0).into_bytes())
+                    );
+                    next = next.next();
+                }
+            }
+            faulty.set_rates(rates);
+        }
+    }
 }

@@ -241,7 +241,8 @@ impl AppendEngine {
                 slots.insert(slot);
             }
         }
-        // A record holds only so many fragments; such a ledger keeps its ensemble until it is rolled.
+        // A record holds only so many fragments: then the ensemble stays until the ledger is
+        // rolled.
         if slots.is_empty() || self.metadata.fragments.len() >= LedgerRecord::MAX_FRAGMENTS {
             self.wait(None, false, out);
             return;

@@ -74,6 +74,9 @@ struct Ledger {
     entries: BTreeMap<EntryId, Copy>,
 }
 
+/// What a sync did: answers with their askers, and the entries that became durable.
+pub type Synced = (Vec<(usize, Answer)>, Vec<(LedgerId, EntryId)>);
+
 /// One bookie's disk and queue.
 #[derive(Debug, Default)]
 pub struct ModelBookie {
@@ -168,9 +171,8 @@ impl ModelBookie {
         self.queue.is_empty()
     }
 
-    /// Makes the queue durable; answers what waited for that, with the askers. The second list is
-    /// what became durable.
-    pub fn sync(&mut self) -> (Vec<(usize, Answer)>, Vec<(LedgerId, EntryId)>) {
+    /// Makes the queue durable; answers what waited for that.
+    pub fn sync(&mut self) -> Synced {
         let mut answers = Vec::new();
         let mut stored = Vec::new();
         for (from, ask) in std::mem::take(&mut self.queue) {

@@ -17,7 +17,7 @@ use crate::harness::theme::Theme;
 use crate::metadata::LedgerState;
 
 /// One thing that goes wrong or is mended.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
     Crash(usize),
     Restart(usize),

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use geminga_proto::env::{Random, SeededRandom};
 use geminga_proto::id::{BookieId, LedgerId};
-use geminga_proto::storage::BookieError;
 
 use crate::engine::append::AppendEngine;
 use crate::engine::recovery::RecoveryEngine;
-use crate::engine::{Command, CommitAnswer, EngineLimits, MetadataAnswer, RecoveryCommand};
+use crate::engine::{Command, EngineLimits, RecoveryCommand};
 use crate::harness::bookie::{Answer, Ask, ModelBookie};
 use crate::harness::checker::Checker;
 use crate::harness::faults::Fault;
@@ -17,6 +16,7 @@ use crate::harness::metadata::{MetaOp, MetaReply, ModelMetadata};
 use crate::harness::mutant::Mutant;
 use crate::harness::owner::Owner;
 use crate::harness::theme::Theme;
+use crate::harness::trace::{Trace, weight};
 
 /// Model time between ticks of an engine.
 const TICK: u64 = 50;
@@ -96,14 +96,14 @@ pub(super) struct Node {
     /// Rises with each crash.
     pub life: u32,
     pub hung_until: u64,
-    sync_planned: bool,
+    pub sync_planned: bool,
 }
 
 /// A request on its way.
 #[derive(Debug, Clone, Copy)]
-struct InFlight {
-    actor: usize,
-    answer_lost: bool,
+pub(super) struct InFlight {
+    pub actor: usize,
+    pub answer_lost: bool,
 }
 
 /// Everything.
@@ -114,7 +114,7 @@ pub(super) struct Simulation {
     pub write_quorum: usize,
     pub ack_quorum: usize,
     random: SeededRandom,
-    now: u64,
+    pub now: u64,
     /// Events handled so far; the checker's clock.
     pub events: u64,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
@@ -136,34 +136,13 @@ pub(super) struct Simulation {
     /// Owners and bookies that don't reach each other.
     pub blocked: BTreeSet<(usize, usize)>,
     /// Links between owners and bookies that are slow all the time, and by how much at most.
-    slow_links: BTreeMap<(usize, usize), u64>,
+    pub slow_links: BTreeMap<(usize, usize), u64>,
     pub theme: Theme,
     /// The one bookie that may lose or damage what it had.
     pub lossy: Option<usize>,
-    connections: BTreeMap<(usize, usize), u64>,
-    in_flight: Vec<InFlight>,
+    pub connections: BTreeMap<(usize, usize), u64>,
+    pub in_flight: Vec<InFlight>,
     pub trace: Trace,
-}
-
-/// A digest of everything that happened.
-#[derive(Debug)]
-pub(super) struct Trace {
-    digest: u64,
-    pub print: bool,
-}
-
-impl Trace {
-    fn note(&mut self, words: [u64; 4]) {
-        for word in words {
-            // FNV-1a, a word at a time.
-            self.digest = (self.digest ^ word).wrapping_mul(0x0100_0000_01b3);
-            self.digest ^= self.digest >> 29;
-        }
-    }
-
-    pub fn digest(&self) -> u64 {
-        self.digest
-    }
 }
 
 impl Simulation {
@@ -212,7 +191,7 @@ impl Simulation {
             lossy: None,
             connections: BTreeMap::new(),
             in_flight: Vec::new(),
-            trace: Trace { digest: seed, print: false },
+            trace: Trace::new(seed),
             random,
         }
     }
@@ -245,6 +224,7 @@ impl Simulation {
             let Some(event) = self.planned.remove(&number) else { continue };
             self.now = at;
             self.events += 1;
+            #[allow(clippy::print_stdout, reason = "a trace for people, on demand")]
             if self.trace.print {
                 println!("{at:>6} {event:?}");
             }
@@ -353,7 +333,7 @@ impl Simulation {
         }
     }
 
-    fn recovery_event(
+    pub(super) fn recovery_event(
         &mut self,
         actor: usize,
         event: impl FnOnce(&mut RecoveryEngine, &mut Vec<RecoveryCommand>),
@@ -425,228 +405,5 @@ impl Simulation {
             picked.push(left.swap_remove(index).clone());
         }
         Some(picked)
-    }
-
-    // Bookies and the network.
-
-    fn ask(&mut self, actor: usize, bookie: &BookieId, ask: Ask) {
-        let Some(node) = self.names.iter().position(|name| name == bookie) else { return };
-        let owner = self.actors[actor].owner;
-        if !self.nodes[node].up || self.blocked.contains(&(owner, node)) {
-            return self.unreachable(actor, node, &ask);
-        }
-        let rate = match ask {
-            Ask::Fence(_) | Ask::Read(..) if self.theme == Theme::Zombies => 3,
-            _ => self.loss,
-        };
-        let lost = self.faulty && rate > 0 && self.below(rate) == 0;
-        if lost && self.below(2) == 0 {
-            return self.unreachable(actor, node, &ask);
-        }
-        self.in_flight.push(InFlight { actor, answer_lost: lost });
-        let request = self.in_flight.len() - 1;
-        // What goes over one connection arrives in order.
-        let slow = self.faulty && self.below(12) == 0;
-        let link = self.link(owner, node);
-        let delay = 1 + self.below(if slow { 120 } else { 8 }) + self.below(link + 1);
-        let arrives = self.connections.entry((actor, node)).or_default();
-        *arrives = (*arrives).max(self.now + delay).max(self.nodes[node].hung_until);
-        let delay = *arrives - self.now;
-        self.schedule(delay, Event::Arrive { bookie: node, request, ask });
-    }
-
-    fn link(&mut self, owner: usize, node: usize) -> u64 {
-        if !self.faulty {
-            return 0;
-        }
-        let chance = if self.theme == Theme::Zombies { 2 } else { 6 };
-        let drawn = if self.below(chance) == 0 { 30 + self.below(300) } else { 0 };
-        *self.slow_links.entry((owner, node)).or_insert(drawn)
-    }
-
-    fn unreachable(&mut self, actor: usize, bookie: usize, ask: &Ask) {
-        let answer = ask.refusal(BookieError::Unreachable);
-        let delay = 1 + self.below(60);
-        self.schedule(delay, Event::Reply { actor, bookie, answer });
-    }
-
-    fn arrive(&mut self, bookie: usize, request: usize, ask: Ask) {
-        if !self.nodes[bookie].up {
-            let actor = self.in_flight[request].actor;
-            return self.unreachable(actor, bookie, &ask);
-        }
-        let answer = self.nodes[bookie].disk.ask(request, ask);
-        if let Some(answer) = answer {
-            self.answer(bookie, request, answer);
-        }
-        if !self.nodes[bookie].disk.idle() && !self.nodes[bookie].sync_planned {
-            self.nodes[bookie].sync_planned = true;
-            let life = self.nodes[bookie].life;
-            let delay = 1 + self.below(10);
-            self.schedule(delay, Event::Sync { bookie, life });
-        }
-    }
-
-    fn sync(&mut self, bookie: usize, life: u32) {
-        if self.nodes[bookie].life != life {
-            return;
-        }
-        self.nodes[bookie].sync_planned = false;
-        let (answers, stored) = self.nodes[bookie].disk.sync();
-        for (ledger, entry) in stored {
-            self.checker.stored(&self.names[bookie], ledger, entry);
-        }
-        for (request, answer) in answers {
-            self.answer(bookie, request, answer);
-        }
-    }
-
-    fn answer(&mut self, bookie: usize, request: usize, answer: Answer) {
-        let InFlight { actor, answer_lost } = self.in_flight[request];
-        let owner = self.actors[actor].owner;
-        let answer = if answer_lost || self.blocked.contains(&(owner, bookie)) {
-            match answer {
-                Answer::Append(entry, _) => Answer::Append(entry, Err(BookieError::Unreachable)),
-                Answer::Fence(_) => Answer::Fence(Err(BookieError::Unreachable)),
-                Answer::Read(round, _) => Answer::Read(round, Err(BookieError::Unreachable)),
-            }
-        } else {
-            answer
-        };
-        let delay = 1 + self.below(8);
-        if self.faulty && self.below(50) == 0 {
-            let twice = Event::Reply { actor, bookie, answer: answer.clone() };
-            let later = delay + self.below(100);
-            self.schedule(later, twice);
-        }
-        self.schedule(delay, Event::Reply { actor, bookie, answer });
-    }
-
-    fn reply(&mut self, actor: usize, bookie: usize, answer: Answer) {
-        if self.actors[actor].over {
-            return;
-        }
-        let name = self.names[bookie].clone();
-        if let Machine::Writer(_) = &self.actors[actor].machine {
-            if let Answer::Append(entry, result) = answer {
-                self.writer_event(actor, |engine, out| {
-                    engine.append_answered(&name, entry, result, out);
-                });
-            }
-            return;
-        }
-        self.recovery_event(actor, |engine, out| match answer {
-            Answer::Append(entry, result) => engine.append_answered(&name, entry, result, out),
-            Answer::Fence(result) => engine.fenced(&name, result, out),
-            Answer::Read(round, result) => engine.read(&name, round, result, out),
-        });
-    }
-
-    /// A bookie stops; what it hadn't synced is lost.
-    pub(super) fn crash(&mut self, bookie: usize) {
-        let node = &mut self.nodes[bookie];
-        node.up = false;
-        node.life += 1;
-        node.sync_planned = false;
-        let waiting = node.disk.crash();
-        for (request, ask) in waiting {
-            let actor = self.in_flight[request].actor;
-            self.unreachable(actor, bookie, &ask);
-        }
-    }
-
-    // The metadata store.
-
-    pub(super) fn ask_metadata(&mut self, caller: Caller, op: MetaOp) {
-        let delay = 1 + self.below(15);
-        let reading = matches!(op, MetaOp::ReadLedger(_) | MetaOp::ReadList);
-        if self.metadata_down {
-            let reply = match self.below(4) {
-                _ if reading => MetaReply::NotRead,
-                0 => MetaReply::Unknown,
-                _ => MetaReply::Unavailable,
-            };
-            return self.schedule(delay + 30, Event::MetaReply { caller, reply });
-        }
-        let rate = if self.theme == Theme::Metadata { 3 } else { self.loss };
-        let lost = self.faulty && !reading && rate > 0 && self.below(rate) == 0;
-        if lost && self.theme == Theme::Metadata && self.below(2) == 0 {
-            let lasts = 50 + self.below(400);
-            self.schedule(delay + 1, Event::Fault(Fault::MetadataDown));
-            self.schedule(delay + 1 + lasts, Event::Fault(Fault::MetadataUp));
-        }
-        if !lost {
-            return self.schedule(delay, Event::MetaArrive { caller, op, answer_lost: false });
-        }
-        match self.below(3) {
-            0 => self.schedule(delay, Event::MetaArrive { caller, op, answer_lost: true }),
-            1 => self.schedule(delay, Event::MetaReply { caller, reply: MetaReply::Unknown }),
-            _ => {
-                // The answer *unknown* comes first, the write is done afterwards.
-                self.schedule(delay, Event::MetaReply { caller, reply: MetaReply::Unknown });
-                let late = delay + self.below(300);
-                self.schedule(late, Event::MetaLate { op });
-            }
-        }
-    }
-
-    pub(super) fn apply(&mut self, op: MetaOp) -> MetaReply {
-        let (reply, written) = self.metadata.apply(op);
-        if let Some(written) = written {
-            self.checker.written(&written);
-        }
-        reply
-    }
-
-    fn actor_reply(&mut self, actor: usize, reply: MetaReply) {
-        if self.actors[actor].over {
-            return;
-        }
-        let commit = match &reply {
-            MetaReply::Applied(version) => Some(CommitAnswer::Committed(*version)),
-            MetaReply::Conflict => Some(CommitAnswer::Conflict),
-            MetaReply::Unknown => Some(CommitAnswer::Unknown),
-            MetaReply::Unavailable => Some(CommitAnswer::Unavailable),
-            MetaReply::Ledger(_) | MetaReply::List(..) | MetaReply::NotRead => None,
-        };
-        let read = match reply {
-            MetaReply::Ledger(Some(found)) => MetadataAnswer::Found(found),
-            MetaReply::Ledger(None) => MetadataAnswer::Absent,
-            _ => MetadataAnswer::Unavailable,
-        };
-        match &self.actors[actor].machine {
-            Machine::Writer(_) => self.writer_event(actor, |engine, out| match commit {
-                Some(answer) => engine.commit_answered(answer, out),
-                None => engine.metadata_read(read, out),
-            }),
-            Machine::Recovery(_) => self.recovery_event(actor, |engine, out| match commit {
-                Some(answer) => engine.commit_answered(answer, out),
-                None => engine.metadata_read(read, out),
-            }),
-        }
-    }
-}
-
-/// A number that tells events apart, for the trace.
-fn weight(event: &Event) -> u64 {
-    match event {
-        Event::Arrive { bookie, request, .. } => 1 + ((*bookie + (*request << 8)) << 4) as u64,
-        Event::Sync { bookie, .. } => 2 + (*bookie << 4) as u64,
-        Event::Reply { actor, bookie, answer } => {
-            let kind = match answer {
-                Answer::Append(entry, result) => entry.0 * 4 + u64::from(result.is_ok()),
-                Answer::Fence(result) => 2 + u64::from(result.is_ok()) * 4,
-                Answer::Read(round, result) => 3 + round * 8 + u64::from(result.is_ok()) * 4,
-            };
-            3 + ((*actor << 8) as u64 + *bookie as u64 + (kind << 24) << 4)
-        }
-        Event::MetaArrive { .. } => 4,
-        Event::MetaLate { .. } => 5,
-        Event::MetaReply { .. } => 6,
-        Event::Picked { actor, .. } => 7 + ((*actor as u64) << 4),
-        Event::Tick { actor } => 8 + ((*actor as u64) << 4),
-        Event::Step(owner) => 9 + ((*owner as u64) << 4),
-        Event::TakeOver => 10,
-        Event::Fault(_) => 11,
     }
 }

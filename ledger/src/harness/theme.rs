@@ -34,16 +34,15 @@ impl Theme {
     ];
 }
 
-
 impl Mutant {
     /// The theme under which the defect shows most often.
     #[must_use]
     pub fn theme(self) -> Theme {
         match self {
             Self::RepairOverwritten => Theme::Repair,
-            Self::CorruptIsNoSuchEntry
-            | Self::UnknownIsNoSuchEntry
-            | Self::WipedBookieReturns => Theme::Damage,
+            Self::CorruptIsNoSuchEntry | Self::UnknownIsNoSuchEntry | Self::WipedBookieReturns => {
+                Theme::Damage
+            }
             Self::FenceNotDurable | Self::RecoveryReadsNewEnsemble => Theme::Restarts,
             Self::LiveLacInRecovery
             | Self::FragmentCommittedMidRecovery

@@ -1,5 +1,7 @@
 //! The owner's rules of the protocol, one test each: set a state, feed an event, compare the
 //! commands.
+//!
+//! Length: one short test for each rule is easier to find here than in several files.
 
 use bytes::Bytes;
 use geminga_meta::record::LedgerOwner;
@@ -9,12 +11,8 @@ use super::*;
 use crate::engine::{CommitAnswer, MetadataAnswer};
 use crate::metadata::{Fragment, LedgerState};
 
-const LIMITS: EngineLimits = EngineLimits {
-    max_pending_bytes: 1_000,
-    max_lag_bytes: 300,
-    timeout_ticks: 3,
-    retry_ticks: 2,
-};
+const LIMITS: EngineLimits =
+    EngineLimits { max_pending_bytes: 1_000, max_lag_bytes: 300, timeout_ticks: 3, retry_ticks: 2 };
 
 fn bookie(name: &str) -> BookieId {
     BookieId::new(name).expect("valid")

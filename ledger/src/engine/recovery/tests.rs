@@ -364,8 +364,7 @@ fn the_loser_of_the_closing_write_takes_the_winners_result() {
 
 #[test]
 fn a_repair_of_an_older_fragment_is_kept_by_the_closing_write() {
-    let mut bench =
-        Bench::loaded(record(LedgerState::InRecovery, &[(0, "x y z"), (3, "a b c")]));
+    let mut bench = Bench::loaded(record(LedgerState::InRecovery, &[(0, "x y z"), (3, "a b c")]));
     bench.fence("a", Ok(Lac::from_wire(4)));
     bench.fence("b", Ok(Lac::NONE));
     bench.end();

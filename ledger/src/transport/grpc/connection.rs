@@ -119,7 +119,7 @@ enum Broken {
     Status(#[from] tonic::Status),
     #[error("it says that it is {found:?} instead of {expected:?}")]
     OtherNode { found: String, expected: String },
-    #[error("it speaks protocol {0}, this node {min} to {max}", min = PROTOCOL.start(), max = PROTOCOL.end())]
+    #[error("it speaks protocol {0}, this node {PROTOCOL:?}")]
     Protocol(u32),
     #[error("it closed the connection")]
     Closed,
