@@ -51,8 +51,12 @@ impl Crew {
         self.log.work.notify_all();
         self.log.encoder.notify_all();
         let mut panicked = false;
+        let this = std::thread::current().id();
         for worker in std::mem::take(&mut *self.workers.lock()) {
-            panicked |= worker.join().is_err();
+            // The last handle may be dropped by a waiter that a log thread is calling.
+            if worker.thread().id() != this {
+                panicked |= worker.join().is_err();
+            }
         }
         {
             let mut state = self.log.state.lock();
@@ -89,8 +93,13 @@ impl Drop for PanicGuard<'_> {
             let answers = {
                 let mut state = self.0.state.lock();
                 state.poison("a log thread has panicked");
+                // Nobody may wait for a turn that never ends.
+                (state.turns.encoding, state.turns.writing) = (false, false);
                 state.refuse_queue(geminga_proto::storage::BookieError::ReadOnly)
             };
+            self.0.work.notify_all();
+            self.0.encoder.notify_all();
+            self.0.settled.notify_all();
             crate::done::deliver(answers);
         }
     }

@@ -319,7 +319,8 @@ mod tests {
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
             prop_assert!(FooterHeader::decode(&bytes, SEGMENT, OFFSET).is_none());
             prop_assert!(Page::decode(&bytes, SEGMENT, OFFSET).is_none());
-            let header = FooterHeader { ledgers: u32::MAX, entries: 1, data_end: 0, directory_crc: 0 };
+            let (ledgers, entries) = (u32::MAX, 1);
+            let header = FooterHeader { ledgers, entries, data_end: 0, directory_crc: 0 };
             prop_assert!(header.rows(&bytes, SEGMENT, OFFSET).is_none());
         }
     }

@@ -162,7 +162,6 @@ impl LogState {
     /// Completes the group in memory: from here on it is in flight, and the next one can be
     /// opened. Refused, with everybody's answers, once the log is poisoned.
     pub(crate) fn submit(&mut self, group: &mut OpenGroup) -> Result<(), Vec<Answer>> {
-        assert!(self.in_flight.is_none(), "one group is in flight");
         assert!(
             group.staged.is_empty(),
             "staged records are encoded before the group is submitted"
@@ -171,6 +170,7 @@ impl LogState {
         if self.poisoned.is_some() {
             return Err(self.answer(group, Err(BookieError::ReadOnly)));
         }
+        assert!(self.in_flight.is_none(), "one group is in flight");
         let previous = self.chain;
         let highest = self.highest_ledger;
         let link: Link = group.buffer.seal(group.segment, group.offset, previous, highest);
@@ -270,6 +270,10 @@ impl LogState {
         self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
         self.unplaced_bytes = self.unplaced_bytes.saturating_sub(bytes);
         self.queue_bytes = self.queue_bytes.saturating_sub(bytes);
+        if matches!(pending.record.kind, RecordKind::State { .. }) {
+            // The segment that this state is carried from stays; it is tried again later.
+            self.sealed.values_mut().for_each(|sealed| sealed.carrying = false);
+        }
         let (ledger, entry) = (pending.record.ledger, pending.record.entry);
         Some(Answer { done: pending.done, ledger, entry, result: Err(error) })
     }
