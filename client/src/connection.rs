@@ -79,7 +79,8 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// HTTP/2 said no: what listens there speaks something else.
 fn speaks_another_protocol(why: &str) -> bool {
-    ["frame with invalid size", "PROTOCOL_ERROR", "FRAME_SIZE_ERROR", "HTTP_1_1"]
+    // HTTP/2's own descriptions of FRAME_SIZE_ERROR, PROTOCOL_ERROR and HTTP_1_1_REQUIRED.
+    ["frame with invalid size", "unspecific protocol error", "endpoint requires HTTP/1.1"]
         .iter()
         .any(|sign| why.contains(sign))
 }

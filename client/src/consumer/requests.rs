@@ -17,6 +17,9 @@ use crate::message::MessageId;
 /// Positions of one Redeliver frame.
 const REDELIVER_ENTRIES: usize = 1000;
 
+/// Brings the subscription's position.
+type PositionAnswer = oneshot::Receiver<Result<SubscriptionPosition, ConsumerError>>;
+
 /// The frame of a group of acknowledgements.
 pub(super) fn ack_frame(consumer_id: u64, group: Group) -> Frame {
     let Group { request_id, cumulative, positions } = group;
@@ -206,11 +209,8 @@ impl Shared {
         }
     }
 
-    #[allow(clippy::type_complexity, reason = "the answer to come, if it could be asked for")]
-    fn try_ask_position(
-        &self,
-    ) -> Result<Option<oneshot::Receiver<Result<SubscriptionPosition, ConsumerError>>>, ConsumerError>
-    {
+    /// The answer to come, if it could be asked for.
+    fn try_ask_position(&self) -> Result<Option<PositionAnswer>, ConsumerError> {
         let mut inbox = self.inbox.lock();
         Self::check_open(&inbox)?;
         let request_id = inbox.next_request;
