@@ -103,6 +103,16 @@ impl Cluster {
         self.names.iter().for_each(|name| self.bookies.with_disk(name, |disk| disk.full = full));
     }
 
+    /// Damages an entry on all bookies, or mends it.
+    pub fn damage(&self, position: Position, damaged: bool) {
+        let place = (position.ledger, position.entry);
+        for name in &self.names {
+            self.bookies.with_disk(name, |disk| {
+                if damaged { disk.damaged.insert(place) } else { disk.damaged.remove(&place) }
+            });
+        }
+    }
+
     /// Starts or stops a bookie.
     pub fn set_up(&self, index: usize, up: bool) {
         self.bookies.set_up(&self.names[index], up);
@@ -277,10 +287,8 @@ pub async fn consumer(broker: &Broker, name: &str, subscription: &str) -> (Consu
 
 /// Acknowledges whole entries.
 pub async fn ack(consumer: &Consumer, request_id: u64, positions: &[Position]) {
-    let whole = |position: &Position| AckPosition {
-        position: *position,
-        acked_indexes: Bytes::new(),
-    };
+    let whole =
+        |position: &Position| AckPosition { position: *position, acked_indexes: Bytes::new() };
     let positions = positions.iter().map(whole).collect();
     consumer.ack(Ack { request_id, cumulative: false, positions }).await;
 }

@@ -1,5 +1,6 @@
-//! [`BrokerConfig`]: the broker's settings, resolved by the command line. [`BrokerConfig::validate`]
-//! refuses what can't work; nothing here reads a file or the environment.
+//! [`BrokerConfig`]: the broker's settings, resolved by the command line.
+//! [`BrokerConfig::validate`] refuses what can't work; nothing here reads a file or the
+//! environment.
 
 use std::time::Duration;
 

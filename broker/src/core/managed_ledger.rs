@@ -3,8 +3,8 @@
 //!
 //! A change is made on a clone: plan it there, commit the clone's transaction, and put the clone
 //! in the old one's place once it was applied. Each transaction compares the head record's
-//! revision, so an owner that was replaced can change nothing. If a transaction's outcome is
-//! unknown, or it conflicts, the topic is given up and loaded again: loading resolves both.
+//! revision, so an owner that was replaced can change nothing. If it conflicts, the topic is given
+//! up and loaded again.
 //!
 //! It opens, closes and reads no ledger; that is the topic's work (`topic::maintenance`).
 //!
@@ -102,7 +102,7 @@ impl ManagedLedger {
     /// [`LoadError`] if they contradict each other.
     pub fn load(
         id: ManagedLedgerId,
-        head: Stored<ManagedLedgerRecord>,
+        head: &Stored<ManagedLedgerRecord>,
         chunks: &[(u64, ManagedLedgerChunk)],
     ) -> Result<Self, LoadError> {
         let mut list = LedgerList::default();
@@ -345,7 +345,7 @@ mod tests {
                 (link.number, chunk)
             })
             .collect();
-        let loaded = ManagedLedger::load(ledger.id, head, &chunks).expect("consistent");
+        let loaded = ManagedLedger::load(ledger.id, &head, &chunks).expect("consistent");
         assert!(loaded.list.iter().eq(ledger.list.iter()));
         assert!(loaded.list.chunks().eq(ledger.list.chunks()));
         assert_eq!((loaded.next_index, loaded.last_timestamp_ms), (MessageIndex(45), 108));

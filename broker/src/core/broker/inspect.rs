@@ -29,7 +29,7 @@ impl Broker {
             };
             let record = |error| AdminError::Record(format!("{}: {error}", pair.key));
             let (record, _) = LedgerRecord::decode(&pair.value).map_err(record)?;
-            Ok(ledger_info(ledger, record))
+            Ok(ledger_info(ledger, &record))
         };
         page.pairs.iter().map(info).collect()
     }
@@ -44,7 +44,7 @@ impl Broker {
         let pair = self.metadata().get(&key).await?.ok_or(missing)?;
         let record = |error| AdminError::Record(format!("{key}: {error}"));
         let (record, _) = LedgerRecord::decode(&pair.value).map_err(record)?;
-        Ok(ledger_info(ledger, record))
+        Ok(ledger_info(ledger, &record))
     }
 
     /// What the broker's queues hold, and their caps.
@@ -115,7 +115,7 @@ impl Broker {
     }
 }
 
-fn ledger_info(ledger: LedgerId, record: LedgerRecord) -> LedgerInfo {
+fn ledger_info(ledger: LedgerId, record: &LedgerRecord) -> LedgerInfo {
     let (state, last_entry, bytes) = match record.state {
         LedgerState::Open => ("open", None, 0),
         LedgerState::InRecovery => ("in-recovery", None, 0),

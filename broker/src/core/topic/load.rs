@@ -334,5 +334,5 @@ pub(super) async fn load_ledgers(
     let corrupt = |error: crate::core::managed_ledger::LoadError| {
         LoadError::Topic(TopicError::Corrupt(error.to_string()))
     };
-    ManagedLedger::load(id, head, &chunks).map_err(corrupt)
+    ManagedLedger::load(id, &head, &chunks).map_err(corrupt)
 }

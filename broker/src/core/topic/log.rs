@@ -15,6 +15,7 @@ use geminga_proto::env::Monotonic;
 use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
 
 use crate::core::managed_ledger::ManagedLedger;
+use crate::core::managed_ledger::list::ClosedLedger;
 use crate::core::managed_ledger::queue::PublishQueue;
 use crate::core::subscription::TopicEnd;
 
@@ -95,7 +96,7 @@ impl Log {
     pub fn new(ledgers: ManagedLedger) -> Self {
         Self {
             queue: PublishQueue::resume(ledgers.next_index, ledgers.last_timestamp_ms),
-            last_confirmed: ledgers.list.last().map(|ledger| ledger.last()),
+            last_confirmed: ledgers.list.last().map(ClosedLedger::last),
             ledgers,
             current: None,
             next: None,
@@ -284,7 +285,7 @@ impl Log {
         let own = own.map(|(ledger, confirmed)| {
             Position::new(ledger.id, EntryId(confirmed.saturating_sub(1)))
         });
-        let closed = self.ledgers.list.iter().rev().map(|ledger| ledger.last());
+        let closed = self.ledgers.list.iter().rev().map(ClosedLedger::last);
         own.chain(closed).find(|last| *last < position)
     }
 

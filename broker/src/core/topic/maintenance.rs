@@ -3,8 +3,8 @@
 //! the managed ledger at a time; it lives as long as there is a job.
 //!
 //! A job that meets an unreachable quorum or metadata store is tried again; meanwhile an open
-//! ledger goes on. A job that finds the managed ledger's record changed by somebody else, or
-//! whose transaction has an unknown outcome, gives the topic up: loading it again sorts it out.
+//! ledger goes on. A job that finds the managed ledger's record changed (by another owner, or by
+//! an own transaction whose answer was lost) gives the topic up: loading it again sorts it out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,9 +56,15 @@ pub(super) enum JobError {
 impl From<StoreError> for JobError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) | StoreError::Full(_) => Self::Later(error.to_string()),
-            // Whether it was done, loading the topic again will show.
-            error => Self::Fatal(unavailable(error)),
+            // If an unknown one was done after all, the next attempt conflicts with it, and the
+            // topic is loaded again.
+            StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unknown(_) => {
+                Self::Later(error.to_string())
+            }
+            StoreError::Corrupt(why) => Self::Fatal(TopicError::Corrupt(why)),
+            StoreError::TooLarge(_) | StoreError::Invalid(_) | StoreError::LeaseLost => {
+                Self::Fatal(unavailable(error))
+            }
         }
     }
 }

@@ -61,7 +61,7 @@ pub async fn reader(context: &Context, ledger: LedgerId) -> Result<LedgerReader,
 }
 
 /// Takes a stored entry apart.
-pub fn parse(ledger: LedgerId, stored: StoredEntry) -> Result<(EntrySpan, Payload), FetchError> {
+pub fn parse(ledger: LedgerId, stored: &StoredEntry) -> Result<(EntrySpan, Payload), FetchError> {
     let position = Position::new(ledger, stored.entry);
     let damaged = |error| FetchError::Damaged { position, error };
     let (header, entry) = split_stored(&stored.payload).map_err(damaged)?;
@@ -310,7 +310,7 @@ impl Topic {
             }
         };
         self.context.metrics.cache_misses.inc_by(stored.len() as u64);
-        stored.into_iter().map(|stored| parse(ledger, stored)).collect()
+        stored.iter().map(|stored| parse(ledger, stored)).collect()
     }
 
     /// The spans of entries that exist; the others are left out.
