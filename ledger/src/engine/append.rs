@@ -263,8 +263,10 @@ impl AppendEngine {
                 }
             }
         }
-        if self.members[slot].state == MemberState::Probing {
-            self.rejoin(slot, out);
+        match self.members[slot].state {
+            MemberState::Probing => self.rejoin(slot, out),
+            MemberState::Throttled => self.unthrottle(slot, out),
+            MemberState::Live | MemberState::Failed => {}
         }
         if confirmed {
             // The last copy of an entry that was confirmed without it.
@@ -280,12 +282,15 @@ impl AppendEngine {
         let owed = self.pending_mut(entry).is_some_and(|pending| pending.owed.contains(slot));
         if owed {
             self.members[slot].heard = true;
+            if error == BookieError::Overloaded && self.throttle(slot, entry) {
+                return;
+            }
             self.member_failed(slot, error, out);
             self.advance(out);
         }
     }
 
-    fn pending_mut(&mut self, entry: EntryId) -> Option<&mut Pending> {
+    pub(super) fn pending_mut(&mut self, entry: EntryId) -> Option<&mut Pending> {
         let index = entry.0.checked_sub(self.base.0)?;
         self.queue.get_mut(usize::try_from(index).ok()?)
     }

@@ -3,6 +3,8 @@
 //!
 //! - A bookie that refuses an add, is silent for the timeout or lags too far counts as failed and
 //!   is sent nothing. What it has acknowledged stays true and counts while it is in the ensemble.
+//! - A bookie that refuses because too much is pending, and that the ledger can't do without, is
+//!   sent less instead, as it answers what it has.
 //! - Placement picks a replacement; a fragment from LAC+1 with it is committed; then, and never
 //!   before, the replacement is sent the entries from LAC+1 on.
 //! - While that write is under way nothing is confirmed. If the metadata store doesn't answer it,
@@ -41,12 +43,17 @@ pub(super) struct Member {
     /// Answered since the last tick.
     pub heard: bool,
     pub silent_ticks: u32,
+    /// While throttled: no entry before this one has to be sent.
+    pub missing_from: EntryId,
 }
 
 /// Whether a member is sent new entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemberState {
     Live,
+    /// It has more than it takes, and the ledger can't do without it: it is sent entries as it
+    /// answers others.
+    Throttled,
     /// It failed, and was sent one entry to see whether it works again.
     Probing,
     Failed,
@@ -62,6 +69,7 @@ impl Member {
             lag_bytes: 0,
             heard: false,
             silent_ticks: 0,
+            missing_from: EntryId(0),
         }
     }
 }
@@ -179,8 +187,39 @@ fn may_recover(error: BookieError) -> bool {
 
 impl AppendEngine {
     fn live(&self) -> u32 {
-        let live = self.members.iter().filter(|member| member.state == MemberState::Live);
+        let takes =
+            |member: &&Member| matches!(member.state, MemberState::Live | MemberState::Throttled);
+        let live = self.members.iter().filter(takes);
         u32::try_from(live.count()).unwrap_or(u32::MAX)
+    }
+
+    /// The member refused an entry because too much is pending. If the ledger needs it, and it
+    /// still owes answers to others, it is only sent less. True if so.
+    pub(super) fn throttle(&mut self, slot: usize, entry: EntryId) -> bool {
+        let needed = self.live() <= self.ack_quorum;
+        let Some(pending) = self.pending_mut(entry) else { return false };
+        pending.owed.remove(slot);
+        let member = &mut self.members[slot];
+        member.owed_entries -= 1;
+        match member.state {
+            MemberState::Live if needed && member.owed_entries > 0 => {
+                member.state = MemberState::Throttled;
+                member.missing_from = entry;
+                true
+            }
+            MemberState::Throttled => {
+                member.missing_from = member.missing_from.min(entry);
+                member.owed_entries > 0
+            }
+            MemberState::Live | MemberState::Probing | MemberState::Failed => false,
+        }
+    }
+
+    /// A throttled member has answered an entry: it is sent two others, until it lacks none.
+    pub(super) fn unthrottle(&mut self, slot: usize, out: &mut Vec<Command>) {
+        if self.send_missing(slot, 2, out) < 2 {
+            self.members[slot].state = MemberState::Live;
+        }
     }
 
     /// From now on the member is sent nothing.
@@ -411,21 +450,31 @@ impl AppendEngine {
         }
     }
 
-    /// Sends a member up to `limit` of the unconfirmed entries that it neither has nor owes.
-    fn send_missing(&mut self, slot: usize, limit: u64, out: &mut Vec<Command>) {
-        let first = self.lac.next_entry();
+    /// Sends a member up to `limit` of the unconfirmed entries that it neither has nor owes; how
+    /// many there were.
+    fn send_missing(&mut self, slot: usize, limit: u64, out: &mut Vec<Command>) -> u64 {
+        let mut first = self.lac.next_entry();
+        if self.members[slot].state == MemberState::Throttled {
+            first = first.max(self.members[slot].missing_from);
+        }
         let skip = usize::try_from(first.0 - self.base.0).unwrap_or(usize::MAX);
         let mut sent = 0;
         for index in skip..self.queue.len() {
+            if sent == limit {
+                break;
+            }
+            let entry = EntryId(self.base.0 + index as u64);
+            self.members[slot].missing_from = entry.next();
             let pending = &mut self.queue[index];
-            if sent == limit || pending.acks.contains(slot) || !pending.owed.insert(slot) {
+            if pending.acks.contains(slot) || !pending.owed.insert(slot) {
                 continue;
             }
             sent += 1;
             let payload = pending.payload.clone();
-            out.push(self.send(slot, EntryId(self.base.0 + index as u64), payload));
+            out.push(self.send(slot, entry, payload));
         }
         self.members[slot].owed_entries += sent;
+        sent
     }
 
     /// Tries failed members again, with one entry each, unless a write under way replaces them.

@@ -91,6 +91,8 @@ pub struct ModelBookie {
     pub damaged: BTreeSet<(LedgerId, EntryId)>,
     /// A segment is missing: what isn't found may have been in it.
     pub segment_missing: bool,
+    /// Adds that may wait for a sync; more are refused. `None`: any number.
+    pub max_queue: Option<usize>,
     /// The planted defect, if it is one of a bookie.
     pub planted: Option<Mutant>,
 }
@@ -150,7 +152,11 @@ impl ModelBookie {
             Fullness::FirstMark => request.kind == AddKind::Ordinary,
             Fullness::SecondMark => true,
         };
-        if refused { Err(BookieError::DiskFull) } else { Ok(()) }
+        if refused {
+            return Err(BookieError::DiskFull);
+        }
+        let full = self.max_queue.is_some_and(|limit| self.queue.len() >= limit);
+        if full { Err(BookieError::Overloaded) } else { Ok(()) }
     }
 
     fn fence(&mut self, ledger: LedgerId, token: LedgerToken) -> AppendResult {

@@ -156,6 +156,7 @@ impl Simulation {
         let node = || {
             let mut disk = ModelBookie::default();
             disk.planted = mutant;
+            disk.max_queue = (random.below(6) == 0).then(|| 1 + random.below(6) as usize);
             Node { disk, up: true, ..Node::default() }
         };
         let limits = EngineLimits {

@@ -500,6 +500,55 @@ fn without_an_ack_quorum_the_ledger_stalls_and_fails_in_time() {
 }
 
 #[test]
+fn an_overloaded_bookie_that_the_ledger_needs_is_sent_less_and_never_given_up() {
+    let mut bench = Bench::new("a", 1);
+    bench.append_many(6);
+    bench.take();
+    for entry in 2..6 {
+        bench.refuse("a", entry, BookieError::Overloaded);
+    }
+    bench.append(1);
+    assert_eq!(bench.take(), [], "no replacement, no stall, and nothing more is sent for now");
+    bench.ok("a", 0);
+    assert_eq!(bench.sent(), [("a".to_owned(), 2), ("a".to_owned(), 3)]);
+    bench.refuse("a", 3, BookieError::Overloaded);
+    bench.ok("a", 1);
+    assert_eq!(bench.sent(), [("a".to_owned(), 3), ("a".to_owned(), 4)]);
+    bench.ok("a", 2);
+    bench.ok("a", 3);
+    assert_eq!(bench.sent(), [("a".to_owned(), 5), ("a".to_owned(), 6)]);
+    for entry in 4..7 {
+        bench.ok("a", entry);
+    }
+    assert_eq!(bench.engine.lac(), Lac(Some(EntryId(6))));
+    bench.take();
+    bench.append(1);
+    assert_eq!(bench.sent(), [("a".to_owned(), 7)], "all is as before");
+}
+
+#[test]
+fn an_overloaded_bookie_that_the_ledger_can_do_without_counts_as_failed() {
+    let mut bench = Bench::new("a b c", 2);
+    bench.append_many(2);
+    bench.take();
+    bench.refuse("c", 1, BookieError::Overloaded);
+    assert_eq!(bench.take(), [pick(1, "a b c")]);
+}
+
+#[test]
+fn an_overloaded_bookie_that_owes_nothing_is_tried_again_later() {
+    let mut bench = Bench::new("a", 1);
+    bench.append(1);
+    bench.take();
+    bench.refuse("a", 0, BookieError::Overloaded);
+    assert_eq!(bench.take(), [pick(1, "a")]);
+    bench.replace("");
+    bench.take();
+    bench.ticks(2);
+    assert_eq!(bench.sent(), [("a".to_owned(), 0)]);
+}
+
+#[test]
 fn a_bookie_that_refuses_for_good_is_not_tried_again() {
     let mut bench = Bench::new("a b c", 2);
     bench.append(1);
