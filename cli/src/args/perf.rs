@@ -60,16 +60,36 @@ pub struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub rate: u64,
     /// Producers on each topic
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
     pub producers: u32,
     /// Consumers on each topic
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
     pub consumers: u32,
     /// Topics: TOPIC itself, or TOPIC-0, TOPIC-1, … if there are several
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
     pub topics: u32,
     /// Messages without a receipt that each producer may have
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
     pub in_flight: u32,
     /// How long to measure
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "8s")]
@@ -103,10 +123,20 @@ pub struct TopicsArgs {
     /// The topics are called PREFIX-0, PREFIX-1, …
     pub prefix: String,
     /// How many topics
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10_000,
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000)
+    )]
     pub count: u32,
     /// How many at once
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 32,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
     pub in_flight: u32,
     /// Bytes of a message
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "1KiB")]
@@ -132,10 +162,20 @@ pub struct StorageArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub rate: u64,
     /// Ledgers written at once
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
     pub ledgers: u32,
     /// Entries without an answer
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
     pub in_flight: u32,
     /// How long to measure
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "8s")]

@@ -14,7 +14,9 @@ use super::units::{Auto, ByteSize, Span};
 
 /// A struct of settings with its defaults, and what describes each of them.
 macro_rules! settings {
-    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr,)+ }) => {
+    ($(#[$meta:meta])* $name:ident {
+        $($(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr,)+
+    }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]

@@ -25,7 +25,7 @@ fn sent(queue: &mut ResendQueue<u64>) -> Vec<u64> {
 #[test]
 fn nothing_is_sent_without_a_session() {
     let mut queue = queue(0..3);
-    assert_eq!(sent(&mut queue), []);
+    assert_eq!(sent(&mut queue), Vec::<u64>::new());
     queue.session_opened(1000);
     assert_eq!(sent(&mut queue), [0, 1, 2]);
 }
@@ -49,7 +49,7 @@ fn credit_bounds_what_is_outstanding_and_comes_back_with_answers() {
     assert_eq!(sent(&mut queue), [0, 1]);
     assert_eq!(queue.answered(0), Answered::Entry(0));
     assert_eq!(sent(&mut queue), [2]);
-    assert_eq!(sent(&mut queue), []);
+    assert_eq!(sent(&mut queue), Vec::<u64>::new());
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_new_session_sends_everything_without_an_answer_again_in_order() {
     assert_eq!(sent(&mut queue), [0, 1, 2, 3]);
     assert_eq!(queue.answered(0), Answered::Entry(0));
     queue.session_ended();
-    assert_eq!(sent(&mut queue), []);
+    assert_eq!(sent(&mut queue), Vec::<u64>::new());
     queue.session_opened(1000);
     assert_eq!(sent(&mut queue), [1, 2, 3]);
 }
@@ -105,7 +105,7 @@ fn an_overdue_entry_keeps_its_credit_until_its_answer_and_is_not_sent_again() {
     assert_eq!(sent(&mut queue), [0, 1]);
     assert_eq!(queue.next_deadline(), Some(Duration::ZERO));
     assert_eq!(queue.expire(Duration::ZERO), [0]);
-    assert_eq!(sent(&mut queue), [], "the broker still has both");
+    assert_eq!(sent(&mut queue), Vec::<u64>::new(), "the broker still has both");
     assert_eq!(queue.answered(0), Answered::Ignored);
     assert_eq!(sent(&mut queue), [2]);
     assert_eq!(queue.expire(Duration::from_secs(1)), [1]);
@@ -123,7 +123,7 @@ fn an_entry_that_cannot_be_encoded_blocks_nobody() {
     let good = queue.reserve(1, None, 1);
     queue.fill(good, entry(10));
     queue.session_opened(1000);
-    assert_eq!(sent(&mut queue), []);
+    assert_eq!(sent(&mut queue), Vec::<u64>::new());
     assert_eq!(queue.give_up(bad), Some(0));
     assert_eq!(sent(&mut queue), [1]);
     assert_eq!(queue.answered(1), Answered::Entry(1));

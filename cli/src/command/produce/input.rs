@@ -151,7 +151,9 @@ mod tests {
         #[test]
         fn lines_come_back_however_the_input_is_cut(
             mut pieces in prop::collection::vec(prop::collection::vec(
-                prop_oneof![Just(b'\n'), Just(b'a'), Just(0), Just(b'\r'), Just(0xff)], 0..9), 0..20)
+                prop_oneof![Just(b'\n'), Just(b'a'), Just(0), Just(b'\r'), Just(0xff)],
+                0..9,
+            ), 0..20)
         ) {
             let all: Vec<u8> = pieces.concat();
             pieces.reverse();

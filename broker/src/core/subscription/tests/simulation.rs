@@ -50,7 +50,9 @@ fn event() -> impl Strategy<Value = Event> {
     let nth = 0_usize..50;
     prop_oneof![
         6 => (1_u32..5, 0_usize..30, prop::bool::weighted(0.2), any::<bool>())
-            .prop_map(|(messages, bytes, roll, tail)| Event::Publish { messages, bytes, roll, tail }),
+            .prop_map(|(messages, bytes, roll, tail)| {
+                Event::Publish { messages, bytes, roll, tail }
+            }),
         2 => (0_i32..3).prop_map(|priority| Event::Add { priority }),
         1 => nth.clone().prop_map(Event::Remove),
         5 => (nth.clone(), 0_u32..8, 0_u64..60)
