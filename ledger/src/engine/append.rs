@@ -26,7 +26,7 @@ use crate::metadata::LedgerMetadata;
 use crate::observer::{StallReason, WriterFailure};
 
 /// Charged for an entry besides its bytes, so that empty entries are bounded too.
-const ENTRY_OVERHEAD_BYTES: u64 = 64;
+pub(super) const ENTRY_OVERHEAD_BYTES: u64 = 64;
 
 /// An entry that somebody still owes an answer for, or that isn't confirmed.
 #[derive(Debug)]
@@ -283,6 +283,7 @@ impl AppendEngine {
         if owed {
             self.members[slot].heard = true;
             if error == BookieError::Overloaded && self.throttle(slot, entry) {
+                self.forget_settled();
                 return;
             }
             self.member_failed(slot, error, out);

@@ -23,7 +23,7 @@ use geminga_meta::record::LedgerRecord;
 use geminga_proto::id::{BookieId, EntryId, Lac};
 use geminga_proto::storage::BookieError;
 
-use crate::engine::append::{AppendEngine, Mode};
+use crate::engine::append::{AppendEngine, ENTRY_OVERHEAD_BYTES, Mode};
 use crate::engine::quorum::SlotSet;
 use crate::engine::{Command, CommitAnswer, MetadataAnswer, Versioned, planted};
 use crate::metadata::{LedgerMetadata, LedgerState};
@@ -197,10 +197,18 @@ impl AppendEngine {
     /// still owes answers to others, it is only sent less. True if so.
     pub(super) fn throttle(&mut self, slot: usize, entry: EntryId) -> bool {
         let needed = self.live() <= self.ack_quorum;
+        let confirmed = self.lac.covers(entry);
         let Some(pending) = self.pending_mut(entry) else { return false };
         pending.owed.remove(slot);
+        let bytes = pending.bytes + ENTRY_OVERHEAD_BYTES;
         let member = &mut self.members[slot];
         member.owed_entries -= 1;
+        if confirmed {
+            // Never sent again: its bytes are gone.
+            member.lag_bytes -= bytes;
+            self.under_replicated |= !planted!(self, MissingCopiesNotMarked);
+        }
+        let member = &mut self.members[slot];
         match member.state {
             MemberState::Live if needed && member.owed_entries > 0 => {
                 member.state = MemberState::Throttled;

@@ -77,7 +77,16 @@ impl Simulation {
                 }
                 Theme::Repair if self.below(2) == 0 => (Fault::Repair, None),
                 Theme::Restarts if self.below(2) == 0 => (Fault::Blip(bookie), None),
-                Theme::Deaths if self.below(2) == 0 => (Fault::KillOwner, None),
+                Theme::Deaths if self.below(2) == 0 => {
+                    // In the middle of a recovery that has to change its ensemble.
+                    self.schedule(at, Event::TakeOver);
+                    let (crash, death) = (at + self.below(120), at + 40 + self.below(150));
+                    self.schedule(death, Event::Fault(Fault::KillOwner));
+                    self.schedule(crash + lasts, Event::Fault(Fault::Restart(bookie)));
+                    self.schedule(crash, Event::Fault(Fault::Crash(bookie)));
+                    continue;
+                }
+                Theme::Space if self.below(2) == 0 => (Fault::AllFull, Some(Fault::AllFree)),
                 _ => self.any_fault(bookie, at + lasts),
             };
             self.schedule(at, Event::Fault(fault));

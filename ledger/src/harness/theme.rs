@@ -15,6 +15,8 @@ pub enum Theme {
     Restarts,
     /// Owners die, also while they recover.
     Deaths,
+    /// Disks fill up.
+    Space,
     /// Links are slow, fences and reads get lost, and there are many take-overs.
     Zombies,
     /// The metadata store loses answers, and goes down with them.
@@ -23,12 +25,13 @@ pub enum Theme {
 
 impl Theme {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Anything,
         Self::Damage,
         Self::Repair,
         Self::Restarts,
         Self::Deaths,
+        Self::Space,
         Self::Zombies,
         Self::Metadata,
     ];
@@ -43,8 +46,10 @@ impl Mutant {
             Self::CorruptIsNoSuchEntry | Self::UnknownIsNoSuchEntry | Self::WipedBookieReturns => {
                 Theme::Damage
             }
-            Self::FenceNotDurable | Self::RecoveryReadsNewEnsemble => Theme::Restarts,
+            Self::FenceNotDurable => Theme::Restarts,
+            Self::FailedMemberNotRetried => Theme::Space,
             Self::LiveLacInRecovery
+            | Self::RecoveryReadsNewEnsemble
             | Self::FragmentCommittedMidRecovery
             | Self::LocalChangesLost => Theme::Deaths,
             Self::RecoveryReadDoesNotFence
@@ -65,7 +70,6 @@ impl Mutant {
             | Self::OutOfOrderAck
             | Self::MissingCopiesNotMarked
             | Self::LagWithoutLimit
-            | Self::FailedMemberNotRetried
             | Self::FragmentAboveLac
             | Self::NoResend
             | Self::RecoveryStartsBeforeFragment

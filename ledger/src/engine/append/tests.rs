@@ -536,6 +536,20 @@ fn an_overloaded_bookie_that_the_ledger_can_do_without_counts_as_failed() {
 }
 
 #[test]
+fn a_confirmed_entry_that_an_overloaded_bookie_refuses_is_marked_as_lacking_a_copy() {
+    let mut bench = Bench::new("a b", 1);
+    bench.append_many(2);
+    bench.ok("a", 0);
+    bench.refuse("b", 0, BookieError::Overloaded);
+    assert_eq!(bench.engine.lag_bytes(), 0);
+    bench.ok("a", 1);
+    bench.ok("b", 1);
+    bench.engine.close(&mut bench.out);
+    bench.engine.replacement(Vec::new(), &mut bench.out);
+    assert!(bench.written().under_replicated);
+}
+
+#[test]
 fn an_overloaded_bookie_that_owes_nothing_is_tried_again_later() {
     let mut bench = Bench::new("a", 1);
     bench.append(1);
