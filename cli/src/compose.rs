@@ -3,6 +3,7 @@
 
 pub mod listeners;
 mod local_bookie;
+mod metrics;
 pub mod ready_file;
 pub mod standalone;
 mod storage;

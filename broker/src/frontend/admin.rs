@@ -17,6 +17,7 @@ mod message_id;
 mod metrics;
 mod namespaces;
 mod not_built;
+mod queues;
 mod routes;
 mod server;
 mod stats;
@@ -38,6 +39,8 @@ pub use crate::frontend::admin::error::ApiError;
 pub use crate::frontend::admin::routes::router;
 
 use crate::core::broker::Broker;
+use crate::core::stats::QueueStats;
+use crate::frontend::admin::queues::OtherQueues;
 
 /// Who this is, as the composition root knows it.
 #[derive(Debug, Clone)]
@@ -76,6 +79,7 @@ pub struct AdminState {
     identity: Arc<ClusterIdentity>,
     readiness: Readiness,
     registry: Arc<Registry>,
+    other_queues: OtherQueues,
 }
 
 impl AdminState {
@@ -88,9 +92,17 @@ impl AdminState {
         readiness: Readiness,
         mut registry: Registry,
     ) -> Self {
-        metrics::register(&mut registry, broker.clone());
+        let other_queues = OtherQueues::default();
+        metrics::register(&mut registry, broker.clone(), other_queues.clone());
         let (identity, registry) = (Arc::new(identity), Arc::new(registry));
-        Self { broker, identity, readiness, registry }
+        Self { broker, identity, readiness, registry, other_queues }
+    }
+
+    /// Shows these queues beside the core's: those of front-ends that this one doesn't know.
+    #[must_use]
+    pub fn with_queues(self, source: impl Fn() -> Vec<QueueStats> + Send + Sync + 'static) -> Self {
+        self.other_queues.set(source);
+        self
     }
 }
 

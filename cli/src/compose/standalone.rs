@@ -1,9 +1,9 @@
 //! [`Standalone`]: a whole cluster in one process: embedded metadata, one bookie, one broker and
 //! the front-ends, wired as separate processes would be.
 //!
-//! Order of the end: the broker gives its producers, consumers and ledgers up while the front-ends
-//! still carry the farewells; then the front-ends close their connections; then the bookie's log
-//! is sealed; the metadata goes last.
+//! Order of the end: the front-ends close producers and consumers after their answers; then the
+//! broker closes ledgers and state logs and gives up ownership; then the bookie's log is sealed;
+//! the metadata goes last.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ use tonic::transport::server::TcpIncoming;
 
 use super::listeners::Listeners;
 use super::local_bookie::LocalBookie;
+use super::metrics;
 use super::ready_file::Addresses;
 use super::storage::Storage;
 use crate::config::{Components, Settings};
@@ -100,21 +101,18 @@ impl Standalone {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL,
         };
-        let state = AdminState::new(
-            self.broker.clone(),
-            identity,
-            self.readiness.clone(),
-            Registry::default(),
-        );
+        let mut registry = Registry::default();
+        metrics::register(&mut registry, self.bookie.clone());
+        let queues = GrpcQueues::default();
+        let shown = queues.clone();
+        let state =
+            AdminState::new(self.broker.clone(), identity, self.readiness.clone(), registry)
+                .with_queues(move || shown.stats());
         let admin = listeners.admin.listener;
         let admin = admin::serve(admin, AdminConfig::default(), state, self.stopped());
         self.spawn("admin API", admin);
         let grpc = listeners.grpc.listener;
-        let state = GrpcState {
-            broker: self.broker.clone(),
-            cluster_id: cluster,
-            queues: GrpcQueues::default(),
-        };
+        let state = GrpcState { broker: self.broker.clone(), cluster_id: cluster, queues };
         let grpc = grpc::serve(grpc, GrpcConfig::default(), state, self.stopped());
         self.spawn("messaging API", async {
             if let Err(error) = grpc.await {
@@ -170,13 +168,13 @@ impl Standalone {
     /// The log didn't close cleanly; the next start replays it.
     pub async fn close(mut self) -> anyhow::Result<()> {
         self.readiness.set(false);
-        self.broker.shutdown().await;
         self.stop.send_replace(true);
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_GRACE, ended).await.is_err() {
             tracing::info!("ending connections that did not close in time");
             self.tasks.shutdown().await;
         }
+        self.broker.shutdown().await;
         let closed = self.bookie.close().await.context("the bookie's log did not close cleanly");
         // Dropping the last handle waits for the metadata's last write.
         let Self { broker, metadata, .. } = self;

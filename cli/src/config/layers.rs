@@ -180,8 +180,8 @@ fn edit_distance(one: &str, other: &str) -> usize {
     for (at, row) in rows.iter_mut().enumerate() {
         row[0] = at;
     }
-    for at in 0..=other.len() {
-        rows[0][at] = at;
+    for (at, cell) in rows[0].iter_mut().enumerate() {
+        *cell = at;
     }
     for a in 1..=one.len() {
         for b in 1..=other.len() {

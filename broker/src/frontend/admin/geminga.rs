@@ -158,7 +158,8 @@ fn common_mode(modes: &[SyncMode]) -> Option<&'static str> {
 
 /// The queues with their bytes and caps.
 pub async fn queues(State(state): State<AdminState>) -> Json<Value> {
-    let queues: Vec<Value> = state.broker.queues().iter().map(queue_json).collect();
+    let queues = state.other_queues.with_those_of(&state.broker);
+    let queues: Vec<Value> = queues.iter().map(queue_json).collect();
     Json(json!({ "queues": queues }))
 }
 

@@ -22,6 +22,7 @@ use crate::core::broker::Broker;
 use crate::core::stats::{BrokerStats, QueueStats};
 use crate::frontend::admin::AdminState;
 use crate::frontend::admin::error::ApiError;
+use crate::frontend::admin::queues::OtherQueues;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -59,19 +60,20 @@ const QUEUE_GAUGES: &[Metric<QueueSum>] = &[
 ];
 
 /// Adds the broker's metrics to a registry.
-pub fn register(registry: &mut Registry, broker: Broker) {
-    registry.register_collector(Box::new(Scrape { broker }));
+pub fn register(registry: &mut Registry, broker: Broker, other_queues: OtherQueues) {
+    registry.register_collector(Box::new(Scrape { broker, other_queues }));
 }
 
 #[derive(Debug)]
 struct Scrape {
     broker: Broker,
+    other_queues: OtherQueues,
 }
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         encode_broker(&self.broker.stats(), &mut encoder)?;
-        encode_queues(&self.broker.queues(), &mut encoder)
+        encode_queues(&self.other_queues.with_those_of(&self.broker), &mut encoder)
     }
 }
 

@@ -50,10 +50,19 @@ pub(super) async fn run(args: &LoadArgs, settings: &Settings) -> Outcome {
     tasks.join_all().await;
     client.close();
     let last = *shared.last.lock();
+    let recorded = shared.recorder.recorded();
+    if recorded.answered == 0 && recorded.first_error.is_none() {
+        return Err(anyhow::anyhow!(
+            "no message came after the warm-up of {:?}: publish more first, for example with \
+             `geminga perf produce`, or shorten --warmup",
+            args.warmup
+        )
+        .into());
+    }
     let report = Report {
         test: "consume",
         latency_of: "publish time to receive, by two clocks in whole ms",
-        recorded: shared.recorder.recorded(),
+        recorded,
         elapsed: last.min(window.end).saturating_duration_since(window.measured),
         load: describe(args),
         durability,

@@ -47,8 +47,7 @@ pub(super) fn describe(args: &LoadArgs) -> Value {
     })
 }
 
-/// What a driver does with one message: its producer's number, when it is due, and when the run
-/// began.
+/// Open producers and what they are to send.
 #[derive(Debug, Clone)]
 pub(super) struct Load {
     producers: Vec<Producer>,
@@ -129,22 +128,9 @@ impl Load {
                 let handle = runtime.handle().clone();
                 scope.spawn(move || {
                     handle.block_on(async move {
-                        let mut sent = 0_u32;
-                        loop {
-                            let due = window.start + interval.mul_f64(f64::from(sent));
-                            if due >= window.end {
-                                break;
-                            }
-                            // This thread is no worker of the runtime, so it may sleep precisely.
-                            let ahead = due.saturating_duration_since(Instant::now());
-                            if !ahead.is_zero() {
-                                std::thread::sleep(ahead);
-                            }
-                            sender.send(due).await;
-                            sent += 1;
-                        }
+                        sender.keep_pace(interval, window).await;
                         sender.close().await;
-                    })
+                    });
                 });
             }
         });
@@ -203,6 +189,22 @@ impl Sender {
                 let due = due.saturating_duration_since(self.start);
                 self.payloads.stamped(Stamp { run, due })
             }
+        }
+    }
+
+    /// Sends a message each interval until the window's end. Runs on a thread that is no worker
+    /// of the runtime, so it may sleep, precisely.
+    async fn keep_pace(&mut self, interval: Duration, window: Window) {
+        for sent in 0_u64.. {
+            let due = window.start + interval.mul_f64(sent as f64);
+            if due >= window.end {
+                return;
+            }
+            let ahead = due.saturating_duration_since(Instant::now());
+            if !ahead.is_zero() {
+                std::thread::sleep(ahead);
+            }
+            self.send(due).await;
         }
     }
 

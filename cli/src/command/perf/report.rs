@@ -80,6 +80,19 @@ impl Report {
         Ok(())
     }
 
+    fn latency_text(&self) -> String {
+        if self.recorded.latency_ns.is_empty() {
+            return "-".to_owned();
+        }
+        format!(
+            "p50 {:.3} ms, p99 {:.3} ms, p99.9 {:.3} ms, max {:.3} ms",
+            self.quantile_ms(0.5),
+            self.quantile_ms(0.99),
+            self.quantile_ms(0.999),
+            self.max_ms(),
+        )
+    }
+
     fn text(&self) -> std::io::Result<()> {
         let recorded = &self.recorded;
         let rate = |count| self.per_second(count) as u64;
@@ -89,16 +102,7 @@ impl Report {
             ("rate", format!("{}/s", show_count(rate(recorded.answered)))),
             ("throughput", format!("{}/s", show_bytes(rate(recorded.bytes)))),
             ("latency of", self.latency_of.to_owned()),
-            (
-                "latency",
-                format!(
-                    "p50 {:.3} ms, p99 {:.3} ms, p99.9 {:.3} ms, max {:.3} ms",
-                    self.quantile_ms(0.5),
-                    self.quantile_ms(0.99),
-                    self.quantile_ms(0.999),
-                    self.max_ms(),
-                ),
-            ),
+            ("latency", self.latency_text()),
             ("errors", show_count(recorded.errors)),
             ("durability", plain(&self.durability)),
             ("load", plain(&self.load)),
