@@ -6,6 +6,7 @@
 
 mod inspect;
 mod keeper;
+mod sweep;
 mod tenancy;
 mod topics;
 
@@ -101,7 +102,9 @@ impl Broker {
         let inner = Arc::new(Inner { context, ownership, namespaces, topics, stopping });
         let broker = Self { inner };
         broker.bootstrap().await?;
-        broker.inner.context.runtime.spawn(keeper::run(Arc::downgrade(&broker.inner)));
+        let runtime = &broker.inner.context.runtime;
+        runtime.spawn(keeper::run(Arc::downgrade(&broker.inner)));
+        runtime.spawn(sweep::run(Arc::downgrade(&broker.inner)));
         Ok(broker)
     }
 

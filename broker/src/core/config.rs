@@ -56,6 +56,8 @@ pub struct BrokerConfig {
     pub topic_idle_unload: Duration,
     /// How often ledgers, topics and retention are looked after.
     pub housekeeping_interval: Duration,
+    /// How often topics that are not in memory are looked at for data that is past its retention.
+    pub retention_sweep_interval: Duration,
     /// How long consumed data is kept, unless the namespace says otherwise.
     pub retention: Duration,
     /// How much consumed data of a topic is kept, unless the namespace says otherwise.
@@ -102,6 +104,7 @@ impl BrokerConfig {
             ledger_idle_close: Duration::from_secs(60),
             topic_idle_unload: Duration::from_secs(60),
             housekeeping_interval: Duration::from_secs(5),
+            retention_sweep_interval: Duration::from_secs(600),
             retention: Duration::ZERO,
             retention_bytes: 0,
             unsubscribed_retention: Duration::from_hours(24),
@@ -181,6 +184,8 @@ impl BrokerConfig {
         at_least("ledger_max_age", self.ledger_max_age, second, "must be at least 1s")?;
         at_least("ledger_idle_close", self.ledger_idle_close, ms, "must be at least 1ms")?;
         at_least("topic_idle_unload", self.topic_idle_unload, ms, "must be at least 1ms")?;
+        let sweep = self.retention_sweep_interval;
+        at_least("retention_sweep_interval", sweep, ms, "must be at least 1ms")?;
         at_least("housekeeping_interval", self.housekeeping_interval, ms, "must be at least 1ms")
     }
 }

@@ -70,9 +70,15 @@ impl Namespace {
         slots.iter().filter_map(|slot| slot.take()).collect()
     }
 
-    /// How long consumed data is kept.
+    /// How long data is kept: what a topic's subscriptions have consumed, or (if it never had
+    /// one) all of it.
     #[must_use]
-    pub fn retention(&self, context: &Context) -> Retention {
+    pub fn retention(&self, context: &Context, subscribed: bool) -> Retention {
+        if !subscribed {
+            let age_ms = context.config.unsubscribed_retention.as_millis();
+            let age_ms = u64::try_from(age_ms).unwrap_or(u64::MAX);
+            return Retention { age_ms, bytes: context.config.unsubscribed_retention_bytes };
+        }
         let policies = self.policies();
         if policies.retention_ms.is_none() && policies.retention_bytes.is_none() {
             let age_ms = u64::try_from(context.config.retention.as_millis()).unwrap_or(u64::MAX);

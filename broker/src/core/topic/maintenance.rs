@@ -222,12 +222,7 @@ impl Topic {
 
     fn retention(&self, state: &State) -> Retention {
         let subscribed = state.subscriptions.had_any || state.log.ledgers.had_subscription;
-        if subscribed {
-            return self.namespace.retention(&self.context);
-        }
-        let config = &self.context.config;
-        let age_ms = u64::try_from(config.unsubscribed_retention.as_millis()).unwrap_or(u64::MAX);
-        Retention { age_ms, bytes: config.unsubscribed_retention_bytes }
+        self.namespace.retention(&self.context, subscribed)
     }
 
     /// How many of the oldest ledgers may go.

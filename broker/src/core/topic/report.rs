@@ -199,3 +199,15 @@ impl Topic {
         Some(receiver)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fixed part of what an idle topic costs; its names, list of ledgers and subscriptions
+    /// come on top.
+    #[test]
+    fn an_idle_topic_is_small() {
+        assert!(size_of::<Topic>() <= 1_024, "{} bytes", size_of::<Topic>());
+    }
+}

@@ -196,3 +196,35 @@ async fn namespaces_and_tenants_are_created_listed_and_deleted_when_empty() {
     assert_eq!(broker.list_tenants().await, Ok(vec!["public".to_owned()]));
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn data_of_a_topic_that_is_not_in_memory_goes_when_its_time_has_come() {
+    for clean in [true, false] {
+        let cluster = Cluster::new();
+        let broker = cluster.broker(Cluster::config()).await;
+        let (first, ear) = producer(&broker, "orders").await;
+        publish(&broker, &first, 0, &texts("m", 3)).await;
+        ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+        let ledger = ear.look(|heard| heard.receipts[0].position.ledger);
+        if clean {
+            broker.shutdown().await;
+        }
+        drop((first, broker));
+        let sweeping = BrokerConfig {
+            retention_sweep_interval: Duration::from_millis(20),
+            ..Cluster::config()
+        };
+        let broker = cluster.broker(sweeping).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(broker.ledger(ledger).await.is_ok(), "it is too young");
+        cluster.clock.advance(Duration::from_secs(25 * 3_600));
+        eventually("trimming", async || {
+            broker.ledger(ledger).await == Err(AdminError::LedgerNotFound(ledger))
+        })
+        .await;
+        let loaded = broker.stats().topics_loaded;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(broker.stats().topics_loaded, loaded, "it is left alone then");
+        broker.shutdown().await;
+    }
+}
