@@ -11,7 +11,7 @@ use geminga_client::{Consumer, Position, ReceiveError, ReceivedMessage};
 
 use crate::args::consume::ConsumeArgs;
 use crate::config::Settings;
-use crate::config::units::{show_bytes, show_count};
+use crate::config::units::{show_bytes, show_messages};
 use crate::exit::{Failed, Outcome};
 
 mod format;
@@ -66,8 +66,8 @@ pub async fn run(args: &ConsumeArgs, settings: &Settings) -> Outcome {
     let closed = run.consumer.close().await;
     client.close();
     eprintln!(
-        "{} messages ({}) received and acknowledged in {:.2} s",
-        show_count(messages),
+        "{} ({}) received and acknowledged in {:.2} s",
+        show_messages(messages),
         show_bytes(bytes),
         started.elapsed().as_secs_f64()
     );

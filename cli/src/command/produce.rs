@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::args::OutputFormat;
 use crate::args::produce::ProduceArgs;
 use crate::config::Settings;
-use crate::config::units::{show_bytes, show_count};
+use crate::config::units::{show_bytes, show_count, show_messages};
 use crate::exit::{Failed, Outcome};
 use crate::output;
 
@@ -200,10 +200,10 @@ impl Summary {
         let seconds = self.elapsed.as_secs_f64();
         let rate = if seconds > 0.0 { *acknowledged as f64 / seconds } else { 0.0 };
         eprintln!(
-            "{}: {} of {} messages acknowledged ({}) in {seconds:.2} s, {}/s",
+            "{}: {} of {} acknowledged ({}) in {seconds:.2} s, {}/s",
             self.topic,
             show_count(*acknowledged),
-            show_count(self.sent),
+            show_messages(self.sent),
             show_bytes(self.bytes),
             show_count(rate as u64),
         );

@@ -143,6 +143,12 @@ pub fn show_bytes(bytes: u64) -> String {
     if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
 }
 
+/// `1 message`, `2,000 messages`.
+#[must_use]
+pub fn show_messages(count: u64) -> String {
+    format!("{} message{}", show_count(count), if count == 1 { "" } else { "s" })
+}
+
 /// A number for people, in groups of three digits: `1,234,567`.
 #[must_use]
 pub fn show_count(count: u64) -> String {
@@ -260,6 +266,22 @@ mod tests {
         for text in ["", "5", "s", "5 parsecs", "-1s", "1s,", "99999999999999d"] {
             assert!(parse_duration(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn numbers_are_shown_as_people_read_them() {
+        assert_eq!(
+            (show_count(0), show_count(1_234_567)),
+            ("0".to_owned(), "1,234,567".to_owned())
+        );
+        assert_eq!(
+            (show_messages(1), show_messages(1_000)),
+            ("1 message".to_owned(), "1,000 messages".to_owned())
+        );
+        assert_eq!(
+            (show_bytes(1_023), show_bytes(1_536)),
+            ("1023 B".to_owned(), "1.5 KiB".to_owned())
+        );
     }
 
     proptest! {
