@@ -516,11 +516,6 @@ impl AppendEngine {
     fn wait(&mut self, attempt: Option<Attempt>, read_first: bool, out: &mut Vec<Command>) {
         let ticks_left = self.limits.retry_ticks;
         self.change = Change::Waiting { ticks_left, attempt, read_first };
-        if matches!(self.mode, Mode::Recovery(_)) && self.live() < self.ack_quorum {
-            // A recovery is repeated as a whole.
-            self.fail(WriterFailure::QuorumLost, out);
-            return;
-        }
         self.update_stall(out);
         self.advance(out);
     }
@@ -561,7 +556,10 @@ impl AppendEngine {
     }
 
     pub(super) fn tick_stall(&mut self, out: &mut Vec<Command>) {
-        if self.live() >= self.ack_quorum || self.stalled == Some(StallReason::DiskFull) {
+        // A recovery doesn't wait for space: it is repeated as a whole.
+        let for_space =
+            matches!(self.mode, Mode::Owner(_)) && self.stalled == Some(StallReason::DiskFull);
+        if self.live() >= self.ack_quorum || for_space {
             self.stalled_ticks = 0;
             return;
         }

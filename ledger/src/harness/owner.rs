@@ -60,6 +60,10 @@ pub(super) struct Owner {
 impl Simulation {
     /// A new owner takes the log over.
     pub(super) fn take_over(&mut self, last: bool) {
+        if last {
+            // The others begin nothing new; what they have open stays open.
+            self.owners.iter_mut().for_each(|owner| owner.phase = Phase::Gone);
+        }
         let owner = self.owners.len();
         let budget = if last { 0 } else { 10 + self.below(40) as u32 };
         self.owners.push(Owner {

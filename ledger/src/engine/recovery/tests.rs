@@ -344,6 +344,10 @@ fn entries_that_cant_be_written_back_end_the_recovery_for_now() {
     bench.wrote("a", 5, Err(BookieError::DiskFull));
     bench.wrote("b", 5, Err(BookieError::DiskFull));
     bench.engine.replacement(Vec::new(), &mut bench.out);
+    // Meanwhile the bookies are tried again; space is not waited for longer than anything else.
+    for _ in 0..=LIMITS.timeout_ticks {
+        bench.engine.tick(&mut bench.out);
+    }
     let failure = RecoveryFailure::WriteBack(WriterFailure::QuorumLost);
     assert_eq!(bench.result(), Err(failure));
 }
