@@ -64,17 +64,17 @@ pub struct GlobalArgs {
 pub struct ClientArgs {
     /// Where brokers are reached [default: http://localhost:6660]
     /// [environment: GEMINGA_SERVICE_URL]
-    #[arg(long, value_name = "URL", help_heading = "Connection")]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Connection")]
     pub service_url: Option<String>,
     /// Where the admin API is reached [default: http://localhost:8080]
     /// [environment: GEMINGA_ADMIN_URL]
-    #[arg(long, value_name = "URL", help_heading = "Connection")]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Connection")]
     pub admin_url: Option<String>,
     /// Tenant of topics that are named without one [default: public]
-    #[arg(long, value_name = "TENANT", help_heading = "Connection")]
+    #[arg(long, global = true, value_name = "TENANT", help_heading = "Connection")]
     pub tenant: Option<String>,
     /// Namespace of topics that are named without one [default: default]
-    #[arg(long, value_name = "NAMESPACE", help_heading = "Connection")]
+    #[arg(long, global = true, value_name = "NAMESPACE", help_heading = "Connection")]
     pub namespace: Option<String>,
 }
 

@@ -12,8 +12,13 @@ use geminga_tests::standalone::{Standalone, home};
 
 /// Starts a server that must refuse, on free ports.
 fn refused_start(data: &Path, flags: &[&str], words: &[&str]) {
-    let mut command = command(&["standalone", "--grpc-port", "0", "--admin-port", "0"]);
-    command.args(["--bookie-port", "0", "--data-dir"]).arg(data).args(flags);
+    let mut command = command(&["standalone", "--data-dir"]);
+    command.arg(data).args(flags);
+    for flag in ["--grpc-port", "--admin-port", "--bookie-port"] {
+        if !flags.contains(&flag) {
+            command.args([flag, "0"]);
+        }
+    }
     let ran: geminga_tests::cli::Ran = command.output().expect("the binary starts").into();
     ran.failed_with(words);
 }

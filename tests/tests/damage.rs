@@ -45,7 +45,7 @@ fn a_wiped_bookie_directory_is_refused_because_its_cookie_is_missing() {
     let bookie = server.data_dir().join("bookie");
     std::fs::remove_dir_all(&bookie).expect("it can be removed");
     let text = refused(&server);
-    assert!(text.contains("cookie"), "{text}");
+    assert!(text.contains("wiped"), "{text}");
 }
 
 #[test]
