@@ -263,7 +263,10 @@ mod tests {
         for text in ["", ".", "..", "a/b", "a b", "é", &"x".repeat(65)] {
             assert!(BookieId::new(text).is_err(), "{text:?}");
         }
-        assert_eq!(BookieId::new("bookie-1.rack_2").map(|id| id.to_string()).as_deref(), Ok("bookie-1.rack_2"));
+        assert_eq!(
+            BookieId::new("bookie-1.rack_2").map(|id| id.to_string()).as_deref(),
+            Ok("bookie-1.rack_2")
+        );
     }
 
     #[test]

@@ -298,7 +298,10 @@ mod tests {
         assert_eq!(topic("public/default/orders").as_ref(), Ok(&full));
         assert_eq!(full.to_string(), "persistent://public/default/orders");
         assert_eq!(full.path(), "public/default/orders");
-        assert_eq!((full.namespace().tenant(), full.namespace().namespace()), ("public", "default"));
+        assert_eq!(
+            (full.namespace().tenant(), full.namespace().namespace()),
+            ("public", "default")
+        );
     }
 
     #[test]
@@ -307,7 +310,9 @@ mod tests {
         assert_eq!(partition("orders-partition-12"), Ok(Some(12)));
         assert_eq!(partition("orders-partition-x"), Ok(None));
         assert_eq!(partition("orders"), Ok(None));
-        for text in ["o-partition-01", "o-partition-100000", "o-partition-99999999999", "o-partition-"] {
+        for text in
+            ["o-partition-01", "o-partition-100000", "o-partition-99999999999", "o-partition-"]
+        {
             assert!(topic(text).is_err(), "{text}");
         }
     }
@@ -315,10 +320,30 @@ mod tests {
     #[test]
     fn malformed_and_hostile_names_are_refused() {
         for text in [
-            "", "/", "a/b", "a/b/c/d", "persistent://", "persistent://a/b", "persistent://orders",
-            "non-persistent://a/b/c", "kafka://a/b/c", "a/b/..", "../b/c", "a/./c", "a b", "a\nb",
-            "a\0b", "a//c", "a/b/", "x?y", "x#y", "x\\y", "tenänt/ns/t", "t\u{feff}",
-            "persistent://a/b/c/d", "persistent:///b/c",
+            "",
+            "/",
+            "a/b",
+            "a/b/c/d",
+            "persistent://",
+            "persistent://a/b",
+            "persistent://orders",
+            "non-persistent://a/b/c",
+            "kafka://a/b/c",
+            "a/b/..",
+            "../b/c",
+            "a/./c",
+            "a b",
+            "a\nb",
+            "a\0b",
+            "a//c",
+            "a/b/",
+            "x?y",
+            "x#y",
+            "x\\y",
+            "tenänt/ns/t",
+            "t\u{feff}",
+            "persistent://a/b/c/d",
+            "persistent:///b/c",
         ] {
             assert!(topic(text).is_err(), "{text:?} passed");
         }

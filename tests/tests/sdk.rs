@@ -101,7 +101,8 @@ async fn messages_of_a_batch_are_acknowledged_one_by_one_and_the_rest_comes_agai
     server.restart();
     let client = self::client(&server);
     let consumer = subscribe(&client, "t", SubscriptionType::Shared).await;
-    let expected: BTreeSet<u64> = (0..100).filter(|number: &u64| !number.is_multiple_of(3)).collect();
+    let expected: BTreeSet<u64> =
+        (0..100).filter(|number: &u64| !number.is_multiple_of(3)).collect();
     let rest = receive(&consumer, expected.len()).await;
     assert_eq!(rest.iter().map(number).collect::<BTreeSet<_>>(), expected);
     let target = soon(consumer.last_position()).await.expect("told").expect("not empty");
