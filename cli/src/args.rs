@@ -71,10 +71,23 @@ pub struct ClientArgs {
     #[arg(long, global = true, value_name = "URL", help_heading = "Connection")]
     pub admin_url: Option<String>,
     /// Tenant of topics that are named without one [default: public]
-    #[arg(long, global = true, value_name = "TENANT", help_heading = "Connection")]
+    #[arg(
+        id = "short-name-tenant",
+        long = "tenant",
+        global = true,
+        value_name = "TENANT",
+        help_heading = "Connection"
+    )]
     pub tenant: Option<String>,
     /// Namespace of topics that are named without one [default: default]
-    #[arg(long, global = true, value_name = "NAMESPACE", help_heading = "Connection")]
+    // A global flag goes to every command, whose own arguments must not have the same id.
+    #[arg(
+        id = "short-name-namespace",
+        long = "namespace",
+        global = true,
+        value_name = "NAMESPACE",
+        help_heading = "Connection"
+    )]
     pub namespace: Option<String>,
 }
 
@@ -142,6 +155,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn connection_flags_stand_anywhere_and_are_not_taken_for_arguments() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).expect("valid").command;
+        let of = |command| match command {
+            Command::Admin(args) => args.client,
+            other => panic!("not parsed as admin: {other:?}"),
+        };
+        let plain = of(parse("geminga admin topics list acme/shop"));
+        assert_eq!((plain.tenant, plain.namespace), (None, None));
+        let after = of(parse("geminga admin namespaces list --tenant acme --admin-url http://a:1"));
+        assert_eq!(after.tenant.as_deref(), Some("acme"));
+        assert_eq!(after.admin_url.as_deref(), Some("http://a:1"));
+        let before = of(parse("geminga admin --namespace shop tenants create acme"));
+        assert_eq!((before.tenant, before.namespace.as_deref()), (None, Some("shop")));
     }
 
     #[test]
