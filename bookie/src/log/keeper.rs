@@ -17,8 +17,12 @@ use super::state::Unsealed;
 use super::{Log, segment};
 use crate::device::{AlignedBuffer, Device, DeviceError, DeviceFile};
 
-/// New files are written once in pieces of this size.
-const PREWRITE_BYTES: usize = 1 << 20;
+/// New files are written once in pieces of this size: small, since the log's own write may have
+/// to wait for one.
+const PREWRITE_BYTES: usize = 128 << 10;
+/// While the log writes, a piece is followed by a pause of so many times what it took. Large
+/// groups gain little from blocks that were written before, so they must not pay for them.
+const PREWRITE_PAUSE: u32 = 8;
 /// How long the first start may spend on writing its first segment once.
 const FIRST_PREWRITE: Duration = Duration::from_millis(25);
 
@@ -91,7 +95,7 @@ impl Log {
         }
     }
 
-    /// Writes a new file once, gently: as long as the log itself writes, at most half of the
+    /// Writes a new file once, gently: as long as the log itself writes, for a small part of the
     /// time, and not when the segment is needed soon. Returns how far it came.
     fn prewrite(&self, file: &dyn DeviceFile, bytes: u64) -> Result<u64, DeviceError> {
         if self.device.sync_mode() != SyncMode::DirectDsync {
@@ -111,7 +115,7 @@ impl Log {
                 break;
             }
             if state.in_flight.is_some() || state.has_work() {
-                self.keeper.wait_for(&mut state, took);
+                self.keeper.wait_for(&mut state, took * PREWRITE_PAUSE);
             }
         }
         file.sync()?;
