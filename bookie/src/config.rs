@@ -28,6 +28,9 @@ pub struct BookieConfig {
     pub first_segment_bytes: u64,
     /// Most bytes of disk that the log may take. Unset: what the disk has.
     pub max_bytes: Option<u64>,
+    /// Bytes of the disk that the log leaves to whatever else is on it, so that filling it up with
+    /// messages stops nobody who is needed to free them again.
+    pub keep_free_bytes: u64,
     /// Largest entry that is stored.
     pub max_entry_bytes: u32,
     /// A group takes no further record beyond this; one record alone may be larger.
@@ -71,6 +74,7 @@ impl Default for BookieConfig {
             segment_bytes: None,
             first_segment_bytes: 16 * MIB,
             max_bytes: None,
+            keep_free_bytes: 0,
             max_entry_bytes: 6 * 1024 * 1024,
             max_group_bytes: 2 * 1024 * 1024,
             max_pending_bytes: 64 * MIB,
@@ -142,6 +146,8 @@ pub struct Limits {
     pub least_segment_bytes: u64,
     /// Most bytes of disk, if limited.
     pub max_bytes: Option<u64>,
+    /// What is left to others on the disk.
+    pub keep_free_bytes: u64,
     /// Largest entry.
     pub max_entry_bytes: u32,
     /// Largest group, unless one record is larger.
@@ -201,6 +207,7 @@ impl BookieConfig {
             first_segment_bytes,
             least_segment_bytes,
             max_bytes: self.max_bytes,
+            keep_free_bytes: self.keep_free_bytes,
             max_entry_bytes: self.max_entry_bytes,
             max_group_bytes: self.max_group_bytes,
             max_pending_bytes: self.max_pending_bytes,

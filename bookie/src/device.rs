@@ -48,7 +48,7 @@ pub enum DeviceError {
         name: String,
     },
     /// No space is left.
-    #[error("no space is left on the disk for {name}")]
+    #[error("no space is left on the disk for {name}: free some space")]
     Full {
         /// What needed it.
         name: String,

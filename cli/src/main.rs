@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(()) => Exit::Done.into(),
         Err(failed) if output::is_closed(&failed.error) => Exit::Done.into(),
         Err(failed) => {
-            eprintln!("error: {:#}", failed.error);
+            eprintln!("error: {}", output::with_causes(&failed.error));
             failed.exit.into()
         }
     }

@@ -85,6 +85,23 @@ fn is_number(cell: &str) -> bool {
     })
 }
 
+/// An error with its causes. Many a text has its cause's in it, which is then not said twice.
+#[must_use]
+pub fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    let mut last = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !last.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+        last = cause;
+    }
+    text
+}
+
 /// True if nobody reads standard output any more.
 #[must_use]
 pub fn is_closed(error: &anyhow::Error) -> bool {
@@ -106,6 +123,16 @@ mod tests {
         let text = render(&["topic", "messages"], &rows);
         let expected = "TOPIC          MESSAGES\norders            1,000\na-longer-name         7";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_cause_that_the_error_names_already_is_not_repeated() {
+        let cause = io::Error::other("disk gone");
+        let naming = anyhow::Error::from(cause).context("writing failed (disk gone); check it");
+        let text = with_causes(&naming.context("can't start"));
+        assert_eq!(text, "can't start: writing failed (disk gone); check it");
+        let plain = anyhow::Error::from(io::Error::other("disk gone")).context("can't start");
+        assert_eq!(with_causes(&plain), "can't start: disk gone");
     }
 
     #[test]

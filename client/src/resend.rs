@@ -7,6 +7,8 @@
 //!   later ones back.
 //! - A receipt counts only for the oldest entry that was sent in this session; an older sequence
 //!   id is a duplicate and ignored, a newer one means that the session can't be trusted.
+//! - A refusal counts for any entry that was sent: it comes as soon as it is decided, while what
+//!   was sent before may still wait for its disks.
 //! - Bytes outstanding in a session never exceed its credit, except for one entry alone.
 //! - Nothing leaves without its completion being handed out.
 
@@ -180,7 +182,24 @@ impl<C> ResendQueue<C> {
         }
     }
 
-    /// The broker has answered for an entry: stored, or refused.
+    /// The broker has refused an entry.
+    pub(crate) fn refused(&mut self, sequence: u64) -> Answered<C> {
+        let at = self.slots.partition_point(|slot| slot.first_sequence < sequence);
+        let behind = at > 0 && at < self.sent;
+        let slot = self.slots.get_mut(at).filter(|slot| behind && slot.first_sequence == sequence);
+        let Some(slot) = slot else { return self.answered(sequence) };
+        let bytes = match &slot.stage {
+            Stage::Sent(entry) => entry.len() as u64,
+            // It may be refused once only, and what gave it up has been told.
+            Stage::Abandoned { sent_bytes } => *sent_bytes,
+            Stage::Encoding | Stage::Ready(_) => return Answered::Ignored,
+        };
+        slot.stage = Stage::Abandoned { sent_bytes: 0 };
+        self.outstanding_bytes = self.outstanding_bytes.saturating_sub(bytes);
+        slot.completion.take().map_or(Answered::Ignored, Answered::Entry)
+    }
+
+    /// The broker has answered for the oldest entry: stored, or refused.
     pub(crate) fn answered(&mut self, sequence: u64) -> Answered<C> {
         // Slots that were given up before they were sent take no part in the order.
         while self.sent > 0

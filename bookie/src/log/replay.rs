@@ -130,7 +130,8 @@ fn load_manifest(
 fn fit(device: &dyn Device, mut limits: Limits, manifest: &Manifest) -> Result<Limits, OpenError> {
     let space = device.space()?;
     let allocated: u64 = manifest.slots.iter().map(|slot| slot.capacity_bytes).sum();
-    let total = space.available_bytes.saturating_add(allocated);
+    let available = space.available_bytes.saturating_sub(limits.keep_free_bytes);
+    let total = available.saturating_add(allocated);
     let block = BLOCK_BYTES as u64;
     let share = (total / 32 / block * block).max(limits.least_segment_bytes);
     limits.segment_bytes = limits.segment_bytes.min(share);

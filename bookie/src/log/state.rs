@@ -333,7 +333,8 @@ impl LogState {
 
     /// Takes in what the disk has left now.
     pub(crate) fn note_space(&mut self, space: Space) {
-        self.disk_bytes = space.available_bytes.saturating_add(self.allocated_bytes);
+        let available = space.available_bytes.saturating_sub(self.limits.keep_free_bytes);
+        self.disk_bytes = available.saturating_add(self.allocated_bytes);
     }
 
     /// Bytes that the log may take in all.

@@ -12,6 +12,9 @@ use super::units::{Auto, ByteSize};
 
 /// What an entry has beside the message or batch: the broker's header and the metadata.
 const ENTRY_OVERHEAD_BYTES: u64 = 1 << 20;
+/// What a standalone's log leaves of the disk to the metadata store beside it. That store refuses
+/// writes below half of it, and without its writes no ledger is closed and no space comes back.
+const METADATA_SHARE_BYTES: u64 = 32 << 20;
 
 /// The components' settings, each accepted by its component.
 #[derive(Debug, Clone)]
@@ -90,6 +93,7 @@ fn bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
         segment_bytes: auto(from.segment_bytes),
         first_segment_bytes: from.first_segment_bytes.0,
         max_bytes: auto(from.max_bytes),
+        keep_free_bytes: METADATA_SHARE_BYTES,
         max_entry_bytes: narrow("broker", "max_message_bytes", entry)?,
         max_group_bytes: narrow("bookie", "max_group_bytes", from.max_group_bytes)?,
         max_pending_bytes: from.max_pending_bytes.0,
@@ -113,6 +117,8 @@ fn narrow(component: &'static str, name: &str, size: ByteSize) -> Result<u32, Co
 
 #[cfg(test)]
 mod tests {
+    use geminga_meta::store::EmbeddedConfig;
+
     use super::*;
 
     fn id() -> BrokerId {
@@ -126,6 +132,9 @@ mod tests {
         let mut bookie = BookieConfig::default();
         assert!(made.bookie.max_entry_bytes > made.broker.max_message_bytes);
         bookie.max_entry_bytes = made.bookie.max_entry_bytes;
+        bookie.keep_free_bytes = METADATA_SHARE_BYTES;
+        let metadata = EmbeddedConfig::new("metadata");
+        assert!(METADATA_SHARE_BYTES >= 2 * metadata.min_free_bytes);
         assert_eq!(made.bookie, bookie);
         assert_eq!((made.ledger.write_quorum, made.ledger.ack_quorum), (1, 1));
     }

@@ -238,7 +238,7 @@ impl Shared {
             if state.session.id() != Some(id) {
                 return;
             }
-            match state.queue.answered(failed.sequence_id) {
+            match state.queue.refused(failed.sequence_id) {
                 Answered::Entry(pending) => done = Some((pending, Err(SendError::Refused(error)))),
                 Answered::Ignored => {}
                 Answered::OutOfOrder { expected } => out_of_order = Some(expected),

@@ -87,6 +87,32 @@ fn a_duplicate_answer_is_ignored_and_one_out_of_turn_is_refused() {
 }
 
 #[test]
+fn a_refusal_may_overtake_what_was_sent_before_and_leaves_the_order_of_the_rest() {
+    let mut queue = queue(0..5);
+    queue.session_opened(40);
+    assert_eq!(sent(&mut queue), [0, 1, 2, 3]);
+    assert_eq!(queue.refused(2), Answered::Entry(2));
+    assert_eq!(queue.refused(2), Answered::Ignored);
+    assert_eq!(sent(&mut queue), [4], "its credit is back");
+    assert_eq!(queue.answered(0), Answered::Entry(0));
+    assert_eq!(queue.answered(1), Answered::Entry(1));
+    assert_eq!(queue.refused(3), Answered::Entry(3), "the oldest may be refused too");
+    queue.session_ended();
+    queue.session_opened(40);
+    assert_eq!(sent(&mut queue), [4], "what was refused is not sent again");
+    assert_eq!(queue.answered(4), Answered::Entry(4));
+    assert!(queue.is_empty());
+}
+
+#[test]
+fn a_refusal_of_what_was_not_sent_is_refused() {
+    let mut queue = queue(0..3);
+    queue.session_opened(10);
+    assert_eq!(sent(&mut queue), [0]);
+    assert_eq!(queue.refused(2), Answered::OutOfOrder { expected: Some(0) });
+}
+
+#[test]
 fn an_answer_to_what_was_not_sent_is_refused() {
     let mut queue = queue([5]);
     queue.session_opened(1000);

@@ -64,6 +64,19 @@ fn a_configured_maximum_counts_like_a_full_disk() {
 }
 
 #[test]
+fn what_is_left_to_others_on_the_disk_is_never_taken() {
+    let keep_free_bytes = 512 * KIB;
+    let sharing = BookieConfig { keep_free_bytes, ..config() };
+    let device = MemoryDevice::new(2048 * KIB + keep_free_bytes);
+    fills_drains_and_resumes(device.clone(), &sharing);
+    let left = crate::device::Device::space(&device).expect("answers").available_bytes;
+    assert!((keep_free_bytes..keep_free_bytes + 256 * KIB).contains(&left), "{left}");
+    let opened = Rig::open(MemoryDevice::new(keep_free_bytes + 20 * KIB), &sharing);
+    let error = opened.err().expect("refused").to_string();
+    assert!(error.contains("free some space"), "{error}");
+}
+
+#[test]
 fn somebody_else_may_fill_the_disk_and_make_room_again() {
     let mut rig = Rig::new();
     rig.fill(1, 0..5, 5_000);
