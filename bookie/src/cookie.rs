@@ -71,7 +71,7 @@ pub enum CookieError {
     },
     /// A newer release wrote the cookie file.
     #[error(
-        "the cookie in {directory} has format version {version}, newer than this release reads: use the release that wrote it, or a newer one"
+        "the cookie in {directory} has format version {version}, this release reads up to {VERSION}: use the release that wrote it, or a newer one"
     )]
     Newer {
         /// The disk.

@@ -49,7 +49,7 @@ pub enum OpenError {
     },
     /// Written by a newer release.
     #[error(
-        "the {what} in {directory} has format version {version}, newer than this release reads: \
+        "the {what} in {directory} has format version {version}, this release reads up to {known}: \
          use the release that wrote it, or a newer one"
     )]
     NewerFormat {
@@ -59,6 +59,8 @@ pub enum OpenError {
         directory: String,
         /// Its version.
         version: u16,
+        /// The newest version that this release reads.
+        known: u16,
     },
     /// The log isn't the one the cookie belongs to.
     #[error("the log in {directory} belongs to another node's cookie: put the right disk in place")]

@@ -18,7 +18,7 @@ use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError, whole_block
 pub(crate) const FILES: [&str; 2] = ["manifest-a", "manifest-b"];
 
 const MAGIC: u32 = 0x474d_5347;
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 96;
 const SLOT_BYTES: usize = 64;
 /// Files that a log may have: 1 Mi of them are 256 TiB at the usual size.

@@ -119,7 +119,8 @@ fn load_manifest(
         }
         Err(ManifestError::Damaged) => Err(OpenError::ManifestLost { directory }),
         Err(ManifestError::Newer(version)) => {
-            Err(OpenError::NewerFormat { what: "manifest", directory, version })
+            let known = manifest::VERSION;
+            Err(OpenError::NewerFormat { what: "manifest", directory, version, known })
         }
         Err(ManifestError::Foreign) => Err(OpenError::ForeignLog { directory }),
         Err(ManifestError::Device(error)) => Err(OpenError::Device(error)),
@@ -314,7 +315,8 @@ impl Opening<'_> {
             Loss::Lost(what) => what,
             Loss::Newer(version) => {
                 let directory = self.device.describe();
-                return Err(OpenError::NewerFormat { what: "segment", directory, version });
+                let (what, known) = ("segment", segment::VERSION);
+                return Err(OpenError::NewerFormat { what, directory, version, known });
             }
         };
         self.report.clean = false;

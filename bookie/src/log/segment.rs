@@ -13,7 +13,7 @@ use crate::device::{AlignedBuffer, BLOCK_BYTES};
 pub(crate) const DATA_START: u64 = BLOCK_BYTES as u64;
 
 const MAGIC: u32 = 0x4745_5347;
-const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 40;
 
 /// Name of the file in slot `slot`. Files outlive segments: a recycled file gets a new segment.
