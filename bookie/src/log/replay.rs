@@ -330,9 +330,18 @@ impl Opening<'_> {
     }
 
     /// Removes segment files that a crash left before the manifest named them, or after it no
-    /// longer did.
-    fn remove_orphans(&self) -> Result<(), OpenError> {
-        for name in self.device.list()? {
+    /// longer did; and forgets free files that are gone, for nothing was in them.
+    fn remove_orphans(&mut self) -> Result<(), OpenError> {
+        let names = self.device.list()?;
+        self.manifest.slots.retain(|slot| {
+            let name = segment::file_name(slot.number);
+            let kept = slot.state != SlotState::Free || names.contains(&name);
+            if !kept {
+                tracing::warn!(name, "a spare segment file is gone; another one is made");
+            }
+            kept
+        });
+        for name in names {
             let named = |slot: &Slot| segment::file_name(slot.number) == name;
             let is_segment = name.starts_with("segment-") && name.ends_with(".seg");
             if is_segment && !self.manifest.slots.iter().any(named) {

@@ -7,7 +7,7 @@ use crate::config::BookieConfig;
 use crate::device::memory::{MemoryDevice, Tear};
 use crate::device::{BLOCK_BYTES, Device};
 use crate::error::OpenError;
-use crate::log::manifest;
+use crate::log::{manifest, segment};
 
 fn accepting() -> BookieConfig {
     BookieConfig { accept_damage: true, ..config() }
@@ -244,4 +244,27 @@ fn without_a_manifest_a_used_directory_is_refused() {
         device.remove(name).expect("there");
     }
     assert!(matches!(open(device), Err(OpenError::ManifestLost { .. })));
+}
+
+#[test]
+fn a_spare_file_that_is_gone_holds_up_nobody() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..60, 5_000);
+    rig.fill(2, 0..5, 5_000);
+    rig.delete(&[1]);
+    rig.settle();
+    let manifest = rig.log.state.lock().manifest.clone();
+    let spare = manifest.slots.iter().filter(|slot| slot.state == manifest::SlotState::Free);
+    let spare: Vec<String> = spare.map(|slot| segment::file_name(slot.number)).collect();
+    assert!(!spare.is_empty(), "{manifest:?}");
+    let device = rig.device.crash(Tear::Lost);
+    for name in &spare {
+        device.remove(name).expect("it is there");
+    }
+    let mut rig = Rig::on(device);
+    rig.fill(2, 5..60, 5_000);
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    for entry in 0..60 {
+        assert_eq!(rig.get(2, entry), Ok(payload(2, entry, 5_000)));
+    }
 }
