@@ -98,10 +98,27 @@ pub(crate) fn status_error(url: &str, status: &Status) -> ClientError {
         return ClientError::Broker(BrokerError::from_wire(v1::Error { code, message }));
     }
     let why = status.source().map_or_else(|| status.message().to_owned(), cause);
-    if status.code() == Code::Unimplemented || speaks_another_protocol(&why) {
+    if status.code() == Code::Unimplemented {
+        let why = "it answers, but does not know the handshake of brokers".to_owned();
+        return ClientError::NotABroker { url: url.to_owned(), why };
+    }
+    if speaks_another_protocol(&why) {
         return ClientError::NotABroker { url: url.to_owned(), why };
     }
     ClientError::Disconnected { url: url.to_owned(), why }
+}
+
+/// As [`status_error`]. A port of another kind may hang up before it is heard why.
+fn handshake_error(url: &str, status: &Status) -> ClientError {
+    match status_error(url, status) {
+        ClientError::Disconnected { url, why } => {
+            let why = format!(
+                "{why}, before it answered; is this a broker's gRPC port (by default 6660)?"
+            );
+            ClientError::Disconnected { url, why }
+        }
+        other => other,
+    }
 }
 
 impl Connection {
@@ -165,7 +182,7 @@ impl Connection {
                 settings.connect_timeout
             ),
         })?;
-        let answer = answer.map_err(|status| status_error(url, &status))?.into_inner();
+        let answer = answer.map_err(|status| handshake_error(url, &status))?.into_inner();
         if !geminga_proto::PROTOCOL.contains(&answer.protocol) {
             return Err(ClientError::Protocol { chosen: answer.protocol, min, max });
         }

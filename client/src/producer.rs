@@ -114,7 +114,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// How long a message may be without a receipt; `None`: for ever. Default: 30 s.
+    /// How long a message may be without a receipt, from when it was given; `None`: for ever.
+    /// Default: 30 s.
     pub fn send_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.config.send_timeout = timeout;
         self
@@ -153,6 +154,11 @@ impl ProducerConfig {
         }
         if self.send_timeout.is_some_and(|timeout| timeout.is_zero()) {
             return refuse("send_timeout", "must be more than 0; None waits for ever");
+        }
+        // The time of a message runs while it is gathered, too.
+        if self.max_batch_delay.zip(self.send_timeout).is_some_and(|(delay, limit)| delay >= limit)
+        {
+            return refuse("max_batch_delay", "must be less than send_timeout");
         }
         if self.name.len() > 512 || self.name.chars().any(char::is_control) {
             return refuse("name", "must have at most 512 bytes and no control characters");
@@ -293,3 +299,6 @@ impl Producer {
         async move { shared.closed().await }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,8 +36,11 @@ impl Endpoint for Shared {
         let (job, expired, next) = {
             let mut state = self.state.lock();
             let due = state.seal_due || state.batch_deadline.is_some_and(|at| at <= now);
-            let job = if due { self.seal(&mut state) } else { None };
+            let mut job = if due { self.seal(&mut state) } else { None };
             let expired = state.queue.expire(now);
+            if self.is_stranded(&state) {
+                job = self.seal(&mut state);
+            }
             let deadline = state.queue.next_deadline();
             state.timer_armed = deadline.is_some();
             let next = match (deadline, state.batch_deadline) {

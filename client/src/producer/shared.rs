@@ -70,6 +70,8 @@ pub(super) struct State {
     pub(super) batch: BatchBuilder,
     batch_completion: Arc<Completion>,
     batch_bytes: usize,
+    /// When the first message of the batch was given: its time runs from then.
+    batch_since: Monotonic,
     /// When the batch must leave, if a delay is set and it isn't empty.
     pub(super) batch_deadline: Option<Monotonic>,
     /// A batch waits for the driver to seal it.
@@ -133,6 +135,7 @@ impl Shared {
             batch: BatchBuilder::new(config.limits),
             batch_completion: Arc::default(),
             batch_bytes: 0,
+            batch_since: Monotonic::ZERO,
             batch_deadline: None,
             seal_due: false,
             queue: ResendQueue::new(),
@@ -252,10 +255,13 @@ impl Shared {
         }
         let alone = !self.config.batching || cost >= self.config.limits.max_bytes;
         let idle = self.config.max_batch_delay.is_none() && state.queue.is_empty();
+        if fresh {
+            state.batch_since = self.client.env.clock.monotonic();
+        }
         if alone || idle || state.batch.is_full() {
             after = self.seal(&mut state);
         } else if fresh && let Some(delay) = self.config.max_batch_delay {
-            state.batch_deadline = Some(self.client.env.clock.monotonic() + delay);
+            state.batch_deadline = Some(state.batch_since + delay);
             self.wake.notify_one();
         }
         drop(state);
@@ -277,8 +283,7 @@ impl Shared {
             bytes: std::mem::take(&mut state.batch_bytes),
             first_sequence,
         };
-        let now = self.client.env.clock.monotonic();
-        let deadline = self.config.send_timeout.map(|timeout| now + timeout);
+        let deadline = self.config.send_timeout.map(|timeout| state.batch_since + timeout);
         let slot = state.queue.reserve(first_sequence, deadline, pending);
         if deadline.is_some() && !state.timer_armed {
             state.timer_armed = true;
@@ -288,10 +293,28 @@ impl Shared {
     }
 
     /// Encodes a sealed batch and sends what can be sent.
-    pub(super) fn encode(&self, job: Option<Job>) {
-        let Some(Job { slot, sealed, first_sequence }) = job else {
-            return;
-        };
+    pub(super) fn encode(&self, mut job: Option<Job>) {
+        while let Some(Job { slot, sealed, first_sequence }) = job {
+            let entry = self.encode_entry(sealed, first_sequence);
+            let mut state = self.state.lock();
+            match entry {
+                Ok(entry) => {
+                    state.queue.fill(slot, entry);
+                    Self::pump(&mut state);
+                    job = None;
+                }
+                Err(error) => {
+                    let pending = state.queue.give_up(slot);
+                    Self::pump(&mut state);
+                    job = self.seal_if_idle(&mut state);
+                    drop(state);
+                    self.resolve(pending.into_iter().map(|pending| (pending, Err(error.clone()))));
+                }
+            }
+        }
+    }
+
+    fn encode_entry(&self, sealed: SealedBatch, first_sequence: u64) -> Result<Bytes, SendError> {
         let name = self.name();
         let head = EntryHead {
             producer_name: &name,
@@ -300,27 +323,13 @@ impl Shared {
             compression: self.config.compression,
         };
         let limit = self.max_message_bytes.load(Ordering::Relaxed);
-        let entry = sealed.encode(&head).and_then(|entry: Bytes| {
-            // Compression can make incompressible bytes larger.
-            if entry.len() > limit {
-                let (bytes, limit) = (entry.len() as u64, limit as u64);
-                return Err(SendError::TooLarge { bytes, limit });
-            }
-            Ok(entry)
-        });
-        let mut state = self.state.lock();
-        match entry {
-            Ok(entry) => {
-                state.queue.fill(slot, entry);
-                Self::pump(&mut state);
-            }
-            Err(error) => {
-                let pending = state.queue.give_up(slot);
-                Self::pump(&mut state);
-                drop(state);
-                self.resolve(pending.into_iter().map(|pending| (pending, Err(error.clone()))));
-            }
+        let entry = sealed.encode(&head)?;
+        // Compression can make incompressible bytes larger.
+        if entry.len() > limit {
+            let (bytes, limit) = (entry.len() as u64, limit as u64);
+            return Err(SendError::TooLarge { bytes, limit });
         }
+        Ok(entry)
     }
 
     /// Sends what order and credit allow.
@@ -438,10 +447,16 @@ impl Shared {
         }
     }
 
-    /// Sends a batch that gathered while others were in flight, now that none is.
+    /// True if a batch gathered behind others that are gone: what comes later may never come, and
+    /// without a slot it has no time limit either.
+    pub(super) fn is_stranded(&self, state: &State) -> bool {
+        self.config.max_batch_delay.is_none() && !state.batch.is_empty() && state.queue.is_empty()
+    }
+
+    /// Sends a batch that gathered while others were in flight, now that none is. To be called
+    /// whenever an entry has left the queue, for whatever reason.
     pub(super) fn seal_if_idle(&self, state: &mut State) -> Option<Job> {
-        let waits = self.config.max_batch_delay.is_some() || state.batch.is_empty();
-        if waits || !state.queue.is_empty() {
+        if !self.is_stranded(state) {
             return None;
         }
         if self.config.compression == Compression::None {

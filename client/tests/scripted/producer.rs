@@ -345,7 +345,7 @@ async fn callbacks_and_one_way_failures_are_told_once() {
 #[tokio::test]
 async fn closing_waits_for_what_was_given_and_dropping_still_sends_it() {
     let (broker, client) = broker_and_client().await;
-    let delay = Duration::from_secs(600);
+    let delay = Duration::from_secs(20);
     let producer = soon(client.producer("t").max_batch_delay(delay).open()).await.expect("opens");
     let future = producer.enqueue("closed").await.expect("taken");
     let clone = producer.clone();

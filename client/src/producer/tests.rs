@@ -1,0 +1,80 @@
+//! What is gathered, expires and is told, on a clock that the test moves. No broker: the sessions
+//! are those of an outage.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use geminga_proto::env::{Env, ManualClock, SystemRandom};
+
+use super::*;
+use crate::session::Endpoint;
+
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn producer(
+    change: impl FnOnce(ProducerBuilder) -> ProducerBuilder,
+) -> (Producer, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::default());
+    let env = Env { clock: Arc::clone(&clock) as _, random: Arc::new(SystemRandom) };
+    let client = Client::builder().env(env).build().expect("valid settings");
+    let builder = change(client.producer("t").send_timeout(Some(SEND_TIMEOUT)));
+    builder.config.validate().expect("valid settings");
+    let topic = client.topic("t").expect("a name");
+    let shared = Shared::new(Arc::clone(&client.inner), topic, builder.config);
+    (Producer { handle: Arc::new(Handle { shared }) }, clock)
+}
+
+fn timed_out<T>() -> Result<T, SendError> {
+    Err(SendError::Timeout { after: SEND_TIMEOUT })
+}
+
+#[tokio::test]
+async fn what_gathered_behind_an_entry_that_expired_in_an_outage_is_sealed_and_expires_too() {
+    for compression in [Compression::None, Compression::Lz4] {
+        let (producer, clock) = producer(|it| it.compression(compression));
+        let first = producer.enqueue("m1").await.expect("taken");
+        clock.advance(Duration::from_secs(10));
+        let second = producer.enqueue("m2").await.expect("taken");
+        assert!(!producer.shared().state.lock().batch.is_empty(), "it waits behind the first");
+        clock.advance(Duration::from_secs(20));
+        let next = producer.shared().on_timer();
+        assert_eq!(first.await.map(drop), timed_out());
+        assert!(producer.shared().state.lock().batch.is_empty(), "it has a slot of its own");
+        // Its time runs from when it was given, not from when the first was given up.
+        assert_eq!(next, Some(Duration::from_secs(10)));
+        clock.advance(Duration::from_secs(10));
+        producer.shared().on_timer();
+        assert_eq!(second.await.map(drop), timed_out());
+        assert_eq!(producer.in_flight(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_gathered_behind_an_entry_that_cannot_be_encoded_is_sealed() {
+    let (producer, _) = producer(|it| it);
+    let shared = producer.shared();
+    let job = {
+        let mut state = shared.state.lock();
+        state.batch.push("too large for this broker".into(), 100);
+        shared.seal(&mut state)
+    };
+    let second = producer.enqueue("m2").await.expect("taken");
+    assert!(!shared.state.lock().batch.is_empty(), "it waits behind the first");
+    shared.max_message_bytes.store(1, Ordering::Relaxed);
+    shared.encode(job);
+    assert!(shared.state.lock().batch.is_empty(), "it is nobody's successor any more");
+    assert!(matches!(second.await, Err(SendError::TooLarge { .. })));
+}
+
+#[tokio::test]
+async fn a_batch_may_not_gather_longer_than_its_messages_may_take() {
+    let client = Client::builder().build().expect("valid settings");
+    let builder = client.producer("t").send_timeout(Some(Duration::from_secs(1)));
+    let refused =
+        builder.max_batch_delay(Duration::from_secs(1)).open().await.expect_err("never sent");
+    assert!(
+        matches!(refused, ClientError::Config { setting: "max_batch_delay", .. }),
+        "{refused:?}"
+    );
+}
