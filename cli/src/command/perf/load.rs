@@ -1,7 +1,9 @@
 //! [`Load`]: opens producers and drives them at the rate asked for.
 //!
 //! With a rate, threads of their own pace the messages, since the runtime's timer counts whole
-//! milliseconds; without one, each producer is a task that sends whenever there is room.
+//! milliseconds; without one, each producer is a task that sends whenever there is room. A message
+//! without a rate is due when the task turns to it: with one in flight, once the one before it
+//! has been answered; with more, before the task waits for room.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +54,7 @@ pub(super) fn describe(args: &LoadArgs) -> Value {
 pub(super) struct Load {
     producers: Vec<Producer>,
     rate: u64,
+    in_flight: u32,
     payloads: Payloads,
     /// Stamps messages with this run's number.
     stamp: Option<u64>,
@@ -84,7 +87,8 @@ impl Load {
             producers.push(opened??);
         }
         let payloads = Payloads::new(size, &*env.random);
-        Ok(Self { producers, rate: args.rate, payloads, stamp, size: args.size })
+        let (rate, in_flight) = (args.rate, args.in_flight);
+        Ok(Self { producers, rate, in_flight, payloads, stamp, size: args.size })
     }
 
     /// Drives the load until the window's end, then waits for what is under way.
@@ -98,11 +102,16 @@ impl Load {
 
     async fn drive_freely(self, window: Window, recorder: &Arc<Recorder>) {
         let mut tasks = tokio::task::JoinSet::new();
+        let one_by_one = self.in_flight == 1;
         for (number, producer) in self.producers.iter().cloned().enumerate() {
             let mut sender = self.sender(number, vec![producer], window, recorder);
             tasks.spawn(async move {
                 let mut sent = 0_u32;
                 while Instant::now() < window.end {
+                    if one_by_one {
+                        sender.send_and_wait(Instant::now()).await;
+                        continue;
+                    }
                     sender.send(Instant::now()).await;
                     sent = sent.wrapping_add(1);
                     if sent.is_multiple_of(YIELD_EVERY) {
@@ -222,10 +231,26 @@ impl Sender {
             Err(error) => recorder.failed(shard, &error),
         };
         if let Err(error) = producer.send_with_callback(message, done).await {
-            self.recorder.failed(self.number, &error);
-            // A producer that is over fails at once for ever.
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            self.failed(&error).await;
         }
+    }
+
+    /// Sends the message that is due at `due` and waits for its answer.
+    async fn send_and_wait(&mut self, due: Instant) {
+        let message = Message::new(self.payload(due));
+        let Some(producer) = self.producers.get(self.next) else { return };
+        self.next = (self.next + 1) % self.producers.len();
+        match producer.send(message).await {
+            Ok(_) if self.stamp.is_some() => {}
+            Ok(_) => self.recorder.answered(self.number, due, self.size),
+            Err(error) => self.failed(&error).await,
+        }
+    }
+
+    async fn failed(&self, error: &geminga_client::SendError) {
+        self.recorder.failed(self.number, error);
+        // A producer that is over fails at once for ever.
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
     async fn close(self) {
