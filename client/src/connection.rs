@@ -99,7 +99,7 @@ pub(crate) fn status_error(url: &str, status: &Status) -> ClientError {
     }
     let why = status.source().map_or_else(|| status.message().to_owned(), cause);
     if status.code() == Code::Unimplemented {
-        let why = "it answers, but does not know the handshake of brokers".to_owned();
+        let why = if why.is_empty() { "it does not serve messages".to_owned() } else { why };
         return ClientError::NotABroker { url: url.to_owned(), why };
     }
     if speaks_another_protocol(&why) {

@@ -427,7 +427,8 @@ impl Consumer {
     }
 
     /// Asks for everything that was delivered to this consumer and isn't acknowledged to be
-    /// delivered again, and drops what waits here.
+    /// delivered again, and drops what waits here. On an exclusive or failover subscription the
+    /// consumer subscribes again for it; a failover consumer may find another one active then.
     ///
     /// # Errors
     /// The consumer is over.

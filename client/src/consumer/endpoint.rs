@@ -321,7 +321,7 @@ impl Shared {
     }
 
     /// The session is over; the session's task makes the next one.
-    fn on_session_over(&self, id: u64, error: impl FnOnce(&str) -> ClientError) {
+    pub(super) fn on_session_over(&self, id: u64, error: impl FnOnce(&str) -> ClientError) {
         let (session, positions) = {
             let mut acks = self.acks.lock();
             let mut inbox = self.inbox.lock();

@@ -167,18 +167,35 @@ impl Shared {
         }
     }
 
+    /// On an ordered subscription the session is left for a new one, since a delivery on its way
+    /// doesn't tell whether it is from before: handed out ahead of what comes again, it would let
+    /// a cumulative acknowledgement cover messages that nobody processed.
     pub(super) fn redeliver_all(&self) -> Result<(), ConsumerError> {
-        let mut open = self.open.lock();
-        let mut acks = self.acks.lock();
-        self.send_acks(&mut acks);
-        acks.nacks.clear();
-        let mut inbox = self.inbox.lock();
-        Self::check_open(&inbox)?;
-        // Without a session there is nothing to ask for: the next one delivers it all again.
-        inbox.session.push(|consumer_id| {
-            Frame::Redeliver(v1::Redeliver { consumer_id, positions: Vec::new() })
+        let session_id = {
+            let mut open = self.open.lock();
+            let mut acks = self.acks.lock();
+            self.send_acks(&mut acks);
+            acks.nacks.clear();
+            let mut inbox = self.inbox.lock();
+            Self::check_open(&inbox)?;
+            if !self.config.subscription_type.is_ordered() {
+                // Without a session there is nothing to ask for: the next one delivers it all
+                // again.
+                inbox.session.push(|consumer_id| {
+                    Frame::Redeliver(v1::Redeliver { consumer_id, positions: Vec::new() })
+                });
+                self.drop_received(&mut open, &mut inbox);
+                return Ok(());
+            }
+            match &inbox.session {
+                Session::Open { id, .. } => *id,
+                Session::None | Session::Opening { .. } => return Ok(()),
+            }
+        };
+        self.on_session_over(session_id, |url| ClientError::Disconnected {
+            url: url.to_owned(),
+            why: "what is unacknowledged was asked for again".to_owned(),
         });
-        self.drop_received(&mut open, &mut inbox);
         Ok(())
     }
 

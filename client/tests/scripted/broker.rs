@@ -77,6 +77,8 @@ pub struct State {
     /// Entries come but get no receipt.
     pub withhold_receipts: bool,
     pub withhold_ack_receipts: bool,
+    /// Deliveries stay on their way until a consumer asks for something again, or leaves.
+    pub slow_deliveries: bool,
     pub subscription_exists: bool,
     pub opened_producers: u32,
     pub closed_producers: u32,

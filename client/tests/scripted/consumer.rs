@@ -208,6 +208,43 @@ async fn everything_unacknowledged_can_be_asked_for_again() {
 }
 
 #[tokio::test]
+async fn deliveries_on_their_way_are_not_handed_out_before_what_was_asked_for_again() {
+    for kind in [SubscriptionType::Exclusive, SubscriptionType::Failover] {
+        let (broker, client) = broker_and_client().await;
+        let url = broker.serve().await;
+        store(&broker, &url, 0..20, 1).await;
+        let consumer = client.consumer("t", "s").subscription_type(kind);
+        let consumer = consumer.receiver_queue_messages(4).subscribe();
+        let consumer = soon(consumer).await.expect("subscribes");
+        until(|| consumer.queued().messages == 4).await;
+        broker.state.lock().slow_deliveries = true;
+        // Their credit is granted again: 4, 5, … are on their way.
+        receive_all(&consumer, 4).await;
+        until(|| broker.state.lock().credit.values().any(|(messages, _)| *messages > 0)).await;
+        consumer.redeliver_unacknowledged().expect("asked");
+        let first = soon(consumer.receive()).await.expect("received");
+        soon(consumer.ack_cumulative_with_receipt(&first.id)).await.expect("acknowledged");
+        assert_eq!(broker.state.lock().unacked_messages(), 19, "only what was handed out last");
+        let rest: Vec<u64> = receive_all(&consumer, 19).await.iter().map(text).collect();
+        assert_eq!(rest, (1..20).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_shared_consumer_asks_for_everything_again_and_keeps_its_session() {
+    let (broker, client) = broker_and_client().await;
+    let url = broker.serve().await;
+    store(&broker, &url, 0..10, 1).await;
+    let consumer = client.consumer("t", "s").subscription_type(SubscriptionType::Shared);
+    let consumer = soon(consumer.subscribe()).await.expect("subscribes");
+    until(|| consumer.queued().messages == 10).await;
+    consumer.redeliver_unacknowledged().expect("asked");
+    let again: Vec<u64> = receive_all(&consumer, 10).await.iter().map(text).collect();
+    assert_eq!(again, (0..10).collect::<Vec<_>>());
+    assert_eq!(broker.state.lock().subscribed, 1);
+}
+
+#[tokio::test]
 async fn cumulative_acknowledgement_needs_an_order() {
     let (broker, client) = broker_and_client().await;
     let url = broker.serve().await;

@@ -113,6 +113,13 @@ impl Broker {
         frame: ConsumeFrame,
         events: &Events,
     ) -> bool {
+        if matches!(frame, ConsumeFrame::Redeliver(_) | ConsumeFrame::Close(_)) {
+            // What was on its way arrives before the answer to this.
+            let slow = std::mem::take(&mut self.state.lock().slow_deliveries);
+            if slow {
+                self.deliver_all(consumers, events).await;
+            }
+        }
         match frame {
             ConsumeFrame::Subscribe(subscribe) => {
                 self.on_subscribe(consumers, subscribe, events).await;
@@ -227,6 +234,9 @@ impl Broker {
     }
 
     pub async fn deliver_all(&self, consumers: &mut BTreeMap<u64, ConsumerState>, events: &Events) {
+        if self.state.lock().slow_deliveries {
+            return;
+        }
         for (consumer_id, consumer) in consumers {
             let entries = self.deliver(*consumer_id, consumer);
             if !entries.is_empty() {
