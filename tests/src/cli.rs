@@ -1,7 +1,9 @@
 //! Runs the command line and keeps what it printed.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::standalone::Standalone;
 
@@ -61,7 +63,13 @@ impl From<Output> for Ran {
 /// A command of the binary under test, free of the caller's settings.
 #[must_use]
 pub fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(crate::binary());
+    command_of(&crate::binary(), args)
+}
+
+/// The same of a copy of the binary.
+#[must_use]
+pub fn command_of(binary: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(binary);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("GEMINGA_") {
             command.env_remove(name);
@@ -78,6 +86,47 @@ pub fn command(args: &[&str]) -> Command {
 #[must_use]
 pub fn run(args: &[&str]) -> Ran {
     command(args).stdin(Stdio::null()).output().expect("the binary starts").into()
+}
+
+/// Runs a command that may be wrong not to end, and kills it then.
+///
+/// # Panics
+/// When it can't be started, or doesn't end.
+#[must_use]
+pub fn run_to_its_end(mut command: Command, patience: Duration) -> Ran {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        // Pipes have little room, so they are read while it runs.
+        let stdout = scope.spawn(move || read_all(stdout.as_mut()));
+        let stderr = scope.spawn(move || read_all(stderr.as_mut()));
+        let deadline = Instant::now() + patience;
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                child.kill().expect("a child can be killed");
+                child.wait().expect("a child can be waited for");
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        let stdout = stdout.join().expect("reading doesn't panic");
+        let stderr = stderr.join().expect("reading doesn't panic");
+        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        let status = status.unwrap_or_else(|| panic!("it did not end:\n{stderr}"));
+        Ran { code: status.code(), stdout, stderr }
+    })
+}
+
+fn read_all(source: Option<&mut impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(source) = source {
+        source.read_to_end(&mut bytes).expect("a pipe can be read");
+    }
+    bytes
 }
 
 /// Runs a client command against `server`.

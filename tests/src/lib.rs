@@ -6,8 +6,10 @@
 //!
 //! *Invariant:* a server's log holds no WARN, ERROR or panic that the scenario doesn't expect.
 
+pub mod bookie_files;
 pub mod cli;
 pub mod corpus;
+pub mod disk;
 pub mod http;
 pub mod standalone;
 

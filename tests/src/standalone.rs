@@ -43,6 +43,25 @@ pub fn home() -> TempDir {
     tempfile::Builder::new().prefix("geminga-scenario-").tempdir().expect("a temporary directory")
 }
 
+/// Starts a server that must refuse to, on free ports, and demands these words of it. Answers
+/// all that it said.
+///
+/// # Panics
+/// When it starts, says something else, panics, or doesn't end.
+pub fn refused_start(data: &Path, flags: &[&str], words: &[&str]) -> String {
+    let mut command = cli::command(&["standalone", "--data-dir"]);
+    command.arg(data).args(flags);
+    for flag in ["--grpc-port", "--admin-port", "--bookie-port"] {
+        if !flags.contains(&flag) {
+            command.args([flag, "0"]);
+        }
+    }
+    let ran = cli::run_to_its_end(command, PATIENCE);
+    let text = ran.stderr.clone();
+    ran.failed_with(words);
+    text
+}
+
 impl Standalone {
     /// Starts a server on free ports, with its data below `home`, and waits until it serves.
     ///

@@ -2,26 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::time::Duration;
 
 use geminga_proto::env::{Random, SeededRandom};
-use geminga_tests::cli::{against, against_with_input, command, run};
+use geminga_tests::cli::{Ran, against, against_with_input, command, run};
 use geminga_tests::http;
-use geminga_tests::standalone::{Standalone, home};
-
-/// Starts a server that must refuse, on free ports.
-fn refused_start(data: &Path, flags: &[&str], words: &[&str]) {
-    let mut command = command(&["standalone", "--data-dir"]);
-    command.arg(data).args(flags);
-    for flag in ["--grpc-port", "--admin-port", "--bookie-port"] {
-        if !flags.contains(&flag) {
-            command.args([flag, "0"]);
-        }
-    }
-    let ran: geminga_tests::cli::Ran = command.output().expect("the binary starts").into();
-    ran.failed_with(words);
-}
+use geminga_tests::standalone::{Standalone, home, refused_start};
 
 /// Produces and consumes one message, so that the server is seen to work.
 fn still_works(server: &Standalone, topic: &str) {
@@ -71,6 +57,8 @@ fn an_unknown_topic_is_refused_when_automatic_creation_is_off() {
     let flags = ["--set", "broker.auto_topic_creation=false"];
     let mut server = Standalone::start_with(home.path(), &flags);
     against_with_input(&server, &["produce", "t"], b"x\n").failed_with(&["does not exist"]);
+    let consume = ["consume", "t", "-s", "s", "--count", "1", "--timeout", "2s"];
+    against(&server, &consume).failed_with(&["does not exist"]);
     drop(against(&server, &["admin", "topics", "create", "t"]).ok());
     still_works(&server, "t");
     server.stop();
@@ -110,7 +98,16 @@ fn settings_with_a_typo_are_refused_with_the_nearest_name() {
     std::fs::write(&config, "[broker]\nauto_topic_creatoin = true\n").expect("it can be written");
     let config = config.to_str().expect("temporary paths are text");
     let ran = run(&["standalone", "--config", config, "--print-config"]);
-    ran.failed_with(&["auto_topic_creatoin", "auto_topic_creation"]);
+    ran.failed_with(&[config, "auto_topic_creatoin", "auto_topic_creation"]);
+    let ran = run(&["standalone", "--set", "broker.auto_topic_creatoin=true", "--print-config"]);
+    ran.failed_with(&["command line", "auto_topic_creatoin", "auto_topic_creation"]);
+    let mut environment = command(&["standalone", "--print-config"]);
+    environment.env("GEMINGA_BROKER_AUTO_TOPIC_CREATOIN", "true");
+    let ran: Ran = environment.output().expect("the binary starts").into();
+    ran.failed_with(&["GEMINGA_BROKER_AUTO_TOPIC_CREATOIN", "GEMINGA_BROKER_AUTO_TOPIC_CREATION"]);
+    std::fs::write(config, "[broker]\nmax_message_bytes = \"5 apples\"\n").expect("written");
+    let ran = run(&["standalone", "--config", config, "--print-config"]);
+    ran.failed_with(&["max_message_bytes", "5 apples"]);
 }
 
 #[test]
@@ -136,15 +133,18 @@ fn without_a_server_a_client_says_what_it_could_not_reach() {
 fn a_client_on_the_wrong_port_is_told() {
     let home = home();
     let mut server = Standalone::start(home.path());
-    let admin = server.admin_url();
-    let args = ["produce", "t", "--service-url", &admin, "--timeout", "2s"];
-    against_with_input(&server, &args, b"x\n").failed_with(&[]);
     let bookie = format!("http://{}", server.ports().bookie);
-    let args = ["produce", "t", "--service-url", &bookie, "--timeout", "2s"];
-    against_with_input(&server, &args, b"x\n").failed_with(&[]);
-    let grpc = server.service_url();
-    let args = ["admin", "topics", "list", "public/default", "--admin-url", &grpc];
-    against(&server, &args).failed_with(&[]);
+    for wrong in [server.admin_url(), bookie.clone()] {
+        let words = [wrong.as_str(), "gRPC port", "6660"];
+        for command in [&["produce", "t"][..], &["consume", "t", "-s", "s", "--count", "1"]] {
+            let args = [command, &["--service-url", &wrong, "--timeout", "2s"]].concat();
+            against_with_input(&server, &args, b"x\n").failed_with(&words);
+        }
+    }
+    for wrong in [server.service_url(), bookie] {
+        let args = ["admin", "topics", "list", "public/default", "--admin-url", &wrong];
+        against(&server, &args).failed_with(&[&wrong, "admin"]);
+    }
     still_works(&server, "t");
     server.stop();
 }

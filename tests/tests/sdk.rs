@@ -268,6 +268,59 @@ async fn one_stalled_consumer_of_a_hundred_holds_back_nobody() {
 }
 
 #[tokio::test]
+async fn one_stalled_consumer_of_a_hundred_keeps_of_a_shared_subscription_what_it_was_given() {
+    const CONSUMERS: usize = 100;
+    const MESSAGES: u64 = 5_000;
+    const QUEUE: u32 = 20;
+    let home = home();
+    let mut server = Standalone::start(home.path());
+    let client = client(&server);
+    let mut consumers = Vec::new();
+    for _ in 0..CONSUMERS {
+        let consumer = client
+            .consumer("t", "s")
+            .subscription_type(SubscriptionType::Shared)
+            .initial_position(InitialPosition::Earliest)
+            .receiver_queue_messages(QUEUE);
+        consumers.push(soon(consumer.subscribe()).await.expect("subscribes"));
+    }
+    let stalled = consumers.pop().expect("there are some");
+    let (done, mut received) = tokio::sync::mpsc::channel(1_000);
+    let tasks: Vec<_> = consumers
+        .into_iter()
+        .map(|consumer| {
+            let done = done.clone();
+            tokio::spawn(async move {
+                while let Ok(message) = consumer.receive().await {
+                    consumer.ack(&message.id).await.expect("taken");
+                    done.send(number(&message)).await.expect("the test still counts");
+                }
+            })
+        })
+        .collect();
+    let producer = client.producer("t").max_batch_messages(1).open();
+    let producer = soon(producer).await.expect("opens");
+    for number in 0..MESSAGES {
+        soon(producer.send_one_way(number.to_string())).await.expect("taken");
+    }
+    soon(producer.close()).await.expect("stored");
+    // All but what the stalled one was given, which is no more than it has room for.
+    let mut seen = BTreeSet::new();
+    while (seen.len() as u64) < MESSAGES - u64::from(QUEUE) {
+        let number = soon(received.recv()).await.expect("the others go on");
+        assert!(seen.insert(number), "{number} came twice");
+    }
+    // When it leaves, the others get that too.
+    soon(stalled.close()).await.expect("closes");
+    while (seen.len() as u64) < MESSAGES {
+        seen.insert(soon(received.recv()).await.expect("the others go on"));
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    client.close();
+    server.stop();
+}
+
+#[tokio::test]
 async fn the_wrong_port_is_recognised() {
     let home = home();
     let mut server = Standalone::start(home.path());

@@ -52,7 +52,8 @@ fn namespace_path(name: &NamespaceName) -> String {
     format!("{}/{}", segment(name.tenant()), segment(name.namespace()))
 }
 
-fn topic_path(topic: &TopicName) -> String {
+/// Where a topic is in the API.
+pub(super) fn topic_path(topic: &TopicName) -> String {
     let namespace = namespace_path(topic.namespace());
     format!("/admin/v2/persistent/{namespace}/{}", segment(topic.local()))
 }

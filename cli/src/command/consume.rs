@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use geminga_client::{Consumer, Position, ReceiveError, ReceivedMessage};
+use geminga_proto::topic_name::TopicName;
 
 use crate::args::consume::ConsumeArgs;
+use crate::command::admin::topic_path;
 use crate::config::Settings;
 use crate::config::units::{show_bytes, show_messages};
 use crate::exit::{Failed, Outcome};
+use crate::http::AdminApi;
 
 mod format;
 
@@ -26,6 +29,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_millis(20);
 /// How often it is asked while others still hold messages.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// How often it is asked why nothing comes.
+const ASKED: usize = 3;
 /// Limit of single requests, and of the connection.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -50,6 +55,7 @@ pub async fn run(args: &ConsumeArgs, settings: &Settings) -> Outcome {
         .with_context(|| format!("can't consume from topic {:?}", args.topic))?;
     let mut run = Run {
         args,
+        settings,
         consumer,
         out: BufWriter::with_capacity(256 * 1024, io::stdout()),
         timeout,
@@ -78,6 +84,7 @@ pub async fn run(args: &ConsumeArgs, settings: &Settings) -> Outcome {
 
 struct Run<'a> {
     args: &'a ConsumeArgs,
+    settings: &'a Settings,
     consumer: Consumer,
     out: BufWriter<io::Stdout>,
     timeout: Option<Duration>,
@@ -98,7 +105,7 @@ impl Run<'_> {
             let left = usize::try_from(count - self.messages).unwrap_or(usize::MAX);
             let wait = self.timeout.map(|timeout| self.progress + timeout);
             if !self.receive(&mut batch, left.min(TOGETHER), wait).await? {
-                return Err(self.no_progress());
+                return Err(self.no_progress().await);
             }
             self.pass_on(&mut batch).await?;
         }
@@ -126,7 +133,7 @@ impl Run<'_> {
                 return Ok(());
             }
             if self.timeout.is_some_and(|timeout| self.progress.elapsed() >= timeout) {
-                return Err(self.no_progress());
+                return Err(self.no_progress().await);
             }
             let pause = Some(Instant::now() + ASK_AGAIN);
             if self.receive(&mut batch, TOGETHER, pause).await? {
@@ -191,16 +198,41 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn no_progress(&self) -> Failed {
+    async fn no_progress(&self) -> Failed {
         let timeout = self.timeout.unwrap_or_default();
         let wanted = match self.args.count {
             Some(count) => format!("{} of {} messages", self.messages, count),
             None => format!("{} messages, and not all that were stored", self.messages),
         };
-        Failed::timeout(format!(
-            "no progress for {timeout:?}: received {wanted}. `geminga admin topics stats {}` shows \
-             what the subscription {:?} waits for",
-            self.args.topic, self.args.subscription
-        ))
+        let (topic, name) = (&self.args.topic, &self.args.subscription);
+        let why = match self.waits_for().await {
+            Some(why) => format!("the broker says of subscription {name:?}: {why}"),
+            None => format!(
+                "`geminga admin topics stats {topic}` shows what the subscription {name:?} waits for"
+            ),
+        };
+        Failed::timeout(format!("no progress for {timeout:?}: received {wanted}. {why}"))
+    }
+
+    /// What the next message waits for, if the admin port tells.
+    async fn waits_for(&self) -> Option<String> {
+        let topic: TopicName = self.consumer.topic().parse().ok()?;
+        let path = format!("{}/stats", topic_path(&topic));
+        let api = AdminApi::new(&self.settings.admin_url);
+        let mut why = None;
+        for _ in 0..ASKED {
+            let answer = tokio::time::timeout(OPERATION_TIMEOUT, api.get(&path)).await;
+            let stats = answer.ok()?.ok()?;
+            let one = &stats["subscriptions"][&self.args.subscription];
+            let now = one["geminga"]["blockedOn"].as_str()?.to_owned();
+            // A read that failed is tried again at intervals, and this may be the moment.
+            let is_reading = now.starts_with("waiting for");
+            why = Some(now);
+            if !is_reading {
+                break;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        why
     }
 }
