@@ -46,8 +46,8 @@ struct Waiting {
     /// One slot for each future that was polled; emptied when it is dropped.
     wakers: Vec<Option<Waker>>,
     callbacks: Vec<(u32, Callback)>,
-    /// Messages whose sender asked for no answer.
-    one_way: u32,
+    /// The sender of one of its messages asked for no answer.
+    one_way: bool,
 }
 
 /// Shared by the producer's queue and the futures of an entry's messages.
@@ -69,19 +69,23 @@ impl Completion {
 
     /// Notes that a message wants no answer.
     pub(crate) fn one_way(&self) {
-        self.0.lock().one_way += 1;
+        self.0.lock().one_way = true;
     }
 
-    /// Resolves the entry's messages. Answers how many of them had asked for no answer.
-    pub(crate) fn resolve(&self, outcome: &Outcome) -> u32 {
+    /// True if a message wants no answer.
+    pub(crate) fn has_one_way(&self) -> bool {
+        self.0.lock().one_way
+    }
+
+    /// Resolves the entry's messages.
+    pub(crate) fn resolve(&self, outcome: &Outcome) {
         let mut waiting = self.0.lock();
         if waiting.outcome.is_some() {
-            return 0;
+            return;
         }
         waiting.outcome = Some(outcome.clone());
         let wakers = std::mem::take(&mut waiting.wakers);
         let callbacks = std::mem::take(&mut waiting.callbacks);
-        let one_way = waiting.one_way;
         drop(waiting);
         for waker in wakers.into_iter().flatten() {
             waker.wake();
@@ -89,7 +93,6 @@ impl Completion {
         for (at, callback) in callbacks {
             callback(outcome.clone().map(|receipt| receipt.message(at)));
         }
-        one_way
     }
 }
 
@@ -155,10 +158,12 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let future = SendFuture::new(Arc::clone(&completion), 2);
         completion.call(1, Box::new(move |result| sender.send(result).expect("room for one")));
+        assert!(!completion.has_one_way());
         completion.one_way();
+        assert!(completion.has_one_way());
         let waiting = tokio::spawn(future);
         tokio::task::yield_now().await;
-        assert_eq!(completion.resolve(&Ok(stored(3))), 1);
+        completion.resolve(&Ok(stored(3)));
         let third = waiting.await.expect("no panic").expect("stored");
         assert_eq!((third.id.batch_index, third.index.0, third.sequence_id), (Some(2), 42, 9));
         let second = receiver.recv().expect("called").expect("stored");

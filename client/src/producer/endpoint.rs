@@ -33,11 +33,15 @@ impl Endpoint for Shared {
 
     fn on_timer(&self) -> Option<Duration> {
         let now = self.client.env.clock.monotonic();
-        let (job, expired, next) = {
+        let (job, leaving, next) = {
             let mut state = self.state.lock();
             let due = state.seal_due || state.batch_deadline.is_some_and(|at| at <= now);
             let mut job = if due { self.seal(&mut state) } else { None };
-            let expired = state.queue.expire(now);
+            let expired = state.queue.expire(now).into_iter();
+            // Without a timeout nothing has a deadline.
+            let after = self.config.send_timeout.unwrap_or_default();
+            let failed = expired.map(|pending| (pending, Err(SendError::Timeout { after })));
+            let leaving = state.leave(failed.collect());
             if self.is_stranded(&state) {
                 job = self.seal(&mut state);
             }
@@ -47,19 +51,16 @@ impl Endpoint for Shared {
                 (Some(one), Some(other)) => Some(one.min(other)),
                 (one, other) => one.or(other),
             };
-            (job, expired, next)
+            (job, leaving, next)
         };
         self.encode(job);
-        if let Some(after) = self.config.send_timeout {
-            let failed = expired.into_iter();
-            self.resolve(failed.map(|pending| (pending, Err(SendError::Timeout { after }))));
-        }
+        self.resolve(leaving);
         next.map(|at| at.saturating_sub(now))
     }
 
     fn over(&self) -> Option<ClientError> {
         let state = self.state.lock();
-        let drained = state.closing && state.queue.is_empty() && state.batch.is_empty();
+        let drained = state.closing && state.is_settled();
         state.end.clone().or_else(|| drained.then_some(ClientError::Closed))
     }
 
@@ -112,20 +113,23 @@ impl Endpoint for Shared {
 
     fn finish(&self, error: &ClientError) {
         self.end_session();
-        let (job, pending) = {
+        let (job, leaving) = {
             let mut state = self.state.lock();
             state.closing = true;
             state.end.get_or_insert_with(|| error.clone());
             // What is gathered gets a slot only to be failed with the others.
-            (self.seal(&mut state), state.queue.drain())
+            let job = self.seal(&mut state);
+            let pending = state.queue.drain().into_iter();
+            let error = send_error(error.clone());
+            let failed = pending.map(|pending| (pending, Err(error.clone())));
+            (job, state.leave(failed.collect()))
         };
         drop(job);
-        let error = send_error(error.clone());
-        self.resolve(pending.into_iter().map(|pending| (pending, Err(error.clone()))));
+        self.resolve(leaving);
         self.room_messages.close();
         self.room_bytes.close();
         self.state.lock().done = true;
-        self.ended.notify_waiters();
+        self.told.notify_waiters();
     }
 }
 
@@ -190,7 +194,7 @@ impl Shared {
     fn on_receipts(&self, id: u64, receipts: &[v1::Receipt]) {
         let mut done = Vec::with_capacity(receipts.len());
         let mut out_of_order = None;
-        let job = {
+        let (job, leaving) = {
             let mut state = self.state.lock();
             if state.session.id() != Some(id) {
                 return;
@@ -215,10 +219,11 @@ impl Shared {
                     }
                 }
             }
+            let leaving = state.leave(done);
             Self::pump(&mut state);
-            self.seal_if_idle(&mut state)
+            (self.seal_if_idle(&mut state), leaving)
         };
-        self.resolve(done);
+        self.resolve(leaving);
         self.encode(job);
         if let Some((found, expected)) = out_of_order {
             self.distrust(id, found, expected);
@@ -234,22 +239,23 @@ impl Shared {
             self.on_session_over(id, |_| ClientError::Broker(error));
             return;
         }
-        let mut done = None;
+        let mut done = Vec::new();
         let mut out_of_order = None;
-        let job = {
+        let (job, leaving) = {
             let mut state = self.state.lock();
             if state.session.id() != Some(id) {
                 return;
             }
             match state.queue.refused(failed.sequence_id) {
-                Answered::Entry(pending) => done = Some((pending, Err(SendError::Refused(error)))),
+                Answered::Entry(pending) => done.push((pending, Err(SendError::Refused(error)))),
                 Answered::Ignored => {}
                 Answered::OutOfOrder { expected } => out_of_order = Some(expected),
             }
+            let leaving = state.leave(done);
             Self::pump(&mut state);
-            self.seal_if_idle(&mut state)
+            (self.seal_if_idle(&mut state), leaving)
         };
-        self.resolve(done);
+        self.resolve(leaving);
         self.encode(job);
         if let Some(expected) = out_of_order {
             self.distrust(id, failed.sequence_id, expected);

@@ -4,8 +4,11 @@
 //! into a slot that keeps its place; entries leave in the order of their slots.
 //!
 //! Invariants: every message that was taken is resolved exactly once; room in flight is given
-//! back exactly when it is; nothing is resolved or called while the lock is held.
+//! back exactly when it is; nothing is resolved or called while the lock is held; an entry leaves
+//! the queue, its one-way failure is noted and its outcome counts as untold under one lock, so
+//! that nobody takes an outcome that is still being told for none.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,6 +49,13 @@ pub(super) struct Pending {
     /// Room in flight that they hold.
     bytes: usize,
     pub(super) first_sequence: u64,
+}
+
+/// Entries that have left the queue, whose messages are yet to be told.
+#[must_use = "their messages would never hear their outcome"]
+pub(super) struct Leaving {
+    ticket: u64,
+    done: Vec<(Pending, Outcome)>,
 }
 
 pub(super) type OpenReply = oneshot::Sender<Result<(), ClientError>>;
@@ -89,6 +99,35 @@ pub(super) struct State {
     pub(super) done: bool,
     one_way_failure: Option<SendError>,
     in_flight_messages: u32,
+    /// Tickets of outcomes that are being told.
+    telling: BTreeSet<u64>,
+    next_ticket: u64,
+}
+
+impl State {
+    /// Takes entries out of the order, with their outcomes. To be called under the lock under
+    /// which they left the queue.
+    pub(super) fn leave(&mut self, done: Vec<(Pending, Outcome)>) -> Option<Leaving> {
+        if done.is_empty() {
+            return None;
+        }
+        for (pending, outcome) in &done {
+            if let Err(error) = outcome
+                && pending.completion.has_one_way()
+            {
+                self.one_way_failure.get_or_insert_with(|| error.clone());
+            }
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.telling.insert(ticket);
+        Some(Leaving { ticket, done })
+    }
+
+    /// True if every message that was taken has heard its outcome.
+    pub(super) fn is_settled(&self) -> bool {
+        self.queue.is_empty() && self.batch.is_empty() && self.telling.is_empty()
+    }
 }
 
 pub(crate) struct Shared {
@@ -103,7 +142,8 @@ pub(crate) struct Shared {
     /// Closed when the producer is.
     pub(super) room_messages: Semaphore,
     pub(super) room_bytes: Semaphore,
-    pub(super) ended: Notify,
+    /// Outcomes were told, or the producer is done.
+    pub(super) told: Notify,
 }
 
 impl fmt::Debug for Shared {
@@ -148,6 +188,8 @@ impl Shared {
             done: false,
             one_way_failure: None,
             in_flight_messages: 0,
+            telling: BTreeSet::new(),
+            next_ticket: 0,
         };
         Arc::new(Self {
             room_messages: Semaphore::new(config.max_in_flight_messages as usize),
@@ -158,7 +200,7 @@ impl Shared {
             state: Mutex::new(state),
             max_message_bytes: AtomicUsize::new(usize::MAX),
             wake: Notify::new(),
-            ended: Notify::new(),
+            told: Notify::new(),
         })
     }
 
@@ -305,10 +347,12 @@ impl Shared {
                 }
                 Err(error) => {
                     let pending = state.queue.give_up(slot);
+                    let failed = pending.into_iter().map(|pending| (pending, Err(error.clone())));
+                    let leaving = state.leave(failed.collect());
                     Self::pump(&mut state);
                     job = self.seal_if_idle(&mut state);
                     drop(state);
-                    self.resolve(pending.into_iter().map(|pending| (pending, Err(error.clone()))));
+                    self.resolve(leaving);
                 }
             }
         }
@@ -344,30 +388,25 @@ impl Shared {
     }
 
     /// Tells messages their outcome and gives their room back.
-    pub(super) fn resolve(&self, done: impl IntoIterator<Item = (Pending, Outcome)>) {
+    pub(super) fn resolve(&self, leaving: Option<Leaving>) {
+        let Some(Leaving { ticket, done }) = leaving else {
+            return;
+        };
         let (mut messages, mut bytes) = (0, 0);
-        let mut one_way_failure = None;
         for (pending, outcome) in done {
             messages += pending.messages;
             bytes += pending.bytes;
-            let error = outcome.as_ref().err().cloned();
-            if pending.completion.resolve(&outcome) > 0 && one_way_failure.is_none() {
-                one_way_failure = error;
-            }
-        }
-        if messages == 0 {
-            return;
+            pending.completion.resolve(&outcome);
         }
         {
             let mut state = self.state.lock();
             state.in_flight_messages = state.in_flight_messages.saturating_sub(messages);
-            if state.one_way_failure.is_none() {
-                state.one_way_failure = one_way_failure;
-            }
-            if state.closing && state.queue.is_empty() {
+            state.telling.remove(&ticket);
+            if state.closing && state.is_settled() {
                 self.wake.notify_one();
             }
         }
+        self.told.notify_waiters();
         self.give_room_back(messages, bytes);
     }
 
@@ -380,21 +419,29 @@ impl Shared {
     pub(crate) async fn flush(&self) -> Result<(), SendError> {
         self.seal_now();
         let target = self.state.lock().next_sequence;
+        // Set once all entries before the target have left the queue.
+        let mut tickets = None;
         loop {
+            let told = self.told.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
             let last = {
-                let state = self.state.lock();
+                let mut state = self.state.lock();
                 let pending = state.queue.last_waiting(|it: &Pending| it.first_sequence < target);
-                pending.map(|pending| Arc::clone(&pending.completion))
+                let last = pending.map(|pending| Arc::clone(&pending.completion));
+                if last.is_none() {
+                    let tickets = *tickets.get_or_insert(state.next_ticket);
+                    if state.telling.first().is_none_or(|ticket| *ticket >= tickets) {
+                        return state.one_way_failure.take().map_or(Ok(()), Err);
+                    }
+                }
+                last
             };
             match last {
                 // What became of it is its own sender's business.
                 Some(completion) => drop(SendFuture::new(completion, 0).await),
-                None => break,
+                None => told.await,
             }
-        }
-        match self.state.lock().one_way_failure.take() {
-            Some(error) => Err(error),
-            None => Ok(()),
         }
     }
 
@@ -415,18 +462,18 @@ impl Shared {
     /// Waits until the driver is done.
     pub(crate) async fn closed(&self) -> Result<(), SendError> {
         loop {
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
+            let told = self.told.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
             {
                 let mut state = self.state.lock();
-                if state.done {
+                if state.done && state.telling.is_empty() {
                     let failed = state.end.clone().filter(|end| *end != ClientError::Closed);
                     let error = state.one_way_failure.take().or(failed.map(send_error));
                     return error.map_or(Ok(()), Err);
                 }
             }
-            ended.await;
+            told.await;
         }
     }
 

@@ -78,3 +78,46 @@ async fn a_batch_may_not_gather_longer_than_its_messages_may_take() {
         "{refused:?}"
     );
 }
+
+/// Lets an entry with a callback and a one-way message expire together; answers what the callback
+/// saw while it ran.
+async fn seen_while_others_are_told<T: Send + 'static>(
+    prepare: impl FnOnce(&Arc<Shared>),
+    look: impl FnOnce(&Arc<Shared>) -> T + Send + 'static,
+) -> (Producer, T) {
+    let (producer, clock) = producer(|it| it.batching(false));
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    let shared = Arc::clone(producer.shared());
+    let callback = move |_| tell.send(look(&shared)).expect("room for one");
+    producer.send_with_callback("m1", callback).await.expect("taken");
+    producer.send_one_way("m2").await.expect("taken");
+    prepare(producer.shared());
+    clock.advance(SEND_TIMEOUT);
+    producer.shared().on_timer();
+    (producer, told.recv().expect("called"))
+}
+
+#[tokio::test]
+async fn a_flush_while_outcomes_are_being_told_does_not_miss_a_one_way_failure() {
+    use std::future::Future;
+    use std::task::{Context, Waker};
+
+    let look = |shared: &Arc<Shared>| {
+        let flush = std::pin::pin!(shared.flush());
+        flush.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    };
+    let (producer, ready) = seen_while_others_are_told(|_| {}, look).await;
+    assert!(!ready, "m2 has no outcome yet");
+    assert_eq!(producer.flush().await, timed_out());
+    assert_eq!(producer.flush().await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_close_waits_for_outcomes_that_are_being_told() {
+    let look = |shared: &Arc<Shared>| shared.over();
+    let (producer, over) = seen_while_others_are_told(|shared| shared.start_close(), look).await;
+    assert_eq!(over, None, "m2 has no outcome yet");
+    assert_eq!(producer.shared().over(), Some(ClientError::Closed));
+    producer.shared().finish(&ClientError::Closed);
+    assert_eq!(producer.close().await, timed_out());
+}
