@@ -6,7 +6,6 @@ use std::time::Duration;
 use geminga_proto::env::Random;
 
 const FIRST: Duration = Duration::from_millis(20);
-const LONGEST: Duration = Duration::from_secs(5);
 
 /// Waits between attempts.
 #[derive(Debug)]
@@ -15,6 +14,9 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
+    /// No wait is longer.
+    pub(crate) const LONGEST: Duration = Duration::from_secs(5);
+
     pub(crate) fn new() -> Self {
         Self { next: FIRST }
     }
@@ -22,7 +24,7 @@ impl Backoff {
     /// The wait before the next attempt.
     pub(crate) fn wait(&mut self, random: &dyn Random) -> Duration {
         let whole = self.next;
-        self.next = (whole * 2).min(LONGEST);
+        self.next = (whole * 2).min(Self::LONGEST);
         let half_us = u64::try_from(whole.as_micros() / 2).unwrap_or(u64::MAX - 1);
         Duration::from_micros(half_us + random.below(half_us + 1))
     }
@@ -46,9 +48,9 @@ mod tests {
         for _ in 0..20 {
             let wait = backoff.wait(&random);
             assert!(wait >= whole / 2 && wait <= whole, "{wait:?} of {whole:?}");
-            whole = (whole * 2).min(LONGEST);
+            whole = (whole * 2).min(Backoff::LONGEST);
         }
-        assert_eq!(whole, LONGEST);
+        assert_eq!(whole, Backoff::LONGEST);
         backoff.reset();
         assert!(backoff.wait(&random) <= FIRST);
     }

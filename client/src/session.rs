@@ -2,13 +2,15 @@
 //! whenever it is lost, and runs what is due. Messages never pass through it.
 //!
 //! Invariants: there is one attempt at a time; an error that no further attempt can mend ends the
-//! endpoint, and everything that waits for it hears that error.
+//! endpoint, and everything that waits for it hears that error; attempts come at growing intervals
+//! until a session has brought something.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use geminga_proto::env::Monotonic;
 use tokio::sync::{Notify, oneshot};
 
 use crate::backoff::Backoff;
@@ -33,6 +35,9 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
     fn is_closing(&self) -> bool;
     /// True if it has no session and wants one.
     fn needs_session(&self) -> bool;
+    /// True if the broker has done something for it since this was last asked: a session that was
+    /// merely opened may end for the same reason as the one before it.
+    fn take_progress(&self) -> bool;
     /// One attempt at a session.
     fn open_session(self: Arc<Self>) -> impl Future<Output = Result<(), ClientError>> + Send;
     /// It is over: leaves the link, tells all who wait.
@@ -56,6 +61,8 @@ struct Driver<E> {
     /// Hears of the first session; gone afterwards.
     opened: Option<Opened>,
     last_error: Option<ClientError>,
+    /// When the last session was opened.
+    opened_at: Option<Monotonic>,
 }
 
 async fn after(wait: Option<Duration>) {
@@ -72,6 +79,7 @@ async fn run<E: Endpoint>(endpoint: Arc<E>, opened: Opened) {
         backoff: Backoff::new(),
         opened: Some(opened),
         last_error: None,
+        opened_at: None,
     };
     let operation_timeout = endpoint.client().operation_timeout;
     let first_deadline = tokio::time::Instant::now() + operation_timeout;
@@ -119,6 +127,12 @@ impl<E: Endpoint> Driver<E> {
     /// Starts an attempt if there is neither a session nor one under way.
     fn reconnect_if_lost(&mut self) {
         if self.attempt.is_none() && self.endpoint.needs_session() {
+            let now = self.endpoint.client().env.clock.monotonic();
+            let lasted = self.opened_at.take().map(|at| now.saturating_sub(at));
+            // A session without traffic counts if it has outlived the longest wait.
+            if self.endpoint.take_progress() || lasted.is_some_and(|it| it >= Backoff::LONGEST) {
+                self.backoff.reset();
+            }
             let wait = self.backoff.wait(&*self.endpoint.client().env.random);
             let endpoint = Arc::clone(&self.endpoint);
             self.attempt = Some(Box::pin(async move {
@@ -131,7 +145,7 @@ impl<E: Endpoint> Driver<E> {
     /// An attempt is over. Fails with an error that no further attempt can mend.
     fn attempted(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
         let Err(error) = result else {
-            self.backoff.reset();
+            self.opened_at = Some(self.endpoint.client().env.clock.monotonic());
             if let Some(opened) = self.opened.take() {
                 // The builder's future may be gone; its handle's drop then closes.
                 let _ = opened.send(Ok(()));

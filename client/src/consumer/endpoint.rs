@@ -64,6 +64,10 @@ impl Endpoint for Shared {
         matches!(self.inbox.lock().session, Session::None)
     }
 
+    fn take_progress(&self) -> bool {
+        std::mem::take(&mut self.inbox.lock().progress)
+    }
+
     async fn open_session(self: Arc<Self>) -> Result<(), ClientError> {
         let connection = self.client.locate(&self.topic).await?;
         let link = connection.consume().await?;
@@ -194,7 +198,9 @@ impl Shared {
                     inbox.session = Session::Open { id, link, connection };
                     // Acknowledgements go before the credit, so that what they cover isn't
                     // delivered again.
-                    for group in acks.tracker.groups_to_resend() {
+                    let groups = acks.tracker.groups_to_resend();
+                    inbox.owed_receipt = !groups.is_empty();
+                    for group in groups {
                         inbox.session.push(|consumer_id| ack_frame(consumer_id, group));
                     }
                     reply
@@ -244,8 +250,13 @@ impl Shared {
         }
         let waiters = {
             let mut acks = self.acks.lock();
-            if self.inbox.lock().session.id() != Some(id) {
-                return;
+            {
+                let mut inbox = self.inbox.lock();
+                if inbox.session.id() != Some(id) {
+                    return;
+                }
+                inbox.progress = true;
+                inbox.owed_receipt = false;
             }
             let Some((group, waiters)) = acks.tracker.answered(receipt.request_id) else {
                 return;

@@ -83,6 +83,11 @@ pub(super) struct Inbox {
     credit_bytes: i64,
     /// What was taken out and is not granted again yet.
     freed: Queued,
+    /// The broker has delivered something, or taken an acknowledgement. The driver takes it.
+    pub(super) progress: bool,
+    /// Acknowledgements were sent again in this session, and none has its receipt yet: until then
+    /// a delivery is no progress, since they may be what ends every session.
+    pub(super) owed_receipt: bool,
     pub(super) name: String,
     pub(super) active: bool,
     pub(super) positions: HashMap<u64, PositionReply>,
@@ -173,6 +178,8 @@ impl Inbox {
             credit_messages: 0,
             credit_bytes: 0,
             freed: Queued::default(),
+            progress: false,
+            owed_receipt: false,
             name,
             active: true,
             positions: HashMap::new(),
@@ -233,6 +240,7 @@ impl Inbox {
             self.queued.bytes += bytes;
             self.entries.push_back(entry);
         }
+        self.progress |= !self.owed_receipt;
         true
     }
 

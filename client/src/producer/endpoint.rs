@@ -72,6 +72,10 @@ impl Endpoint for Shared {
         matches!(self.state.lock().session, Session::None)
     }
 
+    fn take_progress(&self) -> bool {
+        std::mem::take(&mut self.state.lock().progress)
+    }
+
     async fn open_session(self: Arc<Self>) -> Result<(), ClientError> {
         let connection = self.client.locate(&self.topic).await?;
         let link = connection.produce().await?;
@@ -219,6 +223,7 @@ impl Shared {
                     }
                 }
             }
+            state.progress |= out_of_order.is_none();
             let leaving = state.leave(done);
             Self::pump(&mut state);
             (self.seal_if_idle(&mut state), leaving)
@@ -251,6 +256,7 @@ impl Shared {
                 Answered::Ignored => {}
                 Answered::OutOfOrder { expected } => out_of_order = Some(expected),
             }
+            state.progress |= out_of_order.is_none();
             let leaving = state.leave(done);
             Self::pump(&mut state);
             (self.seal_if_idle(&mut state), leaving)

@@ -90,6 +90,8 @@ pub(super) struct State {
     pub(super) session: Session,
     next_sequence: u64,
     pub(super) name: Arc<str>,
+    /// The broker has answered for an entry. The driver takes it.
+    pub(super) progress: bool,
     /// The driver has a timer for the oldest entry.
     pub(super) timer_armed: bool,
     pub(super) closing: bool,
@@ -182,6 +184,7 @@ impl Shared {
             session: Session::None,
             next_sequence: 0,
             name: config.name.as_str().into(),
+            progress: false,
             timer_armed: false,
             closing: false,
             end: None,

@@ -122,6 +122,23 @@ async fn acknowledgements_without_a_receipt_are_sent_again_before_anything_is_de
 }
 
 #[tokio::test]
+async fn an_acknowledgement_that_ends_every_session_is_sent_again_ever_less_often() {
+    let (broker, client) = broker_and_client().await;
+    let url = broker.serve().await;
+    store(&broker, &url, 0..20, 1).await;
+    let consumer = soon(client.consumer("t", "s").subscribe()).await.expect("subscribes");
+    let first = soon(consumer.receive()).await.expect("received");
+    broker.plan([Fault::RefuseAck(ErrorCode::Fenced); 1000]);
+    soon(consumer.ack(&first.id)).await.expect("taken");
+    until(|| broker.state.lock().subscribed >= 3).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let sessions = broker.state.lock().subscribed;
+    assert!(sessions <= 12, "{sessions} sessions");
+    broker.state.lock().faults.clear();
+    soon(consumer.flush_acks()).await.expect("acknowledged after all");
+}
+
+#[tokio::test]
 async fn a_refused_acknowledgement_is_told_to_who_waits_and_else_to_who_flushes() {
     let (broker, client) = broker_and_client().await;
     let url = broker.serve().await;

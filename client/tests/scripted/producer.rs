@@ -202,6 +202,20 @@ async fn an_entry_refused_by_a_broker_that_lost_the_topic_is_sent_to_the_next() 
 }
 
 #[tokio::test]
+async fn an_entry_that_ends_every_session_is_sent_again_ever_less_often() {
+    let (broker, client) = broker_and_client().await;
+    let producer = soon(client.producer("t").open()).await.expect("opens");
+    broker.plan([Fault::Refuse(ErrorCode::NotOwner); 1000]);
+    let message = producer.enqueue("1").await.expect("taken");
+    until(|| broker.state.lock().opened_producers >= 3).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let sessions = broker.state.lock().opened_producers;
+    assert!(sessions <= 12, "{sessions} sessions");
+    broker.state.lock().faults.clear();
+    soon(message).await.expect("stored after all");
+}
+
+#[tokio::test]
 async fn a_second_receipt_is_ignored() {
     let (broker, client) = broker_and_client().await;
     let producer = soon(client.producer("t").open()).await.expect("opens");
