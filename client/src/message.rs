@@ -120,14 +120,19 @@ impl MessageId {
     }
 }
 
-/// Ordered as the topic is.
+impl MessageId {
+    /// What orders ids. Up to a whole entry is up to its last message and further than up to any
+    /// one of them that is named.
+    fn rank(&self) -> (Position, u64, u32) {
+        let index = self.batch_index.map_or(u64::MAX, u64::from);
+        (self.position, index, self.batch_size)
+    }
+}
+
+/// Ordered as the topic is; a whole entry comes after each of its messages.
 impl Ord for MessageId {
     fn cmp(&self, other: &Self) -> Ordering {
-        (self.position, self.batch_index, self.batch_size).cmp(&(
-            other.position,
-            other.batch_index,
-            other.batch_size,
-        ))
+        self.rank().cmp(&other.rank())
     }
 }
 
@@ -185,4 +190,24 @@ pub struct ReceivedMessage {
     pub sequence_id: u64,
     /// How often the entry was handed to a consumer before. Not 0: it may have been processed.
     pub redelivery_count: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use geminga_proto::id::{EntryId, LedgerId};
+
+    #[test]
+    fn a_whole_entry_comes_after_its_messages_and_before_the_next_entry() {
+        let at = |entry| Position::new(LedgerId(1), EntryId(entry));
+        let part = |entry, index| MessageId {
+            position: at(entry),
+            batch_index: Some(index),
+            batch_size: u32::MAX,
+        };
+        let order =
+            [part(1, 0), part(1, 2), part(1, u32::MAX), MessageId::entry(at(1)), part(2, 0)];
+        assert!(order.is_sorted_by(|one, next| one < next), "{order:?}");
+        assert_eq!(MessageId::entry(at(1)).cmp(&MessageId::entry(at(1))), Ordering::Equal);
+    }
 }

@@ -115,7 +115,7 @@ impl<W> AckTracker<W> {
                 vacant.insert(Acked::Whole);
             }
             Entry::Vacant(vacant) => {
-                let bytes = id.batch_size.max(index + 1).div_ceil(8) as usize;
+                let bytes = id.batch_size.max(index.saturating_add(1)).div_ceil(8) as usize;
                 let mut bits = vec![0; bytes];
                 if let Some(slot) = bits.get_mut(byte) {
                     *slot = mask;
@@ -156,7 +156,7 @@ impl<W> AckTracker<W> {
         if self.under_way.len() < GROUPS_UNDER_WAY
             && let Some(id) = self.cumulative.take()
         {
-            let last = id.batch_index.filter(|index| index + 1 < id.batch_size);
+            let last = id.batch_index.filter(|index| index.saturating_add(1) < id.batch_size);
             let positions = vec![position(id.position, last.map_or_else(Vec::new, bits_up_to))];
             let waiters = std::mem::take(&mut self.cumulative_waiters);
             groups.push(self.send(true, positions, waiters));

@@ -36,6 +36,14 @@ fn acknowledgements_travel_together_and_a_complete_batch_is_a_whole_entry() {
 }
 
 #[test]
+fn a_whole_entry_acknowledged_cumulatively_stays_whole_when_one_of_its_messages_follows() {
+    let mut acks = AckTracker::<()>::new();
+    acks.ack_cumulative(MessageId::entry(at(5)), None);
+    acks.ack_cumulative(id(5, 2, 10), None);
+    assert_eq!(bits(&acks.take_groups()[0]), [(5, vec![])]);
+}
+
+#[test]
 fn groups_without_a_receipt_are_sent_again_in_their_order() {
     let mut acks = AckTracker::<()>::new();
     let mut sent = Vec::new();
