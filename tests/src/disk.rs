@@ -87,10 +87,11 @@ impl SmallDisk {
     /// Mounts it read-only, or writable again.
     ///
     /// # Panics
-    /// When that fails, for instance because a file is open for writing.
+    /// When that fails.
     pub fn set_read_only(&mut self, read_only: bool) {
         let mode = if read_only { "ro" } else { "rw" };
-        let command = format!("mount -o remount,{mode} {}", self.mounted.path().display());
+        // Of the mount and not of the file system, which isn't every user's to change.
+        let command = format!("mount -o remount,bind,{mode} {}", self.mounted.path().display());
         assert!(self.run(&command), "{command} failed");
     }
 

@@ -189,7 +189,10 @@ fn without_rights(home: &Path, data: &Path) -> Command {
     let readable = PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(home, readable).expect("its owner may");
     let binary = home.join("geminga");
-    std::fs::copy(geminga_tests::binary(), &binary).expect("the binary can be copied");
+    // By another process: a file that this one has open for writing, and with it every child that
+    // another test starts meanwhile, couldn't be executed.
+    let copied = Command::new("cp").arg(geminga_tests::binary()).arg(&binary).status();
+    assert!(copied.expect("cp is there").success(), "the binary can be copied");
     let free_ports = ["--grpc-port", "0", "--admin-port", "0", "--bookie-port", "0"];
     let mut command = command_of(&binary, &["standalone"]);
     command.args(free_ports);

@@ -87,6 +87,8 @@ fn resumes(server: &Standalone, input: &[u8], mut consumed: Vec<u8>) {
 fn announce(server: &mut Standalone) {
     server.expect_in_log("a ledger has stalled");
     server.expect_in_log("the storage's fill has passed its mark");
+    // Its owner has: to seal a consumed ledger it fences it, while an entry may be tried again.
+    server.expect_in_log("another owner has fenced the ledger");
 }
 
 /// What was consumed is what was acknowledged, and perhaps some of what had no answer.
