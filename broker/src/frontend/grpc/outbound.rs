@@ -30,14 +30,22 @@ pub(super) trait Item: Send + Sized + 'static {
     fn weight(&self) -> usize;
     /// True if a request brought it about, so that it must hold further requests back.
     fn is_answer(&self) -> bool;
-    /// Takes `next` in, if both can be one event; else gives it back.
+    /// Takes `next` in, if both can be one event; else gives it back. Only an answer takes an
+    /// answer in.
     fn merge(&mut self, next: Self) -> Option<Self>;
     /// Makes a message.
     fn pack(items: Vec<Self>) -> Self::Response;
 }
 
+/// An event with the bytes that were counted for it: what is taken off is what was put on, however
+/// events merged in between.
+struct Queued<I> {
+    item: I,
+    weight: usize,
+}
+
 struct State<I> {
-    items: VecDeque<I>,
+    items: VecDeque<Queued<I>>,
     bytes: usize,
     /// Of them, those of answers.
     answer_bytes: usize,
@@ -106,10 +114,16 @@ impl<I: Item> Outbound<I> {
                 state.answer_bytes += weight;
             }
             let rest = match state.items.back_mut() {
-                Some(last) => last.merge(item),
+                Some(last) => {
+                    let rest = last.item.merge(item);
+                    if rest.is_none() {
+                        last.weight += weight;
+                    }
+                    rest
+                }
                 None => Some(item),
             };
-            state.items.extend(rest);
+            state.items.extend(rest.map(|item| Queued { item, weight }));
             state.waker.take()
         };
         if let Some(waker) = waker {
@@ -210,8 +224,8 @@ impl<I: Item> Outbound<I> {
         }
         let mut taken = Vec::with_capacity(state.items.len().min(64));
         let (mut bytes, mut answer_bytes) = (0, 0);
-        while let Some(item) = state.items.front() {
-            let weight = item.weight();
+        while let Some(Queued { item, weight }) = state.items.front() {
+            let weight = *weight;
             let full = taken.len() >= MESSAGE_EVENTS || bytes + weight > MESSAGE_BYTES;
             if full && !taken.is_empty() {
                 break;
@@ -220,7 +234,7 @@ impl<I: Item> Outbound<I> {
             if item.is_answer() {
                 answer_bytes += weight;
             }
-            taken.extend(state.items.pop_front());
+            taken.extend(state.items.pop_front().map(|queued| queued.item));
         }
         state.bytes = state.bytes.saturating_sub(bytes);
         let before = state.answer_bytes;

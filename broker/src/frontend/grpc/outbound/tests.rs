@@ -1,8 +1,16 @@
 //! What is ready leaves together and in order, within the limits of the queue.
 
 use super::*;
+use crate::core::api::Delivery;
+use crate::core::budget::EntryPermit;
+use crate::frontend::grpc::consume::Told;
+use crate::frontend::grpc::produce::Answer;
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use geminga_proto::env::ManualClock;
+use geminga_proto::id::Position;
+use geminga_proto::payload::Payload;
+use geminga_proto::v1;
 use std::time::Duration;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,4 +136,36 @@ fn a_stall_is_counted_from_the_last_progress_and_only_while_something_waits() {
     assert_eq!(outbound.stalled_for(clock.monotonic()), Some(Duration::from_secs(2)));
     assert!(next(&mut stream).is_some());
     assert_eq!(outbound.stalled_for(clock.monotonic()), None);
+}
+
+/// What is left counted after many events that merged were all taken.
+fn left_over<I: Item>(limit: usize, event: impl Fn() -> I) -> (u64, bool) {
+    let outbound = Outbound::new(limit, Arc::new(ManualClock::default()) as _);
+    let mut stream = OutboundStream(Arc::clone(&outbound));
+    for _ in 0..20 {
+        for _ in 0..100 {
+            outbound.push(event());
+        }
+        while stream.next().now_or_never().is_some() {}
+    }
+    (outbound.bytes(), outbound.room().now_or_never().is_some())
+}
+
+#[test]
+fn events_that_merge_leave_nothing_counted_and_requests_are_read_again() {
+    let receipt = || Answer::Receipts { producer_id: 1, receipts: vec![v1::Receipt::default()] };
+    assert_eq!(left_over(1_000, receipt), (0, true));
+    let delivery = || {
+        let payload = Payload::new(Bytes::from_static(b"head"), Bytes::from_static(b"body"));
+        let entry = Delivery {
+            position: Position::default(),
+            redelivery_count: 0,
+            acked_indexes: Bytes::new(),
+            messages: 1,
+            payload,
+            permit: EntryPermit::default(),
+        };
+        Told::Delivery { consumer_id: 1, entries: vec![entry] }
+    };
+    assert_eq!(left_over(1_000, delivery), (0, true));
 }
