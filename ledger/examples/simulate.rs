@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 
 use geminga_ledger::harness::mutant::Mutant;
-use geminga_ledger::harness::{Run, catch, run};
+use geminga_ledger::harness::{Caught, Run, catch, run};
 
 struct Arguments {
     from: u64,
@@ -46,9 +46,12 @@ fn mutants(arguments: &Arguments) -> bool {
         }
         planted += 1;
         match catch(mutant, arguments.from..end) {
-            Some((seed, what)) => {
+            Some(Caught { seed, what, without: None }) => {
                 caught += 1;
                 println!("{mutant:?}: caught at seed {seed}: {what}");
+            }
+            Some(Caught { seed, without: Some(what), .. }) => {
+                println!("{mutant:?}: NOT caught: seed {seed} fails without it, too: {what}");
             }
             None => println!("{mutant:?}: NOT caught in {} seeds", arguments.seeds),
         }

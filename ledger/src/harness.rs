@@ -101,10 +101,27 @@ pub fn run(run: Run) -> Outcome {
     }
 }
 
-/// The first seed at which a planted defect is caught, and what the checker says of it.
+/// How a planted defect was caught.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caught {
+    /// The first seed at which a promise is broken.
+    pub seed: u64,
+    /// Which one.
+    pub what: String,
+    /// What the same run without the defect breaks: then the defect was not what was caught.
+    pub without: Option<String>,
+}
+
+/// The first seed at which a planted defect is caught. Beside it the same seed is run under the
+/// same theme without the defect.
 #[must_use]
-pub fn catch(mutant: Mutant, mut seeds: std::ops::Range<u64>) -> Option<(u64, String)> {
-    seeds.find_map(|seed| Some((seed, run(Run::planted(seed, mutant)).violation?)))
+pub fn catch(mutant: Mutant, mut seeds: std::ops::Range<u64>) -> Option<Caught> {
+    seeds.find_map(|seed| {
+        let planted = Run::planted(seed, mutant);
+        let what = run(planted).violation?;
+        let without = run(Run { mutant: None, ..planted }).violation;
+        Some(Caught { seed, what, without })
+    })
 }
 
 impl Simulation {

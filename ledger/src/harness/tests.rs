@@ -41,6 +41,15 @@ fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
     }
 }
 
+#[test]
+fn the_control_of_a_caught_defect_is_the_same_run_without_it() {
+    let caught = catch(Mutant::AckBelowQuorum, 0..1_500).expect("it shows early");
+    // A control in which nothing happens would say nothing.
+    let control = run(Run { mutant: None, ..Run::planted(caught.seed, Mutant::AckBelowQuorum) });
+    assert_eq!((control.violation, caught.without), (None, None));
+    assert!(control.confirmed > 0);
+}
+
 /// Where to begin to look for defects that show rarely: saves the time of seeds that are known not
 /// to show them. A change of the simulation may make these worse, never wrong.
 fn first_seed(mutant: Mutant) -> u64 {
@@ -59,9 +68,10 @@ fn every_planted_defect_is_caught() {
     for mutant in Mutant::ALL {
         let first = first_seed(mutant);
         match catch(mutant, first..first + 1_500) {
-            Some((seed, what)) => {
+            Some(Caught { seed, what, without }) => {
                 caught += 1;
                 println!("{mutant:?}: caught at seed {seed}: {what}");
+                assert_eq!(without, None, "{mutant:?}: seed {seed} breaks a promise without it");
             }
             None => writeln!(missed, "{mutant:?}").expect("writing to a text"),
         }
