@@ -218,6 +218,9 @@ impl Log {
                 state.turns.writing = true;
                 if state.has_work() {
                     self.work.notify_one();
+                } else if state.turns.stopping {
+                    // There is no more to come that would wake them.
+                    self.work.notify_all();
                 }
                 drop(state);
                 let written = self.write(&group);
@@ -265,6 +268,12 @@ impl Log {
 
     /// The first record needs a segment that isn't there yet.
     fn without_segment(&self, mut state: MutexGuard<'_, LogState>) -> Turn {
+        if state.poisoned.is_some() {
+            let refused = state.refuse_queue(BookieError::ReadOnly);
+            drop(state);
+            done::deliver(refused);
+            return Turn::Progress;
+        }
         if state.next.is_none() && state.no_space {
             let refused = state.refuse_first(BookieError::DiskFull);
             drop(state);

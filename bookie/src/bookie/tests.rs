@@ -220,6 +220,30 @@ async fn closing_answers_what_was_accepted_and_refuses_the_rest() {
     assert_eq!(late, Err(BookieError::ReadOnly));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_with_a_deep_queue_writes_it_all_and_ends() {
+    // In one segment nothing happens beside the log threads; in many the keeper works, too.
+    for segment_bytes in [64 << 20, 1 << 20] {
+        let config = BookieConfig {
+            segment_bytes: Some(segment_bytes),
+            first_segment_bytes: segment_bytes,
+            ..small()
+        };
+        let device = Arc::new(MemoryDevice::new(512 << 20));
+        let (bookie, _) = Bookie::open(config, identity(), device, Env::system()).expect("opens");
+        let (done, mut answers) = channel();
+        let payload = Bytes::from(vec![7; 100_000]);
+        for entry in 0..300 {
+            bookie.append(request(1, entry, payload.clone()), &done, entry).expect("room");
+        }
+        let closed = tokio::time::timeout(Duration::from_secs(20), bookie.close()).await;
+        closed.expect("the threads end").expect("closes");
+        for _ in 0..300 {
+            assert_eq!(answers.try_recv().map(|(_, result)| result), Ok(Ok(())));
+        }
+    }
+}
+
 #[test]
 fn settings_another_log_and_a_second_node_are_refused() {
     let home = tempfile::tempdir().expect("a temporary directory");

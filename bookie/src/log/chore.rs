@@ -86,8 +86,9 @@ impl LogState {
         if self.poisoned.is_some() {
             return None;
         }
+        // A close writes what was accepted, which may take more than the active segment has.
         if self.next.is_none()
-            && !self.closing
+            && (!self.closing || self.has_work())
             && let Some(preparation) = self.preparation()
         {
             return Some(Chore::Prepare(preparation));

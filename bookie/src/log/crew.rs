@@ -121,6 +121,8 @@ impl Log {
                 continue;
             }
             if state.turns.stopping && !state.has_work() {
+                // Others may have gone to sleep while somebody had the last records in hand.
+                self.work.notify_all();
                 return;
             }
             let quiet = |state: &super::LogState| {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_proto::id::SegmentId;
-use geminga_proto::storage::SyncMode;
+use geminga_proto::storage::{BookieError, SyncMode};
 
 use super::chore::{Chore, Preparation, SealJob};
 use super::footer::{self, Row};
@@ -16,6 +16,7 @@ use super::manifest::{Manifest, Sealed, Slot, SlotState};
 use super::state::Unsealed;
 use super::{Log, segment};
 use crate::device::{AlignedBuffer, Device, DeviceError, DeviceFile};
+use crate::done;
 
 /// New files are written once in pieces of this size: small, since the log's own write may have
 /// to wait for one.
@@ -49,7 +50,13 @@ impl Log {
             Chore::NoteRevision(revision) => self.note_revision_now(manifest, revision),
         };
         if let Err(error) = outcome {
-            self.state.lock().poison(&error.to_string());
+            // What waits for the segment that can't be had now would wait for ever.
+            let refused = {
+                let mut state = self.state.lock();
+                state.poison(&error.to_string());
+                state.refuse_queue(BookieError::ReadOnly)
+            };
+            done::deliver(refused);
         }
         self.refresh_space();
         // Whoever waits for a segment, for an end, or for a revision looks again.

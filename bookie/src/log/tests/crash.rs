@@ -204,3 +204,36 @@ fn consecutive_entries_are_read_across_segments_up_to_the_limits_or_a_gap() {
     assert_eq!(rig.read(1, 60, 4), Err(BookieError::NoSuchEntry));
     assert_eq!(rig.read(1, 0, 0), Err(BookieError::Invalid));
 }
+
+#[test]
+fn what_waits_for_a_segment_is_refused_when_the_keepers_disk_work_fails() {
+    for operation in [Operation::Create, Operation::Write, Operation::Sync, Operation::SyncDir] {
+        for queued_late in [false, true] {
+            let mut rig = Rig::new();
+            // Up to the end of the active segment, without a next one.
+            let mut entry = 0;
+            loop {
+                rig.offer(append(1, entry, 5_000)).expect("room");
+                entry += 1;
+                if rig.turn() == Turn::Blocked {
+                    break;
+                }
+            }
+            let mut fence = rig.offer_fence(1).expect("queued");
+            rig.answers();
+            rig.device.fail(operation, 0);
+            assert!(rig.log.run_chore());
+            assert!(rig.log.state.lock().poisoned.is_some(), "{operation:?}");
+            if queued_late {
+                // As a state carried over is, which nobody refuses at admission.
+                let again = append(2, 0, 10);
+                rig.enqueue_unchecked(again);
+                assert_eq!(rig.turn(), Turn::Progress, "{operation:?}");
+            }
+            let answers = rig.answers();
+            assert!(!answers.is_empty() && !rig.log.state.lock().has_work(), "{operation:?}");
+            assert!(answers.iter().all(|answer| answer.2 == Err(BookieError::ReadOnly)));
+            assert_eq!(fence.try_recv(), Ok(Err(BookieError::ReadOnly)), "{operation:?}");
+        }
+    }
+}
