@@ -1,12 +1,13 @@
 //! Runs the simulation for many seeds, or shows which planted defects it catches.
 //!
-//! `cargo run -p geminga-ledger --example simulate -- --seeds 10000 [--from N] [--mutants]`
+//! `cargo run -p geminga-ledger --example simulate -- --seeds 10000 [--from N] [--mutants] [--theme NAME]`
 //! `cargo run -p geminga-ledger --example simulate -- --trace SEED [--mutant NAME]`
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::process::ExitCode;
 
 use geminga_ledger::harness::mutant::Mutant;
+use geminga_ledger::harness::theme::Theme;
 use geminga_ledger::harness::{Caught, Run, catch, run};
 
 struct Arguments {
@@ -15,10 +16,12 @@ struct Arguments {
     mutants: bool,
     trace: Option<u64>,
     only: Option<String>,
+    theme: Option<Theme>,
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut found = Arguments { from: 0, seeds: 1_000, mutants: false, trace: None, only: None };
+    let (mutants, trace, only, theme) = (false, None, None, None);
+    let mut found = Arguments { from: 0, seeds: 1_000, mutants, trace, only, theme };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut text = || words.next().ok_or(format!("{word} needs a value"));
@@ -31,6 +34,11 @@ fn arguments() -> Result<Arguments, String> {
             "--trace" => found.trace = Some(number(text())?),
             "--mutants" => found.mutants = true,
             "--mutant" => found.only = Some(text()?),
+            "--theme" => {
+                let name = text()?;
+                let theme = Theme::ALL.into_iter().find(|theme| name == format!("{theme:?}"));
+                found.theme = Some(theme.ok_or(format!("there is no theme {name}"))?);
+            }
             other => return Err(format!("unknown argument {other}")),
         }
     }
@@ -63,7 +71,7 @@ fn mutants(arguments: &Arguments) -> bool {
 fn seeds(arguments: &Arguments) -> bool {
     let (mut failed, mut events, mut confirmed, mut recoveries) = (0, 0, 0, 0);
     for seed in arguments.from..arguments.from + arguments.seeds {
-        let outcome = run(Run::seed(seed));
+        let outcome = run(Run { theme: arguments.theme, ..Run::seed(seed) });
         events += outcome.events;
         confirmed += outcome.confirmed;
         recoveries += outcome.recoveries;

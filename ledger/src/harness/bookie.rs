@@ -1,7 +1,8 @@
 //! A model of a bookie: what `proto::storage` promises, in memory.
 //!
 //! Adds, fences and reads that fence pass one queue; what is in it is lost in a crash and
-//! answered by a sync. The fenced flag refuses adds from the moment the fence is in the queue.
+//! answered by a sync. The fenced flag refuses adds from the moment the fence is in the queue,
+//! and for ever once the ledger is deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,6 +86,8 @@ pub struct ModelBookie {
     queue: Vec<(usize, Ask)>,
     /// Ledgers whose fence is in the queue.
     fencing: BTreeSet<LedgerId>,
+    /// Ledgers that it has deleted. Their ids are never used again.
+    deleted: BTreeSet<LedgerId>,
     /// Which adds it refuses.
     pub full: Fullness,
     /// Entries that fail their checksum.
@@ -138,6 +141,9 @@ impl ModelBookie {
     }
 
     fn admit(&self, request: &AppendRequest) -> AppendResult {
+        if self.deleted.contains(&request.ledger) {
+            return Err(BookieError::Fenced);
+        }
         if self.token(request.ledger).is_some_and(|token| token != request.token) {
             return Err(BookieError::WrongToken);
         }
@@ -183,6 +189,10 @@ impl ModelBookie {
         let mut stored = Vec::new();
         for (from, ask) in std::mem::take(&mut self.queue) {
             match ask {
+                Ask::Append(request) if self.deleted.contains(&request.ledger) => {
+                    // Deleted while it was on its way to the disk.
+                    answers.push((from, Answer::Append(request.entry, Err(BookieError::Fenced))));
+                }
                 Ask::Append(request) => {
                     let (ledger, entry) = (request.ledger, request.entry);
                     self.store(request);
@@ -207,6 +217,9 @@ impl ModelBookie {
     }
 
     fn make_fence_durable(&mut self, ledger: LedgerId, token: LedgerToken) -> Lac {
+        if self.deleted.contains(&ledger) {
+            return Lac::NONE;
+        }
         // The defect keeps the flag in memory only.
         let fenced = self.fencing.contains(&ledger) && !self.has(Mutant::FenceNotDurable);
         let known = self.durable.entry(ledger).or_default();
@@ -231,8 +244,20 @@ impl ModelBookie {
         std::mem::take(&mut self.queue)
     }
 
+    /// Deletes a ledger that is gone from the metadata.
+    pub fn delete(&mut self, ledger: LedgerId) {
+        self.durable.remove(&ledger);
+        self.damaged.retain(|(damaged, _)| *damaged != ledger);
+        if self.has(Mutant::DeletionForgetsFence) {
+            self.fencing.remove(&ledger);
+        } else {
+            self.deleted.insert(ledger);
+        }
+    }
+
     /// Loses everything.
     pub fn wipe(&mut self) {
+        self.deleted.clear();
         self.durable.clear();
         self.damaged.clear();
     }
@@ -320,6 +345,23 @@ mod tests {
         let (answers, stored) = bookie.sync();
         assert_eq!(answers.len(), 3);
         assert_eq!(stored.len(), 2);
+    }
+
+    #[test]
+    fn a_deleted_ledger_takes_no_adds_not_even_those_on_their_way_to_the_disk() {
+        let mut bookie = ModelBookie::default();
+        bookie.ask(0, add(0, AddKind::Ordinary));
+        bookie.sync();
+        assert!(bookie.ask(0, add(1, AddKind::Ordinary)).is_none());
+        bookie.delete(LedgerId(1));
+        let (answers, stored) = bookie.sync();
+        assert!(matches!(answers[..], [(0, Answer::Append(_, Err(BookieError::Fenced)))]));
+        assert_eq!(stored, []);
+        for kind in [AddKind::Ordinary, AddKind::Recovery] {
+            let late = bookie.ask(0, add(2, kind));
+            assert!(matches!(late, Some(Answer::Append(_, Err(BookieError::Fenced)))));
+        }
+        assert_eq!(bookie.entries(LedgerId(1)), []);
     }
 
     #[test]

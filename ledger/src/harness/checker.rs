@@ -8,15 +8,19 @@
 //! - an entry that lacks copies when its ledger is closed is marked for repair;
 //! - a closed ledger contains every entry that was confirmed, and never changes its end;
 //! - a ledger's state only moves forward, and its owner and the metadata agree on its end;
+//! - nothing that is begun after a ledger's fence is confirmed (`checker/fence`);
 //! - in the end every confirmed entry can be read, with its content, in an order that respects
-//!   who was confirmed before whom was begun;
+//!   who was confirmed before whom was begun, unless its ledger was deleted;
 //! - no entry that its owner was told is not stored is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};
 
+use crate::harness::checker::fence::Fences;
 use crate::metadata::{LedgerMetadata, LedgerState};
+
+mod fence;
 
 /// One entry that an owner appended.
 #[derive(Debug, Clone)]
@@ -35,6 +39,8 @@ pub struct Checker {
     copies: BTreeSet<(BookieId, LedgerId, EntryId)>,
     records: BTreeMap<LedgerId, LedgerMetadata>,
     confirmed: BTreeMap<LedgerId, Lac>,
+    fences: Fences,
+    deleted: BTreeSet<LedgerId>,
     /// How many entries were confirmed.
     pub confirmed_entries: u64,
     /// The first promise that was broken.
@@ -86,6 +92,10 @@ impl Checker {
         };
         for number in before.next_entry().0..=lac.0 {
             let entry = EntryId(number);
+            let begun = self.appends.get(&(ledger, entry)).map(|append| append.begun);
+            if begun.is_some_and(|begun| !self.fences.allow(ledger, begun)) {
+                self.broken(|| format!("{ledger}:{entry} was begun after a fence and confirmed"));
+            }
             let copies = self.copies(&record, entry);
             if copies < record.ack_quorum {
                 self.broken(|| format!("{ledger}:{entry} was confirmed with {copies} copies"));
@@ -99,6 +109,16 @@ impl Checker {
             }
             self.confirmed_entries += 1;
         }
+    }
+
+    /// A recovery holds the ledger's fence to be complete.
+    pub fn fenced(&mut self, ledger: LedgerId, at: u64) {
+        self.fences.complete(ledger, at);
+    }
+
+    /// A ledger was deleted, with everything in it. What is known of it still binds its writer.
+    pub fn deleted(&mut self, ledger: LedgerId) {
+        self.deleted.insert(ledger);
     }
 
     /// An owner's ledger failed; it was told which entries have an unknown outcome.
@@ -202,7 +222,8 @@ impl Checker {
         let lost = self
             .appends
             .iter()
-            .find(|(place, append)| append.confirmed.is_some() && !present.contains(*place));
+            .filter(|(place, append)| append.confirmed.is_some() && !present.contains(*place))
+            .find(|((ledger, _), _)| !self.deleted.contains(ledger));
         if let Some(((ledger, entry), _)) = lost {
             let text = format!("{ledger}:{entry} was confirmed and is lost");
             self.broken(|| text);

@@ -9,9 +9,9 @@ use geminga_proto::storage::{AddKind, AppendRequest, ReadRequest};
 
 use crate::engine::Versioned;
 use crate::harness::bookie::Fullness;
-use crate::harness::metadata::MetaOp;
+use crate::harness::metadata::{MetaOp, MetaReply};
 use crate::harness::mutant::Mutant;
-use crate::harness::owner::Phase;
+use crate::harness::owner::{Owner, Phase};
 use crate::harness::sim::{Event, Simulation};
 use crate::harness::theme::Theme;
 use crate::metadata::LedgerState;
@@ -49,6 +49,13 @@ pub(super) enum Fault {
         first: EntryId,
         last: EntryId,
     },
+    /// The owner deletes what is closed.
+    Trim,
+    /// A bookie deletes a ledger that is gone.
+    Collect {
+        bookie: usize,
+        ledger: LedgerId,
+    },
     /// No more faults.
     Heal,
 }
@@ -57,8 +64,10 @@ impl Simulation {
     /// Plans what goes wrong until `horizon`.
     pub(super) fn plan_faults(&mut self, horizon: u64) {
         let mut count = self.below(16);
-        if self.theme == Theme::Repair {
-            count += 12;
+        match self.theme {
+            Theme::Repair => count += 12,
+            Theme::Deletion => count += 8,
+            _ => {}
         }
         let chance = if self.theme == Theme::Damage { 1 } else { 3 };
         if self.ack_quorum >= 2 && self.below(chance) == 0 {
@@ -76,6 +85,13 @@ impl Simulation {
                     (self.loss_of_data(), None)
                 }
                 Theme::Repair if self.below(2) == 0 => (Fault::Repair, None),
+                Theme::Deletion if self.below(2) == 0 => {
+                    // Soon after somebody has taken over.
+                    self.schedule(at, Event::TakeOver);
+                    let soon = at + 100 + self.below(300);
+                    self.schedule(soon, Event::Fault(Fault::Trim));
+                    continue;
+                }
                 Theme::Restarts if self.below(2) == 0 => (Fault::Blip(bookie), None),
                 Theme::Deaths if self.below(2) == 0 => {
                     // In the middle of a recovery that has to change its ensemble.
@@ -176,7 +192,46 @@ impl Simulation {
             Fault::DropCopies { bookie, ledger, first, last } => {
                 self.drop_copies(bookie, ledger, first, last);
             }
+            Fault::Trim => self.trim(),
+            Fault::Collect { bookie, ledger } => self.collect(bookie, ledger),
             Fault::Heal => self.heal(),
+        }
+    }
+
+    /// Everybody has consumed the closed ledgers at the head of the list: its owner, if it is at
+    /// work, deletes them. Bookies hear of it at their own times.
+    fn trim(&mut self) {
+        let mut version = self.metadata.list_version();
+        let at_work = |owner: &Owner| {
+            owner.phase == Phase::Serving
+                && owner.list_version == version
+                && owner.creating.is_none()
+        };
+        let Some(owner) = self.owners.iter().rposition(at_work) else { return };
+        for ledger in self.metadata.list().to_vec() {
+            let Some(found) = self.metadata.ledger(ledger) else { return };
+            if found.metadata.state != LedgerState::Closed {
+                return;
+            }
+            let MetaReply::Applied(next) = self.apply(MetaOp::Unlink(version, ledger)) else {
+                return;
+            };
+            version = next;
+            self.owners[owner].list_version = version;
+            self.checker.deleted(ledger);
+            for bookie in 0..self.nodes.len() {
+                let delay = 1 + self.below(60);
+                self.schedule(delay, Event::Fault(Fault::Collect { bookie, ledger }));
+            }
+        }
+    }
+
+    fn collect(&mut self, bookie: usize, ledger: LedgerId) {
+        let node = &mut self.nodes[bookie];
+        if node.up {
+            node.disk.delete(ledger);
+        } else if !node.gone {
+            self.schedule(100, Event::Fault(Fault::Collect { bookie, ledger }));
         }
     }
 

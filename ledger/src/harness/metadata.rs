@@ -18,6 +18,8 @@ pub enum MetaOp {
     ReadList,
     /// Creates a ledger's record and appends it to the list if that is still at the version.
     CreateAndLink(u64, LedgerMetadata),
+    /// Takes a ledger off the list and deletes its record if the list is still at the version.
+    Unlink(u64, LedgerId),
     /// Creates a ledger's record only; a planted defect's way.
     Create(LedgerMetadata),
     /// Appends to the list if it is still at the version; a planted defect's way.
@@ -73,6 +75,16 @@ impl ModelMetadata {
                 self.list_version = self.revision + 1;
                 (self.put(&metadata), Some(metadata))
             }
+            MetaOp::Unlink(version, id) => {
+                if self.list_version != version {
+                    return (MetaReply::Conflict, None);
+                }
+                self.list.retain(|listed| *listed != id);
+                self.ledgers.remove(&id);
+                self.revision += 1;
+                self.list_version = self.revision;
+                (MetaReply::Applied(self.revision), None)
+            }
             MetaOp::Create(metadata) => (self.put(&metadata), Some(metadata)),
             MetaOp::Link(version, id) => {
                 if self.list_version != version {
@@ -102,6 +114,12 @@ impl ModelMetadata {
     /// All records.
     pub fn ledgers(&self) -> impl Iterator<Item = &LedgerMetadata> {
         self.ledgers.values().map(|found| &found.metadata)
+    }
+
+    /// The list's version.
+    #[must_use]
+    pub fn list_version(&self) -> u64 {
+        self.list_version
     }
 
     /// The list.

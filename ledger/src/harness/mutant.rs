@@ -70,11 +70,13 @@ pub enum Mutant {
     UnseenLedgerNotFenced,
     /// A fenced bookie takes ordinary adds.
     FencedBookieTakesAdds,
+    /// A bookie forgets the fence of a ledger that it deletes.
+    DeletionForgetsFence,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::AckBelowQuorum,
         Self::OutOfOrderAck,
         Self::AckBeforeChangeCommitted,
@@ -108,5 +110,6 @@ impl Mutant {
         Self::FenceNotDurable,
         Self::UnseenLedgerNotFenced,
         Self::FencedBookieTakesAdds,
+        Self::DeletionForgetsFence,
     ];
 }

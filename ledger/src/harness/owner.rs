@@ -15,6 +15,7 @@ use crate::engine::{RecoveryFailure, Versioned};
 use crate::harness::metadata::{MetaOp, MetaReply};
 use crate::harness::mutant::Mutant;
 use crate::harness::sim::{Actor, Caller, Event, Machine, Simulation};
+use crate::harness::theme::Theme;
 use crate::metadata::{Fragment, LedgerMetadata, LedgerState};
 use crate::observer::WriterFailure;
 
@@ -138,6 +139,11 @@ impl Simulation {
                     left.pop_front();
                     self.recover_next(owner);
                 }
+            }
+            Err(RecoveryFailure::NotFound) => {
+                // Deleted by an owner that took over meanwhile: the list has changed.
+                self.owners[owner].phase = Phase::Listing;
+                self.retry(owner);
             }
             Err(_) => self.retry(owner),
         }
@@ -269,8 +275,9 @@ impl Simulation {
             self.create_ledger(owner);
         }
         // Sometimes it has nothing to say for a while.
-        let quiet = self.below(8) == 0;
-        let delay = 1 + self.below(if quiet { 500 } else { 40 });
+        let (quiet, longest) = if self.theme == Theme::Deletion { (3, 1_500) } else { (8, 500) };
+        let quiet = self.below(quiet) == 0;
+        let delay = 1 + self.below(if quiet { longest } else { 40 });
         self.schedule(delay, Event::Step(owner));
     }
 

@@ -342,6 +342,9 @@ impl Simulation {
         let mut commands = Vec::new();
         if let Machine::Recovery(engine) = &mut self.actors[actor].machine {
             event(engine, &mut commands);
+            if engine.first_searched().is_some() {
+                self.checker.fenced(self.actors[actor].ledger, self.events);
+            }
         }
         self.perform_recovery(actor, commands);
     }

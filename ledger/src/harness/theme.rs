@@ -21,11 +21,13 @@ pub enum Theme {
     Zombies,
     /// The metadata store loses answers, and goes down with them.
     Metadata,
+    /// What is closed is deleted, and those who wrote it come back after a long silence.
+    Deletion,
 }
 
 impl Theme {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Anything,
         Self::Damage,
         Self::Repair,
@@ -34,6 +36,7 @@ impl Theme {
         Self::Space,
         Self::Zombies,
         Self::Metadata,
+        Self::Deletion,
     ];
 }
 
@@ -47,6 +50,7 @@ impl Mutant {
                 Theme::Damage
             }
             Self::FenceNotDurable => Theme::Restarts,
+            Self::DeletionForgetsFence => Theme::Deletion,
             Self::FailedMemberNotRetried => Theme::Space,
             Self::LiveLacInRecovery
             | Self::RecoveryReadsNewEnsemble
