@@ -167,6 +167,11 @@ pub enum RecoveryFailure {
     WriteBack(WriterFailure),
     /// The metadata store did not answer.
     Metadata,
+    /// So many writes of the record in a row met a conflict or had an unknown outcome.
+    Unsettled {
+        /// How many.
+        writes: u32,
+    },
 }
 
 /// Limits of the engines, in ticks and bytes.

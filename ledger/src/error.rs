@@ -96,6 +96,18 @@ pub enum RecoverError {
         /// Why.
         error: StoreError,
     },
+    /// The ledger's record was changed by others, or its writes were left without an answer, time
+    /// and again.
+    #[error(
+        "ledger {ledger} can't be recovered now: {writes} writes of its record in a row were not \
+         settled"
+    )]
+    Unsettled {
+        /// The ledger.
+        ledger: LedgerId,
+        /// How many.
+        writes: u32,
+    },
     /// The ledger's record can't be read.
     #[error("the record of ledger {ledger} is damaged: {why}")]
     Damaged {

@@ -228,6 +228,9 @@ impl Recovery {
             Err(RecoveryFailure::WriteBack(failure)) => {
                 Err(RecoverError::WriteBack { ledger, failure })
             }
+            Err(RecoveryFailure::Unsettled { writes }) => {
+                Err(RecoverError::Unsettled { ledger, writes })
+            }
             Err(RecoveryFailure::Metadata) => {
                 let error = match self.error.take() {
                     Some(LoadError::Store(error)) => error,

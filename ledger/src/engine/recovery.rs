@@ -35,6 +35,9 @@ const READ_BYTES: u64 = 1024 * 1024;
 /// Bytes that may be waiting to be written back before the next read is sent.
 const WRITE_BACK_BYTES: u64 = 8 * 1024 * 1024;
 
+/// Writes of the record, for one purpose, that may end in a conflict or with an unknown outcome.
+const UNSETTLED_WRITES: u32 = 8;
+
 /// Who has answered a question that goes to the whole ensemble.
 #[derive(Debug)]
 struct Poll {
@@ -95,6 +98,8 @@ pub struct RecoveryEngine {
     /// Writes back; holds the local ensemble changes. Set from `Reading` on.
     write: Option<AppendEngine>,
     round: u64,
+    /// Writes for the present purpose that were not settled.
+    unsettled: u32,
     prior_bytes: u64,
     #[cfg(any(test, feature = "harness"))]
     pub(crate) planted: Option<crate::harness::mutant::Mutant>,
@@ -111,6 +116,7 @@ impl RecoveryEngine {
             found: None,
             write: None,
             round: 0,
+            unsettled: 0,
             prior_bytes: 0,
             #[cfg(any(test, feature = "harness"))]
             planted: None,
@@ -199,22 +205,32 @@ impl RecoveryEngine {
                 }
             }
             (Stage::Marking, CommitAnswer::Conflict | CommitAnswer::Unknown) => {
-                self.stage = Stage::Loading;
-                out.push(RecoveryCommand::ReadMetadata);
+                self.read_again(Stage::Loading, out);
             }
             (Stage::Closing, CommitAnswer::Committed(_)) => {
                 let closed = self.closing_record();
                 self.done(Ok(closed), out);
             }
             (Stage::Closing, CommitAnswer::Conflict | CommitAnswer::Unknown) => {
-                self.stage = Stage::Settling;
-                out.push(RecoveryCommand::ReadMetadata);
+                self.read_again(Stage::Settling, out);
             }
             (Stage::Marking | Stage::Closing, CommitAnswer::Unavailable) => {
                 self.done(Err(RecoveryFailure::Metadata), out);
             }
             _ => self.mid_recovery_commit(answer),
         }
+    }
+
+    /// What the record says now decides how to go on, but not for ever: whoever wants the ledger
+    /// recovered tries again later.
+    fn read_again(&mut self, stage: Stage, out: &mut Vec<RecoveryCommand>) {
+        self.unsettled += 1;
+        if self.unsettled >= UNSETTLED_WRITES {
+            let writes = self.unsettled;
+            return self.done(Err(RecoveryFailure::Unsettled { writes }), out);
+        }
+        self.stage = stage;
+        out.push(RecoveryCommand::ReadMetadata);
     }
 
     fn fence(&mut self, found: Versioned, out: &mut Vec<RecoveryCommand>) {
@@ -224,6 +240,7 @@ impl RecoveryEngine {
             out.push(RecoveryCommand::Fence { bookie: bookie.clone(), request });
         }
         self.stage = Stage::Fencing { poll: Poll::new(metadata), lac: Lac::NONE };
+        self.unsettled = 0;
         self.found = Some(found);
     }
 

@@ -39,6 +39,7 @@ pub(super) fn recover_error(error: &RecoverError) -> StateLogError {
         RecoverError::NotFound(_)
         | RecoverError::Fence { .. }
         | RecoverError::Undecided { .. }
+        | RecoverError::Unsettled { .. }
         | RecoverError::WriteBack { .. }
         | RecoverError::Metadata { .. } => unavailable(error),
     }

@@ -415,6 +415,7 @@ impl Topic {
             RecoverError::Fence { .. }
             | RecoverError::Undecided { .. }
             | RecoverError::WriteBack { .. }
+            | RecoverError::Unsettled { .. }
             | RecoverError::Metadata { .. } => JobError::Later(error.to_string()),
         })
     }

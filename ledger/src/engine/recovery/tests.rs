@@ -162,6 +162,35 @@ fn marking_whose_outcome_is_unknown_is_decided_by_reading() {
 }
 
 #[test]
+fn a_record_that_others_change_time_and_again_ends_the_recovery_for_now() {
+    let unsettled = Err(RecoveryFailure::Unsettled { writes: UNSETTLED_WRITES });
+    for answer in [CommitAnswer::Conflict, CommitAnswer::Unknown] {
+        let open = record(LedgerState::Open, &[(0, "a b c")]);
+        let mut bench = Bench::loaded(open.clone());
+        for version in 2..u64::from(UNSETTLED_WRITES) + 1 {
+            bench.take();
+            bench.engine.commit_answered(answer, &mut bench.out);
+            assert_eq!(bench.take(), [RecoveryCommand::ReadMetadata]);
+            bench.found(open.clone(), version);
+        }
+        bench.engine.commit_answered(answer, &mut bench.out);
+        assert_eq!(bench.result(), unsettled, "marking");
+
+        let marked = record(LedgerState::InRecovery, &[(0, "a b c")]);
+        let mut bench = Bench::fenced(4);
+        bench.end();
+        for version in 2..u64::from(UNSETTLED_WRITES) + 1 {
+            assert_eq!(bench.commit().0, version - 1);
+            bench.engine.commit_answered(answer, &mut bench.out);
+            assert_eq!(bench.take(), [RecoveryCommand::ReadMetadata]);
+            bench.found(marked.clone(), version);
+        }
+        bench.engine.commit_answered(answer, &mut bench.out);
+        assert_eq!(bench.result(), unsettled, "closing");
+    }
+}
+
+#[test]
 fn every_recovery_read_fences() {
     let mut bench = Bench::fenced(4);
     assert_eq!(bench.reads(), three(5));
