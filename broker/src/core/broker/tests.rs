@@ -3,6 +3,7 @@
 mod dispatching;
 mod faults;
 mod lifecycle;
+mod races;
 
 use std::time::Duration;
 

@@ -192,9 +192,11 @@ impl Log {
         true
     }
 
-    /// The current ledger, of which everything is confirmed, is to be closed.
+    /// The current ledger, of which everything is confirmed, is to be closed. Nobody hears it any
+    /// more: should the disks be full still, the next one says so.
     pub fn stop_current(&mut self) {
         if let Some(mut current) = self.current.take() {
+            self.storage_full = false;
             current.end_index = self.queue.confirmed_index();
             self.closing = Some(current);
         }

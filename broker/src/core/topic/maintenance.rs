@@ -185,7 +185,7 @@ impl Topic {
         if self.wants_roll(log, now) {
             return Some(Job::Open(log.next_generation()));
         }
-        let trim = if state.log.next.is_none() { self.trimmable(state) } else { 0 };
+        let trim = self.trimmable(state);
         (trim > 0).then(|| Job::Trim(trim.min(TRIM_AT_ONCE)))
     }
 
@@ -194,8 +194,11 @@ impl Topic {
         let Some(current) = &log.current else { return false };
         let full = current.bytes >= config.ledger_max_bytes;
         let old = current.entries > 0 && now.saturating_sub(current.opened) > config.ledger_max_age;
-        log.next.is_none() && log.closing.is_none() && (full || old)
+        let free = log.next.is_none() && log.closing.is_none() && !log.storage_full;
+        free && (full || old)
     }
+    /// Full disks put it off: another ledger frees nothing, and entries that wait for space can't
+    /// leave the current one.
 
     /// An idle ledger is closed without a successor: the next publish creates one. So retention
     /// isn't blocked, and an idle topic costs no more than its list.
@@ -206,13 +209,13 @@ impl Topic {
     }
 
     /// With full disks, an open ledger that everybody has consumed is the space that is needed:
-    /// it is closed by recovery, which may still write, and then trimmed.
+    /// it is closed by recovery, which may still write, and then trimmed. The next one may be there
+    /// already; it then takes what waited.
     fn wants_seal(&self, state: &State) -> bool {
         let log = &state.log;
         let Some(current) = &log.current else { return false };
         log.storage_full
             && log.failed.is_none()
-            && log.next.is_none()
             && log.closing.is_none()
             && log.last_confirmed.is_some_and(|last| last.ledger == current.id)
             && state.subscriptions.consumed() >= log.queue.confirmed_index()

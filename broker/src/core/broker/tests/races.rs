@@ -1,0 +1,55 @@
+//! Several things at a time: full disks and rolling, outages right after a roll, trimming and new
+//! subscriptions, a read that is answered after its subscription has gone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use geminga_ledger::harness::bookie::Fullness;
+use geminga_meta::store::Op;
+use geminga_meta::store::memory::{Fault, Request};
+
+use super::{ALL, eventually, positions};
+use crate::core::admin::{AdminError, ResetTo};
+use crate::core::api::{AckError, TopicError};
+use crate::core::config::BrokerConfig;
+use crate::testing::{Cluster, ack, consumer, producer, publish, texts, topic};
+
+#[tokio::test]
+async fn full_disks_while_a_roll_is_due_are_freed_by_consuming() {
+    let cluster = Cluster::new();
+    let config = BrokerConfig { ledger_max_bytes: 400, ..Cluster::config() };
+    let broker = cluster.broker(config).await;
+    let (producer, ear) = producer(&broker, "orders").await;
+    let (worker, consumed) = consumer(&broker, "orders", "work").await;
+    publish(&broker, &producer, 0, &texts("m", 2)).await;
+    ear.until("receipts", |heard| heard.receipts.len() == 2).await;
+    cluster.set_full(Fullness::FirstMark);
+    // The stalled entry takes the ledger above its size, so that a roll is due.
+    publish(&broker, &producer, 2, &["stalled".repeat(100)]).await;
+    let name = topic("orders");
+    eventually("the stall", async || {
+        broker.topic_stats(&name).await.is_ok_and(|stats| stats.storage_full)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    worker.flow(1_000, ALL);
+    consumed.until("messages", |heard| heard.deliveries.len() == 2).await;
+    let held = positions(&consumed);
+    ack(&worker, 1, &held).await;
+    consumed.until("the ack receipt", |heard| heard.acked == [(1, Ok(()))]).await;
+    eventually("the consumed ledger's end", async || {
+        broker.ledger(held[0].ledger).await == Err(AdminError::LedgerNotFound(held[0].ledger))
+    })
+    .await;
+    cluster.set_full(Fullness::Free);
+    ear.until("the stalled receipt", |heard| heard.receipts.len() == 3).await;
+    eventually("room", async || {
+        broker.topic_stats(&name).await.is_ok_and(|stats| !stats.storage_full)
+    })
+    .await;
+    publish(&broker, &producer, 3, &texts("n", 1)).await;
+    ear.until("a receipt", |heard| heard.receipts.len() == 4).await;
+    assert!(ear.look(|heard| heard.closed.is_empty()));
+    broker.shutdown().await;
+}
