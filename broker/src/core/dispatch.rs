@@ -16,7 +16,7 @@
 //! but from the replay set; an answer with an old token changes nothing; messages in flight
 //! exceed a limit by at most one entry.
 
-use geminga_proto::id::Position;
+use geminga_proto::id::{EntryId, Position};
 
 use crate::core::api::{Delivery, SubscriptionType};
 use crate::core::cursor::{Cursor, EntrySpan};
@@ -48,8 +48,8 @@ pub enum Refused {
 /// What the outstanding read is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reading {
-    /// New entries.
-    New,
+    /// New entries, from here on.
+    New(Position),
     /// Entries to be handed out again, from this one on.
     Replay(Position),
 }
@@ -324,7 +324,7 @@ impl Dispatcher {
         match result {
             Err(why) => self.read_failure = Some(why),
             Ok(entries) => match reading {
-                Reading::New => self.new_read(entries, cursor),
+                Reading::New(from) => self.new_read(from, entries, cursor),
                 Reading::Replay(first) => self.replay_read(first, entries, cursor),
             },
         }
@@ -332,7 +332,15 @@ impl Dispatcher {
         self.pump(cursor, out);
     }
 
-    fn new_read(&mut self, entries: &[ReadyEntry], cursor: &mut Cursor) {
+    fn new_read(&mut self, from: Position, entries: &[ReadyEntry], cursor: &mut Cursor) {
+        // Anything else would skip entries.
+        let follows = |first: Position| {
+            first == from || (first.ledger > from.ledger && first.entry == EntryId(0))
+        };
+        if entries.first().is_some_and(|first| !follows(first.span.position)) {
+            self.read_failure = Some(format!("something else was read than from {from} on"));
+            return;
+        }
         if entries.last().is_none_or(|last| last.span.position < self.read_from) {
             // Asking again at once would only spin.
             self.read_failure = Some(format!("nothing was read from {}", self.read_from));
@@ -353,8 +361,8 @@ impl Dispatcher {
             let unacked = cursor.unacked_in(&entry.span);
             if unacked > 0 {
                 let Ok(to) = self.pick() else { return };
+                let Some(holder) = self.hand_out(to, entry, unacked, 0, cursor) else { return };
                 handed_out = true;
-                let holder = self.hand_out(to, entry, unacked, 0, cursor);
                 self.in_flight.push(&entry.span, unacked, holder);
             }
             cursor.note(&entry.span, unacked);
@@ -381,11 +389,13 @@ impl Dispatcher {
             let unacked = cursor.unacked_in(&entry.span);
             let Ok(to) = self.pick() else { return };
             let holder = self.hand_out(to, entry, unacked, redeliveries, cursor);
+            let Some(holder) = holder else { return };
             self.in_flight.take_replay(entry.span.position, holder);
         }
     }
 
-    /// Gives an entry to a consumer and takes its credit; answers which one it is.
+    /// Gives an entry to a consumer and takes its credit; answers which one it is. `None`: there is
+    /// no such consumer, and nothing has changed.
     fn hand_out(
         &mut self,
         to: usize,
@@ -393,7 +403,8 @@ impl Dispatcher {
         unacked: u32,
         redelivery_count: u32,
         cursor: &Cursor,
-    ) -> ConsumerKey {
+    ) -> Option<ConsumerKey> {
+        let consumer = self.consumers.get_mut(to)?;
         let whole = unacked == entry.span.messages;
         let bytes = entry.payload.len() as u64;
         let delivery = Delivery {
@@ -417,9 +428,8 @@ impl Dispatcher {
         }
         let average = self.messages_per_entry_x8;
         self.messages_per_entry_x8 = average - average / 8 + u64::from(entry.span.messages);
-        let consumer = &mut self.consumers[to];
         consumer.take(delivery, self.turn);
-        consumer.key
+        Some(consumer.key)
     }
 
     fn flush(&mut self, out: &mut Vec<Command>) {
@@ -459,7 +469,7 @@ impl Dispatcher {
         } else if self.caught_up() {
             return;
         } else {
-            (Reading::New, ReadTarget::From(self.read_from))
+            (Reading::New(self.read_from), ReadTarget::From(self.read_from))
         };
         self.last_token = ReadToken(self.last_token.0 + 1);
         self.reading = Some((self.last_token, reading));

@@ -18,6 +18,7 @@ use crate::core::cache::CachedEntry;
 use crate::core::context::{Context, unavailable};
 use crate::core::cursor::EntrySpan;
 use crate::core::dispatch::{EntryRun, ReadRequest, ReadTarget, ReadToken, ReadyEntry};
+use crate::core::state_log::CursorId;
 use crate::core::topic::log::{Log, Place, Source};
 use crate::core::topic::subscriptions::{ReadAhead, SubscriptionSlot};
 use crate::core::topic::{State, Status, Topic};
@@ -118,11 +119,11 @@ impl Topic {
     /// Reads in a task of its own.
     pub(super) fn spawn_read(&self, slot: &SubscriptionSlot, request: ReadRequest) {
         let Some(topic) = self.me.upgrade() else { return };
-        let name = Arc::clone(slot.subscription.name());
+        let (name, cursor) = (Arc::clone(slot.subscription.name()), slot.cursor);
         self.context.runtime.spawn(async move {
             let permit = topic.context.budget.acquire_egress(request.max_bytes.max(1)).await;
             let result = topic.fetch(&request, permit).await;
-            topic.deliver_read(&name, &request, result);
+            topic.deliver_read(&name, cursor, &request, result);
         });
     }
 
@@ -176,16 +177,18 @@ impl Topic {
     ) {
         let mut guard = self.state.lock();
         let State { log, subscriptions, traffic, status, .. } = &mut *guard;
-        let Some(slot) = subscriptions.get_mut(name) else { return };
+        let slot = subscriptions.get_mut(name).filter(|slot| slot.cursor == cursor);
+        let Some(slot) = slot else { return };
         if matches!(status, Status::Closed(_)) {
             return;
         }
         let mut commands = Vec::new();
         match result {
             Ok(entries) => {
+        cursor: CursorId,
                 slot.subscription.read_done(request.token, Ok(&entries), &mut commands);
                 if slot.subscription.read_has_failed() {
-                    self.retry_later(name);
+                    self.retry_later(name, cursor);
                 }
                 if let Some(last) = entries.last()
                     && matches!(request.target, ReadTarget::From(_))
@@ -198,7 +201,7 @@ impl Topic {
                 let why = error.to_string();
                 slot.subscription.read_done(request.token, Err(why), &mut commands);
                 if slot.subscription.read_has_failed() {
-                    self.retry_later(name);
+                    self.retry_later(name, cursor);
                 }
             }
         }
@@ -206,14 +209,15 @@ impl Topic {
         self.forget_read(log, subscriptions);
     }
 
-    fn retry_later(&self, name: &str) {
+    fn retry_later(&self, name: &str, cursor: CursorId) {
         let (topic, name) = (self.me.clone(), name.to_owned());
         self.context.runtime.spawn(async move {
             tokio::time::sleep(RETRY).await;
             let Some(topic) = topic.upgrade() else { return };
             let mut guard = topic.state.lock();
             let State { log, subscriptions, traffic, .. } = &mut *guard;
-            let Some(slot) = subscriptions.get_mut(&name) else { return };
+            let slot = subscriptions.get_mut(&name).filter(|slot| slot.cursor == cursor);
+            let Some(slot) = slot else { return };
             let mut commands = Vec::new();
             slot.subscription.retry_read(&mut commands);
             topic.execute(log, slot, traffic, &mut commands, None);

@@ -53,3 +53,29 @@ async fn full_disks_while_a_roll_is_due_are_freed_by_consuming() {
     assert!(ear.look(|heard| heard.closed.is_empty()));
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_late_answer_to_a_deleted_subscriptions_read_skips_nothing_of_its_successor() {
+    let cluster = Cluster::new();
+    let broker = cluster.broker(Cluster::config()).await;
+    let (producer, ear) = producer(&broker, "orders").await;
+    publish(&broker, &producer, 0, &texts("m", 10)).await;
+    ear.until("receipts", |heard| heard.receipts.len() == 10).await;
+    let sixth = ear.look(|heard| heard.receipts[5].position);
+    let name = topic("orders");
+    let from = ResetTo::Position(sixth);
+    broker.create_subscription(&name, "work", from).await.expect("creates");
+    // Reads wait for memory, so they are answered when the test says so.
+    let all = broker.budget().egress().capacity_bytes;
+    let hog = broker.budget().acquire_egress(all).await;
+    let (first, _) = consumer(&broker, "orders", "work").await;
+    first.flow(100, ALL);
+    first.unsubscribe().await.expect("alone");
+    let (second, consumed) = consumer(&broker, "orders", "work").await;
+    second.flow(100, ALL);
+    eventually("two reads wait", async || broker.budget().egress().waiting == 2).await;
+    drop(hog);
+    consumed.until("messages", |heard| heard.deliveries.len() >= 10).await;
+    assert_eq!(consumed.payloads(), texts("m", 10));
+    broker.shutdown().await;
+}
