@@ -158,6 +158,12 @@ impl Topic {
         }
         let log = &mut state.log;
         if log.failed.is_some()
+        // The list takes ledgers in their order, so one that was to be closed before goes first.
+        if log.failed.is_some()
+            && let Some(closing) = &log.closing
+        {
+            return Some(Job::Close(closing.writer.clone()));
+        }
             && let Some(current) = &mut log.current
         {
             // From here on only recovery says what was confirmed.

@@ -79,3 +79,56 @@ async fn a_late_answer_to_a_deleted_subscriptions_read_skips_nothing_of_its_succ
     assert_eq!(consumed.payloads(), texts("m", 10));
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn an_outage_right_after_a_roll_is_not_taken_for_damage() {
+    let cluster = Cluster::with_bookies(3, 3, 2);
+    let config = BrokerConfig { ledger_max_bytes: 400, ..Cluster::config() };
+    let broker = cluster.broker(config).await;
+    let (producer, ear) = producer(&broker, "orders").await;
+    publish(&broker, &producer, 0, &texts("m", 1)).await;
+    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    // The next ledger comes to be, and then the metadata goes: the one before can't be closed.
+    let mut rolled = false;
+    cluster.meta.faults().set_script(move |request| match request {
+        _ if rolled => Fault::Unavailable,
+        Request::Txn(txn) => {
+            let rolls = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with("managed-"));
+            rolled = txn.ops.iter().any(rolls);
+            Fault::None
+        }
+        _ => Fault::None,
+    });
+    publish(&broker, &producer, 1, &["x".repeat(500)]).await;
+    let name = topic("orders");
+    let first = ear.look(|heard| heard.receipts[0].position.ledger);
+    let mut sequence_id = 2;
+    let mut last = first;
+    while last == first {
+        publish(&broker, &producer, sequence_id, &texts("n", 1)).await;
+        sequence_id += 1;
+        let count = usize::try_from(sequence_id).expect("small");
+        ear.until("receipts", |heard| heard.receipts.len() == count).await;
+        last = ear.look(|heard| heard.receipts[count - 1].position.ledger);
+    }
+    let stored = usize::try_from(sequence_id).expect("small");
+    cluster.set_up(0, false);
+    cluster.set_up(1, false);
+    publish(&broker, &producer, sequence_id, &texts("late", 5)).await;
+    eventually("the quorum's loss", async || {
+        broker.topic_internal_stats(&name).await.is_ok_and(|stats| stats.state == "recovering")
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(ear.look(|heard| heard.receipts.len()), stored);
+    cluster.set_up(0, true);
+    cluster.set_up(1, true);
+    cluster.meta.faults().clear();
+    ear.until("all receipts", |heard| heard.receipts.len() == stored + 5).await;
+    ear.look(|heard| {
+        assert!(heard.closed.is_empty(), "{:?}", heard.closed);
+        let indexes = heard.receipts.iter().map(|receipt| receipt.first_index.0);
+        assert!(indexes.eq(0..stored as u64 + 5));
+    });
+    broker.shutdown().await;
+}
