@@ -50,10 +50,12 @@ async fn wait(receiver: oneshot::Receiver<Result<(), StateLogError>>) -> Result<
 
 impl Log {
     fn frontier(&self, to: ResetTo, span: Option<EntrySpan>) -> Frontier {
+        let (start, first_index) = self.start();
         let (position, index) = match (span, to) {
-            (Some(span), _) => (span.position, span.first_index),
+            // Unless it was trimmed since it was looked up.
+            (Some(span), _) if span.first_index >= first_index => (span.position, span.first_index),
             (None, ResetTo::Latest) => self.tail(),
-            (None, _) => self.start(),
+            _ => (start, first_index),
         };
         Frontier { index, position }
     }

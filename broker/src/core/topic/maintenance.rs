@@ -20,6 +20,7 @@ use geminga_proto::id::{Lac, LedgerId, MessageIndex};
 
 use crate::core::api::TopicError;
 use crate::core::context::unavailable;
+use crate::core::cursor::Frontier;
 use crate::core::managed_ledger::ManagedLedger;
 use crate::core::managed_ledger::list::{ClosedLedger, Retention};
 use crate::core::topic::log::{Generation, Log};
@@ -477,7 +478,24 @@ impl Topic {
         self.context.metrics.ledgers_trimmed.inc_by(gone.len() as u64);
         let mut state = self.state.lock();
         state.log.ledgers = ledgers;
+        self.skip_trimmed(&mut state);
         Ok(())
+    }
+
+    /// A subscription that was created or moved while ledgers were being deleted may stand in one
+    /// of them: what is gone is no backlog of it.
+    fn skip_trimmed(&self, state: &mut State) {
+        let State { log, subscriptions, traffic, .. } = state;
+        let (position, index) = log.start();
+        let to = Frontier { index, position };
+        for slot in subscriptions.slots.values_mut() {
+            if slot.subscription.cursor().frontier.index < index {
+                let mut commands = Vec::new();
+                slot.subscription.skip_to(to, &mut commands);
+                self.execute(log, slot, traffic, &mut commands, None);
+            }
+        }
+        self.forget_read(log, subscriptions);
     }
 
     /// The topic has nothing open any more (or that can't be helped).

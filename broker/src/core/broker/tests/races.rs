@@ -132,3 +132,56 @@ async fn an_outage_right_after_a_roll_is_not_taken_for_damage() {
     });
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_subscription_made_while_its_first_ledger_is_trimmed_has_no_backlog_of_it() {
+    let cluster = Cluster::new();
+    let config = BrokerConfig { ledger_max_bytes: 400, ..Cluster::config() };
+    let broker = cluster.broker(config).await;
+    let name = topic("orders");
+    let (producer, ear) = producer(&broker, "orders").await;
+    let (worker, consumed) = consumer(&broker, "orders", "work").await;
+    worker.flow(100, ALL);
+    publish(&broker, &producer, 0, &["x".repeat(500)]).await;
+    eventually("a roll", async || {
+        let stats = broker.topic_internal_stats(&name).await.expect("loaded");
+        stats.ledgers.len() == 2 && stats.ledgers[0].closed
+    })
+    .await;
+    publish(&broker, &producer, 1, &texts("n", 2)).await;
+    ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+    consumed.until("messages", |heard| heard.deliveries.len() == 3).await;
+    let held = positions(&consumed);
+    let trimming = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&trimming);
+    cluster.meta.faults().set_script(move |request| {
+        if let Request::Txn(txn) = request
+            && txn.ops.iter().any(|op| matches!(op, Op::Delete(key) if key.starts_with("ledgers/")))
+        {
+            seen.store(true, Ordering::Release);
+        }
+        Fault::None
+    });
+    cluster.meta.faults().set_delay(Duration::from_secs(1));
+    ack(&worker, 1, &held[..1]).await;
+    eventually("trimming", async || trimming.load(Ordering::Acquire)).await;
+    cluster.meta.faults().set_delay(Duration::ZERO);
+    broker.create_subscription(&name, "late", ResetTo::Earliest).await.expect("creates");
+    broker.reset_subscription(&name, "work", ResetTo::Earliest).await.expect("moves");
+    assert!(broker.topic_internal_stats(&name).await.expect("loaded").entries == 3, "too slow");
+    eventually("the ledger's end", async || {
+        broker.topic_internal_stats(&name).await.expect("loaded").entries == 2
+    })
+    .await;
+    cluster.meta.faults().clear();
+    let subscriptions = broker.list_subscriptions(&name).await.expect("loaded");
+    let backlogs: Vec<_> =
+        subscriptions.iter().map(|(name, it)| (&**name, it.msg_backlog)).collect();
+    assert_eq!(backlogs, [("late", 2), ("work", 2)]);
+    // It is so after a restart, too.
+    broker.shutdown().await;
+    let broker = cluster.broker(Cluster::config()).await;
+    let subscriptions = broker.list_subscriptions(&name).await.expect("loaded");
+    assert!(subscriptions.iter().all(|(_, it)| it.msg_backlog == 2), "{subscriptions:?}");
+    broker.shutdown().await;
+}
