@@ -10,7 +10,7 @@ use geminga_ledger::reader::LedgerReader;
 use geminga_proto::entry::{EntryError, message_count, split_stored};
 use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
 use geminga_proto::payload::Payload;
-use geminga_proto::storage::StoredEntry;
+use geminga_proto::storage::{BookieError, StoredEntry};
 
 use crate::core::api::TopicError;
 use crate::core::budget::{BytePermit, EntryPermit};
@@ -49,6 +49,17 @@ pub enum FetchError {
     /// The topic was closed meanwhile.
     #[error("the topic was closed")]
     Closed,
+}
+
+impl FetchError {
+    /// True if asking again won't help: what is stored is damaged.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::Open(OpenError::Damaged { .. }) => true,
+            Self::Read(ReadError::Bookies { error, .. }) => *error == BookieError::CorruptEntry,
+            Self::Open(_) | Self::Read(_) | Self::Nothing(_) | Self::Closed => false,
+        }
+    }
 }
 
 /// Opens a closed ledger for reading, or finds it open.
@@ -328,7 +339,7 @@ impl Topic {
             };
             match self.read_range(&place, 1, 1).await {
                 Ok(found) => spans.extend(found.into_iter().next().map(|(span, _)| span)),
-                Err(error @ FetchError::Damaged { .. }) => {
+                Err(error) if error.is_damage() => {
                     return Err(TopicError::Corrupt(error.to_string()));
                 }
                 Err(error) => return Err(unavailable(error)),

@@ -185,3 +185,22 @@ async fn a_subscription_made_while_its_first_ledger_is_trimmed_has_no_backlog_of
     assert!(subscriptions.iter().all(|(_, it)| it.msg_backlog == 2), "{subscriptions:?}");
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn acknowledging_a_damaged_entry_says_that_it_is_damaged() {
+    let cluster = Cluster::new();
+    let broker = cluster.broker(Cluster::config()).await;
+    let (producer, ear) = producer(&broker, "orders").await;
+    publish(&broker, &producer, 0, &texts("m", 3)).await;
+    ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+    let second = ear.look(|heard| heard.receipts[1].position);
+    cluster.damage(second, true);
+    let (worker, consumed) = consumer(&broker, "orders", "work").await;
+    ack(&worker, 7, &[second]).await;
+    consumed.until("the refusal", |heard| heard.acked.len() == 1).await;
+    consumed.look(|heard| {
+        let refused = &heard.acked[0].1;
+        assert!(matches!(refused, Err(AckError::Topic(TopicError::Corrupt(_)))), "{refused:?}");
+    });
+    broker.shutdown().await;
+}
