@@ -158,13 +158,13 @@ impl Topic {
             state.log.failed = Some(geminga_ledger::observer::WriterFailure::QuorumLost);
         }
         let log = &mut state.log;
-        if log.failed.is_some()
         // The list takes ledgers in their order, so one that was to be closed before goes first.
         if log.failed.is_some()
             && let Some(closing) = &log.closing
         {
             return Some(Job::Close(closing.writer.clone()));
         }
+        if log.failed.is_some()
             && let Some(current) = &mut log.current
         {
             // From here on only recovery says what was confirmed.
@@ -196,6 +196,8 @@ impl Topic {
         (trim > 0).then(|| Job::Trim(trim.min(TRIM_AT_ONCE)))
     }
 
+    /// Full disks put it off: another ledger frees nothing, and entries that wait for space can't
+    /// leave the current one.
     fn wants_roll(&self, log: &Log, now: Monotonic) -> bool {
         let config = &self.context.config;
         let Some(current) = &log.current else { return false };
@@ -204,8 +206,6 @@ impl Topic {
         let free = log.next.is_none() && log.closing.is_none() && !log.storage_full;
         free && (full || old)
     }
-    /// Full disks put it off: another ledger frees nothing, and entries that wait for space can't
-    /// leave the current one.
 
     /// An idle ledger is closed without a successor: the next publish creates one. So retention
     /// isn't blocked, and an idle topic costs no more than its list.

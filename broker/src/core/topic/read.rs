@@ -179,10 +179,12 @@ impl Topic {
         });
     }
 
-    /// Hands over what was read.
+    /// Hands over what was read, unless the subscription has gone: one of the same name that was
+    /// created since counts its reads from the start, too.
     fn deliver_read(
         &self,
         name: &str,
+        cursor: CursorId,
         request: &ReadRequest,
         result: Result<Vec<ReadyEntry>, FetchError>,
     ) {
@@ -196,7 +198,6 @@ impl Topic {
         let mut commands = Vec::new();
         match result {
             Ok(entries) => {
-        cursor: CursorId,
                 slot.subscription.read_done(request.token, Ok(&entries), &mut commands);
                 if slot.subscription.read_has_failed() {
                     self.retry_later(name, cursor);
