@@ -2,8 +2,9 @@
 //!
 //! A hint or the interval triggers a look. A look reads, linearizably, the cluster's record, this
 //! bookie's own cookie, and the ledgers; what the bookie holds was listed *before*, so a ledger
-//! that exists was in the metadata by then. Before anything is deleted, the revision of what was
-//! read is made durable here, so that a later look can tell metadata that went back in time.
+//! that exists was in the metadata by then. The revision of what was read is made durable here, so
+//! that a later look can tell metadata that went back in time; and with it which ledgers are gone,
+//! so that they neither come back with a restart nor take an add of a former owner.
 //!
 //! Deletion stops, loudly, until somebody looks: at a revision lower than any seen, at a foreign
 //! cluster id, without the own cookie, and when a large share of the ledgers is gone at once
@@ -57,7 +58,8 @@ pub enum CollectError {
     /// Too many ledgers are gone at once.
     #[error(
         "{vanished} of {known} ledgers are gone from the metadata without a hint: nothing is \
-         deleted any more. If that is right, restart this node with a higher mass_deletion_percent"
+         deleted any more. If that is right, restart this node with a higher \
+         bookie.mass_deletion_percent"
     )]
     MassDeletion {
         /// How many are gone.
@@ -185,12 +187,15 @@ impl Collector {
         let known = self.bookie.log().ledgers();
         let mut revision = self.bookie.log().with_state(|state| state.wanted_revision);
         self.check_identity(&mut revision).await?;
-        let gone = if everything {
+        let (gone, lowest) = if everything {
             self.compare(&known, &mut revision).await?
         } else {
-            self.ask(&known, hinted, &mut revision).await?
+            (self.ask(&known, hinted, &mut revision).await?, None)
         };
         self.check_share(&gone, hinted, known.len())?;
+        if let Some(lowest) = lowest {
+            self.bookie.log().note_lowest_ledger(lowest);
+        }
         self.delete(gone, revision).await
     }
 
@@ -233,12 +238,12 @@ impl Collector {
         if ours { Ok(()) } else { Err(CollectError::NoCookie) }
     }
 
-    /// Which of `known`, sorted, are not among the cluster's ledgers.
+    /// Which of `known`, sorted, are not among the cluster's ledgers; and the lowest of these.
     async fn compare(
         &self,
         known: &[LedgerId],
         revision: &mut u64,
-    ) -> Result<Vec<LedgerId>, CollectError> {
+    ) -> Result<(Vec<LedgerId>, Option<LedgerId>), CollectError> {
         let mut present = vec![false; known.len()];
         let mut lowest = None;
         let mut after: Option<String> = None;
@@ -253,11 +258,8 @@ impl Collector {
             }
             after = page.pairs.last().map(|pair| pair.key.clone());
             if !page.more || after.is_none() {
-                if let Some(lowest) = lowest {
-                    self.bookie.log().note_lowest_ledger(lowest);
-                }
                 let gone = known.iter().zip(present).filter(|(_, present)| !present);
-                return Ok(gone.map(|(id, _)| *id).collect());
+                return Ok((gone.map(|(id, _)| *id).collect(), lowest));
             }
         }
     }
@@ -300,10 +302,7 @@ impl Collector {
     /// Makes the revision durable, whether or not anything is gone at it; then deletes.
     async fn delete(&self, gone: Vec<LedgerId>, revision: u64) -> Result<u64, CollectError> {
         let log = self.bookie.log().clone();
-        let noted = tokio::task::spawn_blocking(move || {
-            log.note_revision(revision)?;
-            Ok::<u64, geminga_proto::storage::BookieError>(log.delete(&gone))
-        });
+        let noted = tokio::task::spawn_blocking(move || log.forget(revision, &gone));
         noted.await.ok().and_then(Result::ok).ok_or(CollectError::ReadOnly)
     }
 }

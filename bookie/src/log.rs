@@ -21,6 +21,7 @@ use crate::error::OpenError;
 mod chore;
 mod codec;
 pub(crate) mod crew;
+mod deleted;
 mod files;
 mod footer;
 mod group;
@@ -156,14 +157,6 @@ impl Log {
         }
     }
 
-    /// Forgets ledgers whose deletion was confirmed.
-    pub(crate) fn delete(&self, ledgers: &[LedgerId]) -> u64 {
-        let mut state = self.state.lock();
-        let deleted = state.delete(ledgers);
-        self.call_keeper(&mut state);
-        deleted
-    }
-
     /// Takes in which is the oldest ledger that the cluster has.
     pub(crate) fn note_lowest_ledger(&self, lowest: LedgerId) {
         let mut state = self.state.lock();
@@ -284,18 +277,21 @@ impl Log {
         Turn::Blocked
     }
 
-    /// Makes the manifest know a revision of the metadata store, and returns when it does.
-    pub(crate) fn note_revision(&self, revision: u64) -> Result<(), BookieError> {
+    /// Makes the manifest know a revision of the metadata store and that these ledgers are gone at
+    /// it, and forgets them. Returns how many of them there were, when all that is durable.
+    pub(crate) fn forget(&self, revision: u64, gone: &[LedgerId]) -> Result<u64, BookieError> {
         let mut state = self.state.lock();
-        state.wanted_revision = state.wanted_revision.max(revision);
+        let mine = state.doom(revision, gone);
         self.call_keeper(&mut state);
-        while state.manifest.metadata_revision < revision {
+        while state.manifest.metadata_revision < revision
+            || mine.iter().any(|id| state.doomed.contains(id))
+        {
             if state.poisoned.is_some() || state.turns.keeper_ended {
                 return Err(BookieError::ReadOnly);
             }
             self.settled.wait(&mut state);
         }
-        Ok(())
+        Ok(mine.len() as u64)
     }
 }
 

@@ -71,7 +71,7 @@ pub fn set_cookie_version(bytes: &mut [u8], version: u16) {
 /// # Panics
 /// When these aren't a manifest's bytes.
 pub fn set_manifest_version(bytes: &mut [u8], version: u16) {
-    let end = 96 + 64 * u32_at(bytes, 12) as usize;
+    let end = 96 + 64 * u32_at(bytes, 12) as usize + 16 * u32_at(bytes, 44) as usize;
     assert_eq!((&bytes[4..8], u32_at(bytes, 0)), (&b"GSMG"[..], crc32c::crc32c(&bytes[4..end])));
     set_version(bytes, version);
     let crc = crc32c::crc32c(&bytes[4..end]);

@@ -32,7 +32,7 @@ fn config() -> BookieConfig {
         segment_bytes: Some(1 << 20),
         first_segment_bytes: 256 * 1024,
         max_entry_bytes: 128 * 1024,
-        mass_deletion_floor: 10,
+        mass_deletion_floor: 4,
         ..BookieConfig::default()
     }
 }
@@ -150,6 +150,32 @@ async fn a_large_share_gone_at_once_stops_deletion_unless_it_was_hinted() {
     let mut usual = scene(0..20).await;
     usual.forget(3).await;
     assert_eq!(usual.collector.census().await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_before_a_restart_does_not_count_as_vanished_after_it() {
+    let scene = scene(0..20).await;
+    // The rows of all twenty are in a sealed segment that one of them keeps.
+    scene.bookie.close().await.expect("closes");
+    let open = |device: MemoryDevice| {
+        let device = Arc::new(device);
+        Bookie::open(config(), identity(), device, Env::system()).expect("opens").0
+    };
+    let device = scene.device.crash(Tear::Lost);
+    let bookie = open(device.clone());
+    assert_eq!(bookie.info().ledgers, 20);
+    let mut collector = Collector::new(bookie.clone(), scene.store.clone());
+    for ledger in 0..15 {
+        scene.forget(ledger).await;
+        bookie.delete_hint(&[LedgerId(ledger)]);
+    }
+    assert_eq!(collector.look().await, Ok(15));
+    let bookie = open(device.crash(Tear::Lost));
+    assert_eq!(bookie.info().ledgers, 5);
+    let mut collector = Collector::new(bookie.clone(), scene.store.clone());
+    assert_eq!(collector.census().await, Ok(0), "nothing has vanished");
+    scene.forget(15).await;
+    assert_eq!(collector.census().await, Ok(1), "deletion goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! What the keeper does beside the log: the part of [`LogState`] that decides it.
 //!
 //! Chores change the manifest, one at a time: preparing the next segment, sealing full ones,
-//! recycling those without a live ledger, removing surplus files, noting a metadata revision.
+//! recycling those without a live ledger, removing surplus files, deleting ledgers.
 //! The decisions are here and pure; `keeper` performs them.
 //!
 //! Reclaim's rule: a sealed segment is freed only when no live ledger has any record in it. A
@@ -33,7 +33,11 @@ pub(crate) enum Chore {
     Recycle(Vec<SegmentId>),
     /// Removes free files beyond the spare ones, or too small to be of use.
     Trim(Vec<u32>),
-    NoteRevision(u64),
+    /// Notes the revision of the metadata at which these ledgers were gone, and deletes them.
+    Forget {
+        revision: u64,
+        ledgers: Vec<LedgerId>,
+    },
 }
 
 /// Where the next segment comes from.
@@ -113,8 +117,12 @@ impl LogState {
         if !surplus.is_empty() {
             return Some(Chore::Trim(surplus));
         }
-        (self.wanted_revision > self.manifest.metadata_revision)
-            .then_some(Chore::NoteRevision(self.wanted_revision))
+        let news =
+            self.wanted_revision > self.manifest.metadata_revision || !self.doomed.is_empty();
+        news.then(|| Chore::Forget {
+            revision: self.wanted_revision,
+            ledgers: self.doomed.iter().copied().collect(),
+        })
     }
 
     /// True if no live ledger can have a record in the segment. What a damaged or unreadable one

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_proto::id::SegmentId;
+use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::{BookieError, SyncMode};
 
 use super::chore::{Chore, Preparation, SealJob};
@@ -47,7 +47,7 @@ impl Log {
             Chore::Seal(job) => self.seal(manifest, &job),
             Chore::Recycle(segments) => self.recycle(manifest, &segments),
             Chore::Trim(slots) => self.trim(manifest, &slots),
-            Chore::NoteRevision(revision) => self.note_revision_now(manifest, revision),
+            Chore::Forget { revision, ledgers } => self.forget_now(manifest, revision, &ledgers),
         };
         if let Err(error) = outcome {
             // What waits for the segment that can't be had now would wait for ever.
@@ -175,10 +175,18 @@ impl Log {
         Ok(())
     }
 
-    fn note_revision_now(&self, mut manifest: Manifest, revision: u64) -> Result<(), DeviceError> {
+    fn forget_now(
+        &self,
+        mut manifest: Manifest,
+        revision: u64,
+        ledgers: &[LedgerId],
+    ) -> Result<(), DeviceError> {
         manifest.metadata_revision = revision;
+        manifest.note_deleted(self.device.as_ref(), ledgers)?;
         manifest.store(self.device.as_ref())?;
-        self.state.lock().install(manifest);
+        let mut state = self.state.lock();
+        state.install(manifest);
+        state.delete(ledgers);
         Ok(())
     }
 
@@ -226,7 +234,7 @@ pub(crate) fn prepare(
     let (mut slot, file) = match preparation {
         Preparation::Reuse(slot) => (slot, device.open(&segment::file_name(slot.number))?),
         Preparation::Create { capacity_bytes } => {
-            Manifest::reserve(device, manifest.slots.len() + 1)?;
+            manifest.reserve(device, manifest.slots.len() + 1)?;
             let (slot, file) = create(device, &mut manifest, capacity_bytes)?;
             manifest.slots.push(slot);
             (slot, file)

@@ -6,10 +6,12 @@
 //! manifest is validated, as is one before it is written.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use geminga_proto::id::{LedgerId, SegmentId};
 
 use super::codec::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
+use super::deleted::{Deleted, MAX_RANGES};
 use super::footer;
 use super::group::Link;
 use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError, whole_blocks};
@@ -21,8 +23,11 @@ const MAGIC: u32 = 0x474d_5347;
 pub(crate) const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 96;
 const SLOT_BYTES: usize = 64;
+const RANGE_BYTES: usize = 16;
 /// Files that a log may have: 1 Mi of them are 256 TiB at the usual size.
 const MAX_SLOTS: u32 = 1 << 20;
+/// Ranges of deleted ledgers that there is always room for.
+const LEAST_RANGES: usize = 512;
 const FLAG_WRITTEN: u8 = 1;
 const FLAG_DAMAGED: u8 = 2;
 
@@ -86,6 +91,8 @@ pub(crate) struct Manifest {
     /// The last group of the segment that was sealed last.
     pub last_group: Link,
     pub slots: Vec<Slot>,
+    /// Ledgers that are gone for good.
+    pub deleted: Arc<Deleted>,
 }
 
 /// Why there is no usable manifest.
@@ -112,6 +119,7 @@ impl Manifest {
             metadata_revision: 0,
             last_group: Link::default(),
             slots: Vec::new(),
+            deleted: Arc::default(),
         }
     }
 
@@ -120,6 +128,7 @@ impl Manifest {
         let mut segments = BTreeSet::new();
         let mut numbers = BTreeSet::new();
         self.slots.len() <= MAX_SLOTS as usize
+            && self.deleted.ranges().len() <= MAX_RANGES
             && self.slots.iter().all(|slot| {
                 let fresh_number = numbers.insert(slot.number) && slot.number < self.next_slot;
                 let fresh_segment = slot
@@ -141,7 +150,9 @@ impl Manifest {
 
     fn encode(&self) -> AlignedBuffer {
         assert!(self.is_valid(), "a manifest is valid before it is written");
-        let len = HEADER_BYTES + self.slots.len() * SLOT_BYTES;
+        let ranges_at = HEADER_BYTES + self.slots.len() * SLOT_BYTES;
+        let ranges = self.deleted.ranges();
+        let len = ranges_at + ranges.len() * RANGE_BYTES;
         let mut buffer = AlignedBuffer::new(len);
         let out = buffer.as_mut_slice();
         put_u32(out, 4, MAGIC);
@@ -151,6 +162,7 @@ impl Manifest {
         put_u64(out, 24, self.sequence);
         put_u64(out, 32, self.next_segment.0);
         put_u32(out, 40, self.next_slot);
+        put_u32(out, 44, u32::try_from(ranges.len()).unwrap_or(u32::MAX));
         put_u64(out, 48, self.metadata_revision);
         put_u64(out, 56, self.last_group.segment.0);
         put_u64(out, 64, self.last_group.offset);
@@ -158,6 +170,10 @@ impl Manifest {
         put_u32(out, 80, self.last_group.crc);
         for (slot, out) in self.slots.iter().zip(out[HEADER_BYTES..].chunks_exact_mut(SLOT_BYTES)) {
             slot.encode(out);
+        }
+        for ((first, last), out) in ranges.zip(out[ranges_at..].chunks_exact_mut(RANGE_BYTES)) {
+            put_u64(out, 0, first);
+            put_u64(out, 8, last);
         }
         let crc = crc32c::crc32c(&out[4..len]);
         put_u32(out, 0, crc);
@@ -167,10 +183,12 @@ impl Manifest {
     fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         let header = bytes.get(..HEADER_BYTES).ok_or(ManifestError::Damaged)?;
         let count = get_u32(header, 12);
-        if get_u32(header, 4) != MAGIC || count > MAX_SLOTS {
+        let ranges = get_u32(header, 44) as usize;
+        if get_u32(header, 4) != MAGIC || count > MAX_SLOTS || ranges > MAX_RANGES {
             return Err(ManifestError::Damaged);
         }
-        let len = HEADER_BYTES + count as usize * SLOT_BYTES;
+        let ranges_at = HEADER_BYTES + count as usize * SLOT_BYTES;
+        let len = ranges_at + ranges * RANGE_BYTES;
         let whole = bytes.get(..len).ok_or(ManifestError::Damaged)?;
         if crc32c::crc32c(&whole[4..]) != get_u32(header, 0) {
             return Err(ManifestError::Damaged);
@@ -179,7 +197,9 @@ impl Manifest {
         if version > VERSION {
             return Err(ManifestError::Newer(version));
         }
-        let slots = whole[HEADER_BYTES..].chunks_exact(SLOT_BYTES).map(Slot::decode);
+        let slots = whole[HEADER_BYTES..ranges_at].chunks_exact(SLOT_BYTES).map(Slot::decode);
+        let ranges = whole[ranges_at..].chunks_exact(RANGE_BYTES);
+        let deleted = Deleted::from_ranges(ranges.map(|row| (get_u64(row, 0), get_u64(row, 8))));
         let manifest = Self {
             instance: get_u64(header, 16),
             sequence: get_u64(header, 24),
@@ -193,6 +213,7 @@ impl Manifest {
                 crc: get_u32(header, 80),
             },
             slots: slots.collect::<Option<_>>().ok_or(ManifestError::Damaged)?,
+            deleted: Arc::new(deleted.ok_or(ManifestError::Damaged)?),
         };
         if manifest.is_valid() { Ok(manifest) } else { Err(ManifestError::Damaged) }
     }
@@ -221,11 +242,14 @@ impl Manifest {
         if manifest.instance == instance { Ok(Some(manifest)) } else { Err(ManifestError::Foreign) }
     }
 
-    /// Reserves room for `slots` slots in both copies, so that a change never meets a full disk.
-    pub(crate) fn reserve(device: &dyn Device, slots: usize) -> Result<(), DeviceError> {
+    /// Reserves room for `slots` slots and the ranges of deleted ledgers in both copies, so that a
+    /// change never meets a full disk.
+    pub(crate) fn reserve(&self, device: &dyn Device, slots: usize) -> Result<(), DeviceError> {
         // Doubling keeps the number of times that this has anything to do small.
         let slots = slots.next_power_of_two().max(512);
-        let bytes = whole_blocks(HEADER_BYTES + slots * SLOT_BYTES) as u64;
+        let ranges = self.deleted.ranges().len().next_power_of_two().max(LEAST_RANGES);
+        let rows = slots * SLOT_BYTES + ranges * RANGE_BYTES;
+        let bytes = whole_blocks(HEADER_BYTES + rows) as u64;
         let mut created = false;
         for name in FILES {
             let file = match device.open(name) {
@@ -240,6 +264,27 @@ impl Manifest {
             }
         }
         if created { device.sync_dir() } else { Ok(()) }
+    }
+
+    /// Notes that ledgers are gone. On a full disk as many as there is room for, the youngest ones.
+    pub(crate) fn note_deleted(
+        &mut self,
+        device: &dyn Device,
+        ledgers: &[LedgerId],
+    ) -> Result<(), DeviceError> {
+        let deleted = Arc::make_mut(&mut self.deleted);
+        ledgers.iter().for_each(|ledger| deleted.insert(*ledger));
+        deleted.keep_highest(MAX_RANGES);
+        match self.reserve(device, self.slots.len()) {
+            Err(DeviceError::Full { .. }) => {
+                let deleted = Arc::make_mut(&mut self.deleted);
+                // What the last reservation that worked was good for.
+                let room = deleted.ranges().len().next_power_of_two() / 2;
+                deleted.keep_highest(room.max(LEAST_RANGES));
+                Ok(())
+            }
+            reserved => reserved,
+        }
     }
 
     /// Makes this the manifest, durably, under the next sequence.
@@ -261,8 +306,8 @@ fn read_copy(device: &dyn Device, name: &str) -> Result<Option<Manifest>, Manife
         Err(DeviceError::NotFound { .. }) => return Ok(None),
         opened => opened?,
     };
-    let most = (HEADER_BYTES + MAX_SLOTS as usize * SLOT_BYTES) as u64;
-    let len = file.len()?.min(most) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+    let most = HEADER_BYTES + MAX_SLOTS as usize * SLOT_BYTES + MAX_RANGES * RANGE_BYTES;
+    let len = file.len()?.min(whole_blocks(most) as u64) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
     let mut buffer = AlignedBuffer::new(usize::try_from(len).unwrap_or(0));
     file.read_at(0, buffer.as_mut_slice())?;
     if buffer.as_slice().iter().all(|byte| *byte == 0) {

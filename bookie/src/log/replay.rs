@@ -112,8 +112,8 @@ fn load_manifest(
                 DeviceError::Full { .. } => OpenError::Full { directory: directory.clone() },
                 other => OpenError::Device(other),
             };
-            Manifest::reserve(device, 1).map_err(full)?;
             let mut manifest = Manifest::new(instance);
+            manifest.reserve(device, 1).map_err(full)?;
             manifest.store(device).map_err(full)?;
             Ok(manifest)
         }
@@ -172,6 +172,10 @@ impl Opening<'_> {
     }
 
     fn learn(&mut self, row: &Row) {
+        // The segment was sealed when the ledger was still there.
+        if self.manifest.deleted.contains(row.ledger) {
+            return;
+        }
         let ledger = self.table.entry(row.ledger).or_insert_with(|| Ledger::new(row.token));
         ledger.raise_lac(row.lac);
         if row.fenced {
@@ -272,6 +276,9 @@ impl Opening<'_> {
         for (stored, offset) in &scan.records {
             let record = stored.record;
             self.highest_ledger = self.highest_ledger.max(record.ledger);
+            if self.manifest.deleted.contains(record.ledger) {
+                continue;
+            }
             let known = self.table.entry(record.ledger);
             let ledger = known.or_insert_with(|| Ledger::new(record.token));
             ledger.raise_lac(record.lac);
@@ -389,6 +396,7 @@ impl Opening<'_> {
             spare_bytes: 0,
             no_space: false,
             wanted_revision: self.manifest.metadata_revision,
+            doomed: std::collections::BTreeSet::new(),
             counters: Counters::default(),
             turns: Turns::default(),
         };

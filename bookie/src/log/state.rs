@@ -11,10 +11,10 @@
 //! - Exactly one segment is active; at most one is next; those in `sealing` get no more groups.
 //! - After `poisoned` is set nothing is written any more.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use geminga_proto::id::{EntryId, LedgerId, LedgerToken, SegmentId};
+use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken, SegmentId};
 use geminga_proto::payload::Payload;
 use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, FenceResult};
 use tokio::sync::oneshot;
@@ -187,6 +187,8 @@ pub(crate) struct LogState {
     pub no_space: bool,
     /// A revision that the manifest should know.
     pub wanted_revision: u64,
+    /// Ledgers that are gone at that revision, not deleted yet.
+    pub doomed: BTreeSet<LedgerId>,
     pub counters: Counters,
     pub turns: Turns,
 }
@@ -235,6 +237,11 @@ impl LogState {
         if self.poisoned.is_some() || self.closing {
             return Err(BookieError::ReadOnly);
         }
+        // Whoever still writes to it or recovers it has missed that its owner changed and that it
+        // was deleted: what is stored here now would be nowhere.
+        if self.is_deleted(request.ledger) {
+            return Err(BookieError::Fenced);
+        }
         if let Some(ledger) = self.table.get(&request.ledger) {
             if ledger.token != request.token {
                 return Err(BookieError::WrongToken);
@@ -275,6 +282,10 @@ impl LogState {
         if request.ledger > LedgerId::MAX || request.token == LedgerToken(0) {
             return Err(BookieError::Invalid);
         }
+        // It takes no adds any more, and that is durable.
+        if self.is_deleted(request.ledger) {
+            return Ok(FenceAdmission::Done(Ok(Lac::NONE)));
+        }
         if let Some(ledger) = self.table.get(&request.ledger) {
             if ledger.token != request.token {
                 return Err(BookieError::WrongToken);
@@ -313,6 +324,11 @@ impl LogState {
     fn ledger_mut(&mut self, id: LedgerId, token: LedgerToken) -> &mut Ledger {
         self.highest_ledger = self.highest_ledger.max(id);
         self.table.entry(id).or_insert_with(|| Ledger::new(token))
+    }
+
+    /// True if the ledger is known to be gone for good.
+    pub(crate) fn is_deleted(&self, ledger: LedgerId) -> bool {
+        self.manifest.deleted.contains(ledger)
     }
 
     /// True if records of this ledger may have been lost.
@@ -394,19 +410,27 @@ impl LogState {
         }
     }
 
-    /// Forgets ledgers whose deletion was confirmed. Segments that held nothing else can be
-    /// recycled from then on.
-    pub(crate) fn delete(&mut self, ledgers: &[LedgerId]) -> u64 {
-        let mut deleted = 0;
+    /// Wants the manifest to know that these ledgers are gone at `revision`. Returns those that are
+    /// here.
+    pub(crate) fn doom(&mut self, revision: u64, gone: &[LedgerId]) -> Vec<LedgerId> {
+        self.wanted_revision = self.wanted_revision.max(revision);
+        let here = gone.iter().copied().filter(|id| self.table.contains_key(id));
+        let here: Vec<LedgerId> = here.collect();
+        self.doomed.extend(&here);
+        here
+    }
+
+    /// Forgets ledgers whose deletion the manifest has noted. Segments that held nothing else can
+    /// be recycled from then on.
+    pub(crate) fn delete(&mut self, ledgers: &[LedgerId]) {
         for id in ledgers {
+            self.doomed.remove(id);
             let Some(ledger) = self.table.remove(id) else { continue };
-            deleted += 1;
+            self.counters.deleted_ledgers += 1;
             for held in &ledger.refs {
                 self.release(held.segment, held.count > 0);
             }
         }
-        self.counters.deleted_ledgers += deleted;
-        deleted
     }
 
     /// One live ledger less in a sealed segment.

@@ -234,13 +234,15 @@ impl LogState {
     fn answer(&mut self, group: &mut OpenGroup, result: Result<(), BookieError>) -> Vec<Answer> {
         self.pending_bytes = self.pending_bytes.saturating_sub(group.record_bytes);
         group.record_bytes = 0;
-        let table = &self.table;
+        let (table, deleted) = (&self.table, &self.manifest.deleted);
         let answers = group.placed.drain(..).map(|placed| {
             let lac = || match placed.kind {
                 RecordKind::Fence => table.get(&placed.ledger).map_or(Lac::NONE, Ledger::lac),
                 RecordKind::Entry | RecordKind::State { .. } => Lac::NONE,
             };
-            let result = result.map(|()| lac());
+            // It was deleted while the add was on its way: nobody will ever read it.
+            let late = placed.kind == RecordKind::Entry && deleted.contains(placed.ledger);
+            let result = if late { Err(BookieError::Fenced) } else { result.map(|()| lac()) };
             Answer { done: placed.done, ledger: placed.ledger, entry: placed.entry, result }
         });
         answers.collect()

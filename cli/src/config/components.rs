@@ -103,6 +103,7 @@ fn bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
         index_cache_bytes: from.index_cache_bytes.0,
         idle_close: from.idle_close.0,
         census_interval: from.census_interval.0,
+        mass_deletion_percent: from.mass_deletion_percent,
         accept_damage: from.accept_damage,
         ..BookieConfig::default()
     })

@@ -162,6 +162,9 @@ settings! {
         idle_close: Span = Span(std::time::Duration::from_millis(100)),
         /// How often the ledgers on disk are compared with the metadata.
         census_interval: Span = seconds(60),
+        /// Deletion of ledgers stops when more than this share of them is gone at once from the
+        /// metadata without their owners having said so; 100 is never.
+        mass_deletion_percent: u32 = 50,
         /// Start although parts of the data are lost; what they may have held can't be read.
         accept_damage: bool = false,
     }

@@ -5,6 +5,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::device::memory::{MemoryDevice, Tear};
 
+/// Three slots and two ranges of deleted ledgers.
+const SAMPLE_BYTES: usize = HEADER_BYTES + 3 * SLOT_BYTES + 2 * RANGE_BYTES;
+
 fn sample() -> Manifest {
     let sealed = Sealed {
         segment: SegmentId(3),
@@ -14,6 +17,8 @@ fn sample() -> Manifest {
         highest_ledger: LedgerId(77),
         damaged: true,
     };
+    let mut deleted = Deleted::default();
+    [1, 2, 9].into_iter().for_each(|id| deleted.insert(LedgerId(id)));
     let slot = |number, state| Slot { number, written: true, capacity_bytes: 1 << 20, state };
     Manifest {
         instance: 0x0a0b,
@@ -27,13 +32,14 @@ fn sample() -> Manifest {
             slot(2, SlotState::Unsealed { segment: SegmentId(4) }),
             slot(3, SlotState::Free),
         ],
+        deleted: Arc::new(deleted),
     }
 }
 
 fn stored() -> (MemoryDevice, Manifest) {
     let device = MemoryDevice::new(1 << 20);
-    Manifest::reserve(&device, 1).expect("reserves");
     let mut manifest = sample();
+    manifest.reserve(&device, 1).expect("reserves");
     manifest.store(&device).expect("stores");
     (device, manifest)
 }
@@ -41,10 +47,8 @@ fn stored() -> (MemoryDevice, Manifest) {
 #[test]
 fn golden_bytes() {
     let bytes = sample().encode();
-    let hex: String = bytes.as_slice()[..HEADER_BYTES + 3 * SLOT_BYTES]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String =
+        bytes.as_slice()[..SAMPLE_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, include_str!("../golden/manifest.hex").trim());
 }
 
@@ -88,10 +92,28 @@ fn another_log_and_a_newer_version_are_refused() {
     assert_eq!(Manifest::load(&device, 1), Err(ManifestError::Foreign));
     device.edit(FILES[1], |bytes| {
         put_u16(bytes, 8, 9);
-        let crc = crc32c::crc32c(&bytes[4..HEADER_BYTES + 3 * SLOT_BYTES]);
+        let crc = crc32c::crc32c(&bytes[4..SAMPLE_BYTES]);
         put_u32(bytes, 0, crc);
     });
     assert_eq!(Manifest::load(&device, 0x0a0b), Err(ManifestError::Newer(9)));
+}
+
+#[test]
+fn more_deleted_ledgers_than_there_is_room_for_are_forgotten_oldest_first() {
+    let ids: Vec<LedgerId> = (0..2 * LEAST_RANGES as u64 + 2).map(|id| LedgerId(2 * id)).collect();
+    let store = |device: &MemoryDevice| {
+        let mut manifest = Manifest::new(0x0a0b);
+        manifest.reserve(device, 1).expect("reserves");
+        manifest.note_deleted(device, &ids).expect("notes");
+        manifest.store(device).expect("stores");
+        assert_eq!(Manifest::load(device, 0x0a0b), Ok(Some(manifest.clone())));
+        manifest.deleted
+    };
+    let roomy = store(&MemoryDevice::new(1 << 20));
+    assert!(ids.iter().all(|id| roomy.contains(*id)));
+    let full = store(&MemoryDevice::new(100 * 1024));
+    assert_eq!(full.ranges().len(), 2 * LEAST_RANGES);
+    assert!(!full.contains(ids[0]) && full.contains(ids[ids.len() - 1]));
 }
 
 #[test]
@@ -116,7 +138,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_is_found(at in 0..HEADER_BYTES + 3 * SLOT_BYTES, bit in 0u32..8) {
+    fn a_flipped_bit_is_found(at in 0..SAMPLE_BYTES, bit in 0u32..8) {
         let mut bytes = sample().encode().as_slice().to_vec();
         bytes[at] ^= 1 << bit;
         prop_assert!(Manifest::decode(&bytes).is_err());

@@ -115,11 +115,55 @@ fn a_fence_token_and_confirmation_outlive_the_segments_that_recorded_them() {
 }
 
 #[test]
-fn a_deleted_ledger_is_gone_and_its_fence_with_it() {
+fn a_deleted_ledger_takes_nothing_any_more_from_nobody_also_after_restarts() {
     let mut rig = Rig::new();
+    // Ledger 3 keeps the segment, with its rows, alive.
     rig.fill(1, 0..2, 10);
+    rig.fill(2, 0..2, 10);
+    rig.fill(3, 0..1, 10);
     assert_eq!(rig.fence(1), Ok(Lac(Some(EntryId(0)))));
-    assert_eq!(rig.delete(&[1, 5]), 1);
-    assert_eq!(rig.get(1, 0), Err(BookieError::NoSuchEntry));
-    assert!(rig.log.ledgers().is_empty());
+    rig.log.seal_all().expect("closes");
+    let mut rig = Rig::on(rig.device);
+    // On its way when the ledger goes: durable, and still nowhere.
+    rig.offer(append(1, 2, 10)).expect_err("fenced");
+    rig.offer(append(2, 2, 10)).expect("room");
+    assert_eq!(rig.delete(&[1, 2, 5]), 2);
+    rig.turn();
+    assert_eq!(rig.answers(), [(2, 2, Err(BookieError::Fenced))]);
+    for clean in [false, true] {
+        for ledger in [1, 2] {
+            assert_eq!(rig.get(ledger, 0), Err(BookieError::NoSuchEntry));
+            assert_eq!(rig.put(append(ledger, 9, 10)), Err(BookieError::Fenced));
+            assert_eq!(rig.put(recovery(ledger, 9)), Err(BookieError::Fenced));
+            assert_eq!(rig.fence(ledger), Ok(Lac::NONE));
+        }
+        assert_eq!(rig.log.ledgers(), [LedgerId(3)], "clean {clean}");
+        assert_eq!(rig.get(3, 0), Ok(payload(3, 0, 10)));
+        if clean {
+            rig.log.seal_all().expect("closes");
+        }
+        rig = Rig::on(rig.device.crash(Tear::Lost));
+    }
+    assert_eq!(rig.log.ledgers(), [LedgerId(3)]);
+    assert_eq!(rig.put(append(5, 0, 10)), Ok(()), "nobody said that this one was here");
+}
+
+#[test]
+fn a_power_cut_while_ledgers_are_deleted_leaves_all_of_them_or_none() {
+    for cut in 1..=2 {
+        for tear in [Tear::Lost, Tear::Prefix(100), Tear::Whole] {
+            let mut rig = Rig::new();
+            for ledger in 1..5 {
+                rig.fill(ledger, 0..1, 10);
+            }
+            rig.keep();
+            rig.device.cut_power_at_write(cut);
+            rig.delete(&[1, 3]);
+            let rig = Rig::on(rig.device.crash(tear));
+            let left: Vec<u64> = rig.log.ledgers().iter().map(|id| id.0).collect();
+            let all = left == [1, 2, 3, 4];
+            assert!(all || left == [2, 4], "cut {cut}, {tear:?}: {left:?}");
+            assert!(cut == 1 || !all, "the first copy was durable");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use geminga_proto::env::{Random, SeededRandom};
+use geminga_proto::id::LedgerId;
 use geminga_proto::storage::{AddKind, AppendRequest, BookieError};
 
 use super::rig::{KIB, Rig, append, config, payload};
@@ -125,7 +126,10 @@ impl Run {
         self.rig.delete(&[ledger]);
         self.model.stored.retain(|(stored, _), _| *stored != ledger);
         self.model.unsure.retain(|(unsure, _)| *unsure != ledger);
-        self.model.deleted.insert(ledger);
+        // One without any record here needs no note.
+        if self.rig.log.state.lock().is_deleted(LedgerId(ledger)) {
+            self.model.deleted.insert(ledger);
+        }
         self.rig.settle();
     }
 
@@ -191,9 +195,10 @@ impl Run {
     fn reopen(&mut self, device: MemoryDevice) {
         self.rig = Rig::open(device, &self.config).expect("opens again");
         assert_eq!(self.rig.report.damage, []);
-        // A deleted ledger may come back until the next look; the look comes now.
-        let deleted: Vec<u64> = self.model.deleted.iter().copied().collect();
-        self.rig.delete(&deleted);
+        for deleted in self.model.deleted.clone() {
+            assert!(self.rig.log.state.lock().is_deleted(LedgerId(deleted)), "{deleted} is back");
+            assert_eq!(self.rig.get(deleted, 0), Err(BookieError::NoSuchEntry));
+        }
         self.rig.settle();
         for ledger in self.oldest..self.oldest + LEDGERS {
             self.check_ledger(ledger);
