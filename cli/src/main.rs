@@ -23,6 +23,11 @@ use args::{Cli, Command};
 use config::{AsSettings, Resolved};
 use exit::{Exit, Failed, Outcome};
 
+/// Batches of 128 KiB come and go on every thread; the C library's allocator hands such blocks
+/// back to the kernel and faults them in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
@@ -109,9 +114,10 @@ fn flags(command: &Command) -> Vec<(&'static str, toml::Value)> {
         Command::Produce(args) => args.client.as_settings(),
         Command::Consume(args) => args.client.as_settings(),
         Command::Admin(args) => args.client.as_settings(),
-        Command::Perf(
-            PerfCommand::Produce(args) | PerfCommand::Consume(args) | PerfCommand::Roundtrip(args),
-        ) => args.client.as_settings(),
+        Command::Perf(PerfCommand::Produce(args) | PerfCommand::Consume(args)) => {
+            args.client.as_settings()
+        }
+        Command::Perf(PerfCommand::Roundtrip(args)) => args.load.client.as_settings(),
         Command::Perf(PerfCommand::Topics(args)) => args.client.as_settings(),
         Command::Perf(PerfCommand::Bookie(_) | PerfCommand::Disk(_))
         | Command::Completions(_)

@@ -29,8 +29,9 @@ Examples:
     /// Publish, receive and acknowledge; measure the time from the intended send to the receive
     #[command(after_help = "\
 Examples:
-  geminga perf roundtrip load --rate 10000 --duration 30s")]
-    Roundtrip(LoadArgs),
+  geminga perf roundtrip load --rate 10000 --duration 30s
+  geminga perf roundtrip load --consumers 100 --stalled 1")]
+    Roundtrip(RoundtripArgs),
     /// Use new topics for the first time: open a producer, publish one message, close it
     #[command(after_help = "\
 Examples:
@@ -115,6 +116,17 @@ pub struct LoadArgs {
     /// Where the cluster is.
     #[command(flatten)]
     pub client: ClientArgs,
+}
+
+/// Flags of `perf roundtrip`.
+#[derive(Debug, Clone, Args)]
+pub struct RoundtripArgs {
+    /// The load.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Consumers of each topic that receive nothing of what the broker sends them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub stalled: u32,
 }
 
 /// Flags of `perf topics`.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use geminga_client::{Client, Consumer, InitialPosition, SubscriptionType};
 use geminga_proto::env::Env;
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
@@ -15,7 +16,7 @@ use super::payload::{STAMP_BYTES, Stamp};
 use super::recorder::{Recorder, Window};
 use super::report::Report;
 use super::{TIMEOUT, durability};
-use crate::args::perf::LoadArgs;
+use crate::args::perf::{LoadArgs, RoundtripArgs};
 use crate::command::connect;
 use crate::config::Settings;
 use crate::exit::{Failed, Outcome};
@@ -26,7 +27,12 @@ const TOGETHER: usize = 1_000;
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Measures publishing and receiving.
-pub(super) fn run(runtime: &Runtime, args: &LoadArgs, settings: &Settings) -> Outcome {
+pub(super) fn run(runtime: &Runtime, args: &RoundtripArgs, settings: &Settings) -> Outcome {
+    let RoundtripArgs { load: args, stalled } = args;
+    if *stalled >= args.consumers {
+        let least = "--stalled must leave a consumer that receives: raise --consumers";
+        return Err(Failed::usage(least.to_owned()));
+    }
     if args.size < STAMP_BYTES as u64 {
         let least = format!("--size must be at least {STAMP_BYTES}: each message carries its time");
         return Err(Failed::usage(least));
@@ -46,6 +52,8 @@ pub(super) fn run(runtime: &Runtime, args: &LoadArgs, settings: &Settings) -> Ou
         .iter()
         .cloned()
         .enumerate()
+        // The consumers of a topic follow each other; its first ones stall.
+        .filter(|(number, _)| number % args.consumers as usize >= *stalled as usize)
         .map(|(number, consumer)| {
             let recorder = Arc::clone(&recorder);
             runtime.spawn(receive(number, consumer, run, window, recorder))
@@ -59,12 +67,14 @@ pub(super) fn run(runtime: &Runtime, args: &LoadArgs, settings: &Settings) -> Ou
         delete_subscriptions(consumers).await
     })?;
     client.close();
+    let mut described = describe(args);
+    described["stalled"] = json!(stalled);
     let report = Report {
         test: "roundtrip",
         latency_of: "intended send time to receive",
         recorded: recorder.recorded(),
         elapsed: args.duration,
-        load: describe(args),
+        load: described,
         durability,
     };
     Ok(report.show(args.output)?)
