@@ -238,6 +238,10 @@ impl Opening<'_> {
         for (slot, segment, scan) in scans.into_iter().rev() {
             self.replay(&slot, segment, &scan);
         }
+        // Only now: what is lost may have been of a ledger that a later segment tells of.
+        if self.scanned.iter().any(|(_, damaged)| *damaged) {
+            self.raise_limbo(self.highest_ledger);
+        }
         Ok(())
     }
 
@@ -302,10 +306,6 @@ impl Opening<'_> {
                 file: segment::file_name(slot.number),
                 what: format!("bytes {} to {} are damaged", range.start, range.end),
             });
-        }
-        if !scan.damaged.is_empty() {
-            let highest = self.highest_ledger;
-            self.raise_limbo(highest);
         }
         self.scanned.push((unsealed, !scan.damaged.is_empty()));
     }

@@ -268,3 +268,24 @@ fn a_spare_file_that_is_gone_holds_up_nobody() {
         assert_eq!(rig.get(2, entry), Ok(payload(2, entry, 5_000)));
     }
 }
+
+#[test]
+fn a_ledger_of_which_only_a_later_segment_tells_is_not_taken_for_one_that_was_never_here() {
+    let mut rig = Rig::new();
+    rig.keep();
+    let first = rig.active_file();
+    let mut ledger = 0;
+    while rig.active_file() == first {
+        ledger += 1;
+        rig.offer(append(ledger, 0, 5_000)).expect("room");
+        rig.turn();
+    }
+    // The only record of the last ledger in the first segment, beyond recognition.
+    let tail = usize::try_from(rig.log.state.lock().sealing[0].tail).expect("small");
+    let device = rig.device.crash(Tear::Lost);
+    device.flip(&first, tail - 2 * BLOCK_BYTES + 88 + 8, 1);
+    let mut rig = Rig::open(device, &accepting()).expect("opens");
+    assert_eq!(rig.get(ledger - 1, 0), Err(BookieError::UnknownEntry));
+    assert_eq!(rig.put(append(ledger - 1, 1, 10)), Err(BookieError::ReadOnly));
+    assert_eq!(rig.get(ledger, 0), Ok(payload(ledger, 0, 5_000)));
+}
