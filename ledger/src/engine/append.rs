@@ -314,6 +314,7 @@ impl AppendEngine {
         let countable = self.countable();
         let needed = self.ack_quorum - u32::from(planted!(self, AckBelowQuorum));
         let before = self.lac;
+        #[cfg(any(test, feature = "harness"))]
         if planted!(self, OutOfOrderAck) {
             self.advance_out_of_order(countable, needed);
         }
@@ -354,6 +355,7 @@ impl AppendEngine {
     }
 
     /// The planted defect: everything below an entry with its quorum counts as confirmed.
+    #[cfg(any(test, feature = "harness"))]
     fn advance_out_of_order(&mut self, countable: SlotSet, needed: u32) {
         let all = self.all;
         let full = |pending: &Pending| pending.acks.without(all.without(countable)).len() >= needed;

@@ -559,6 +559,7 @@ impl AppendEngine {
         // A recovery doesn't wait for space: it is repeated as a whole.
         let for_space =
             matches!(self.mode, Mode::Owner(_)) && self.stalled == Some(StallReason::DiskFull);
+        let for_space = for_space && !planted!(self, FullDiskFailsLedger);
         if self.live() >= self.ack_quorum || for_space {
             self.stalled_ticks = 0;
             return;

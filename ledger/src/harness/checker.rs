@@ -8,6 +8,8 @@
 //! - an entry that lacks copies when its ledger is closed is marked for repair;
 //! - a closed ledger contains every entry that was confirmed, and never changes its end;
 //! - a ledger's state only moves forward, and its owner and the metadata agree on its end;
+//! - a recovery waits for no bookie that it can do without, and a lack of space fails no ledger
+//!   (`checker/progress`);
 //! - nothing that is begun after a ledger's fence is confirmed (`checker/fence`);
 //! - in the end every confirmed entry can be read, with its content, in an order that respects
 //!   who was confirmed before whom was begun, unless its ledger was deleted;
@@ -18,9 +20,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};
 
 use crate::harness::checker::fence::Fences;
+use crate::harness::checker::progress::Progress;
 use crate::metadata::{LedgerMetadata, LedgerState};
+use crate::observer::{StallReason, WriterFailure};
 
 mod fence;
+mod progress;
 
 /// One entry that an owner appended.
 #[derive(Debug, Clone)]
@@ -40,6 +45,7 @@ pub struct Checker {
     records: BTreeMap<LedgerId, LedgerMetadata>,
     confirmed: BTreeMap<LedgerId, Lac>,
     fences: Fences,
+    progress: Progress,
     deleted: BTreeSet<LedgerId>,
     /// How many entries were confirmed.
     pub confirmed_entries: u64,
@@ -116,13 +122,41 @@ impl Checker {
         self.fences.complete(ledger, at);
     }
 
+    /// A recovery heard that a bookie has fenced; whether it goes on or has ended.
+    pub fn fence_heard(
+        &mut self,
+        recovery: usize,
+        bookie: &BookieId,
+        record: &LedgerMetadata,
+        goes_on: bool,
+    ) {
+        if self.progress.fenced(recovery, bookie, record) && !goes_on {
+            let ledger = record.id;
+            self.broken(|| format!("the recovery of {ledger} waits though its fence is complete"));
+        }
+    }
+
+    /// An owner was told why its ledger doesn't move, or that it does.
+    pub fn stalled(&mut self, writer: usize, reason: Option<StallReason>) {
+        self.progress.stalled(writer, reason);
+    }
+
     /// A ledger was deleted, with everything in it. What is known of it still binds its writer.
     pub fn deleted(&mut self, ledger: LedgerId) {
         self.deleted.insert(ledger);
     }
 
     /// An owner's ledger failed; it was told which entries have an unknown outcome.
-    pub fn failed(&mut self, ledger: LedgerId, unknown: Option<(EntryId, EntryId)>) {
+    pub fn failed(
+        &mut self,
+        writer: usize,
+        ledger: LedgerId,
+        failure: &WriterFailure,
+        unknown: Option<(EntryId, EntryId)>,
+    ) {
+        if !self.progress.may_fail(writer, failure) {
+            self.broken(|| format!("{ledger} waited for disk space and failed: {failure}"));
+        }
         let range = (ledger, EntryId(0))..=(ledger, EntryId::MAX);
         for ((_, entry), append) in self.appends.range_mut(range) {
             let in_doubt = unknown.is_some_and(|(first, last)| (first..=last).contains(entry));

@@ -56,6 +56,8 @@ pub(super) enum Fault {
         bookie: usize,
         ledger: LedgerId,
     },
+    /// Somebody of another time writes to a ledger that a bookie knows.
+    Stranger(usize),
     /// No more faults.
     Heal,
 }
@@ -67,6 +69,7 @@ impl Simulation {
         match self.theme {
             Theme::Repair => count += 12,
             Theme::Deletion => count += 8,
+            Theme::Strangers => count += 20,
             _ => {}
         }
         let chance = if self.theme == Theme::Damage { 1 } else { 3 };
@@ -92,6 +95,7 @@ impl Simulation {
                     self.schedule(soon, Event::Fault(Fault::Trim));
                     continue;
                 }
+                Theme::Strangers if self.below(3) > 0 => (Fault::Stranger(bookie), None),
                 Theme::Restarts if self.below(2) == 0 => (Fault::Blip(bookie), None),
                 Theme::Deaths if self.below(2) == 0 => {
                     // In the middle of a recovery that has to change its ensemble.
@@ -194,7 +198,24 @@ impl Simulation {
             }
             Fault::Trim => self.trim(),
             Fault::Collect { bookie, ledger } => self.collect(bookie, ledger),
+            Fault::Stranger(bookie) => self.stranger(bookie),
             Fault::Heal => self.heal(),
+        }
+    }
+
+    /// A store that was set back gives ids out twice; only the token tells their ledgers apart.
+    fn stranger(&mut self, bookie: usize) {
+        let disk = &self.nodes[bookie].disk;
+        let ledgers: Vec<LedgerId> = disk.ledgers().collect();
+        if !self.nodes[bookie].up || ledgers.is_empty() {
+            return;
+        }
+        let ledger = ledgers[self.below(ledgers.len() as u64) as usize];
+        let beyond = disk.entries(ledger).last().map_or(0, |last| last.0 + 2);
+        let entry = EntryId(self.below(beyond + 1));
+        if self.nodes[bookie].disk.stranger(ledger, entry).is_ok() {
+            // What this does to the log shows by itself.
+            self.trace.note([u64::MAX, ledger.0, entry.0, bookie as u64]);
         }
     }
 

@@ -28,8 +28,14 @@ pub enum Mutant {
     MissingCopiesNotMarked,
     /// A bookie may lag without a limit.
     LagWithoutLimit,
+    /// A ledger fails when it has waited for disk space for long.
+    FullDiskFailsLedger,
     /// A failed bookie is never tried again.
     FailedMemberNotRetried,
+    /// Recovery begins without marking the record.
+    RecoveryNotMarked,
+    /// Recovery waits for every bookie to answer, also for those that it can do without.
+    RecoveryWaitsForAll,
     /// Recovery reads don't fence.
     RecoveryReadDoesNotFence,
     /// Coverage is complete one answer too early.
@@ -72,11 +78,13 @@ pub enum Mutant {
     FencedBookieTakesAdds,
     /// A bookie forgets the fence of a ledger that it deletes.
     DeletionForgetsFence,
+    /// A bookie takes adds whose token is not the ledger's.
+    TokenIgnored,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 38] = [
         Self::AckBelowQuorum,
         Self::OutOfOrderAck,
         Self::AckBeforeChangeCommitted,
@@ -89,7 +97,10 @@ impl Mutant {
         Self::RepairOverwritten,
         Self::MissingCopiesNotMarked,
         Self::LagWithoutLimit,
+        Self::FullDiskFailsLedger,
         Self::FailedMemberNotRetried,
+        Self::RecoveryNotMarked,
+        Self::RecoveryWaitsForAll,
         Self::RecoveryReadDoesNotFence,
         Self::CoverageOffByOne,
         Self::UndecidedIsEnd,
@@ -111,5 +122,6 @@ impl Mutant {
         Self::UnseenLedgerNotFenced,
         Self::FencedBookieTakesAdds,
         Self::DeletionForgetsFence,
+        Self::TokenIgnored,
     ];
 }

@@ -9,7 +9,7 @@ use crate::engine::{CommitAnswer, MetadataAnswer};
 use crate::harness::bookie::{Answer, Ask};
 use crate::harness::faults::Fault;
 use crate::harness::metadata::{MetaOp, MetaReply};
-use crate::harness::sim::{Caller, Event, InFlight, Machine, Simulation};
+use crate::harness::sim::{Actor, Caller, Event, InFlight, Machine, Simulation};
 use crate::harness::theme::Theme;
 
 impl Simulation {
@@ -119,11 +119,20 @@ impl Simulation {
             }
             return;
         }
+        let fenced = matches!(answer, Answer::Fence(Ok(_)));
         self.recovery_event(actor, |engine, out| match answer {
             Answer::Append(entry, result) => engine.append_answered(&name, entry, result, out),
             Answer::Fence(result) => engine.fenced(&name, result, out),
             Answer::Read(round, result) => engine.read(&name, round, result, out),
         });
+        let Actor { ledger, over, ref machine, .. } = self.actors[actor];
+        if fenced
+            && let Machine::Recovery(engine) = machine
+            && let Some(found) = self.metadata.ledger(ledger)
+        {
+            let goes_on = over || engine.first_searched().is_some();
+            self.checker.fence_heard(actor, &name, &found.metadata, goes_on);
+        }
     }
 
     /// A bookie stops; what it hadn't synced is lost.

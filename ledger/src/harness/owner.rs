@@ -307,7 +307,7 @@ impl Simulation {
         unknown: Option<(EntryId, EntryId)>,
     ) {
         let Actor { owner, ledger, .. } = self.actors[actor];
-        self.checker.failed(ledger, unknown);
+        self.checker.failed(actor, ledger, failure, unknown);
         self.actors[actor].over = true;
         if *failure == WriterFailure::Diverged {
             self.checker.broken(|| format!("the owner of {ledger} and the metadata diverged"));

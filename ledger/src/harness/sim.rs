@@ -329,7 +329,9 @@ impl Simulation {
                     self.writer_failed(actor, &failure, unknown);
                 }
                 Command::Closed(metadata) => self.writer_closed(actor, &metadata),
-                Command::Stalled(_) | Command::Resumed | Command::CloseDelayed => {}
+                Command::Stalled(reason) => self.checker.stalled(actor, Some(reason)),
+                Command::Resumed => self.checker.stalled(actor, None),
+                Command::CloseDelayed => {}
             }
         }
     }

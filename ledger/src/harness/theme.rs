@@ -23,11 +23,13 @@ pub enum Theme {
     Metadata,
     /// What is closed is deleted, and those who wrote it come back after a long silence.
     Deletion,
+    /// Writers of another time have the ids of ledgers, not their tokens.
+    Strangers,
 }
 
 impl Theme {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Anything,
         Self::Damage,
         Self::Repair,
@@ -37,6 +39,7 @@ impl Theme {
         Self::Zombies,
         Self::Metadata,
         Self::Deletion,
+        Self::Strangers,
     ];
 }
 
@@ -51,7 +54,8 @@ impl Mutant {
             }
             Self::FenceNotDurable => Theme::Restarts,
             Self::DeletionForgetsFence => Theme::Deletion,
-            Self::FailedMemberNotRetried => Theme::Space,
+            Self::TokenIgnored => Theme::Strangers,
+            Self::FailedMemberNotRetried | Self::FullDiskFailsLedger => Theme::Space,
             Self::LiveLacInRecovery
             | Self::RecoveryReadsNewEnsemble
             | Self::FragmentCommittedMidRecovery
@@ -65,7 +69,8 @@ impl Mutant {
             | Self::LoserOverwritesWinner
             | Self::RecoversOnlyLastLedger
             | Self::ServesBeforeListCommit
-            | Self::EmptyLedgerEndsAtZero => Theme::Zombies,
+            | Self::EmptyLedgerEndsAtZero
+            | Self::RecoveryNotMarked => Theme::Zombies,
             Self::ReplacedMemberStillCounts
             | Self::UnknownCommitIsFailure
             | Self::AckBeforeChangeCommitted
@@ -78,6 +83,7 @@ impl Mutant {
             | Self::NoResend
             | Self::RecoveryStartsBeforeFragment
             | Self::RecoveredNotWrittenBack
+            | Self::RecoveryWaitsForAll
             | Self::AckBeforeSync => Theme::Anything,
         }
     }
