@@ -260,10 +260,7 @@ impl Opening<'_> {
             let capacity = slot.capacity_bytes;
             return Err(Loss::Lost(format!("it ends at byte {len} and should reach {capacity}")));
         }
-        // A group is at most a full one or the largest record alone, both with their blocks.
-        let largest = u64::from(self.limits.max_group_bytes.max(self.limits.max_entry_bytes));
-        let search = 2 * (largest + 4 * BLOCK_BYTES as u64);
-        let scan = scan::scan(file.as_ref(), segment, slot.capacity_bytes, proof, search)?;
+        let scan = scan::scan(file.as_ref(), segment, slot.capacity_bytes, proof)?;
         let follows = scan::predecessor_of_first(file.as_ref(), segment)?;
         Ok((scan, follows))
     }

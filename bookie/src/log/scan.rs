@@ -33,14 +33,13 @@ pub(crate) struct Scan {
 }
 
 /// Reads `segment` from `file`. `proof` is the last group of this segment as the next segment
-/// names it. `search_bytes` is how far behind a bad group an intact one is looked for: more than
-/// the largest group, as at most one group was in flight.
+/// names it. Behind a bad group an intact one is looked for up to the segment's end: damage may be
+/// of any extent, and after a crash there are few such segments.
 pub(crate) fn scan(
     file: &dyn DeviceFile,
     segment: SegmentId,
     capacity_bytes: u64,
     proof: Option<Link>,
-    search_bytes: u64,
 ) -> Result<Scan, DeviceError> {
     let end = capacity_bytes.min(file.len()?) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
     let mut window = Window { file, start: 0, buffer: AlignedBuffer::default(), end };
@@ -71,11 +70,10 @@ pub(crate) fn scan(
             continue;
         }
         let proven = proof.is_some_and(|proof| proof.offset >= offset);
-        let search_end = if proven { end } else { end.min(offset.saturating_add(search_bytes)) };
-        let later = later_group(&mut window, segment, offset, search_end, found.last.sequence)?;
+        let later = later_group(&mut window, segment, offset, end, found.last.sequence)?;
         let damage_end = match (later, proven) {
             (Some(later), _) => later,
-            (None, true) => search_end,
+            (None, true) => end,
             (None, false) => return Ok(found),
         };
         let before = found.records.len();
@@ -236,7 +234,7 @@ mod tests {
             let mut buffer = AlignedBuffer::new(bytes.len());
             buffer.as_mut_slice().copy_from_slice(&bytes);
             file.write_at(0, buffer.as_slice()).expect("writes");
-            let found = scan(file.as_ref(), SegmentId(1), 1 << 16, None, 1 << 16).expect("reads");
+            let found = scan(file.as_ref(), SegmentId(1), 1 << 16, None).expect("reads");
             prop_assert_eq!((found.groups, found.data_end), (0, DATA_START));
         }
     }

@@ -289,3 +289,28 @@ fn a_ledger_of_which_only_a_later_segment_tells_is_not_taken_for_one_that_was_ne
     assert_eq!(rig.put(append(ledger - 1, 1, 10)), Err(BookieError::ReadOnly));
     assert_eq!(rig.get(ledger, 0), Ok(payload(ledger, 0, 5_000)));
 }
+
+#[test]
+fn damage_larger_than_any_group_is_not_taken_for_the_torn_end() {
+    let large = BookieConfig {
+        segment_bytes: Some(1 << 20),
+        first_segment_bytes: 1 << 20,
+        accept_damage: true,
+        ..config()
+    };
+    let mut rig = Rig::open(MemoryDevice::new(16 << 20), &large).expect("opens");
+    rig.fill(1, 0..60, 5_000);
+    let file = rig.active_file();
+    let device = rig.device.crash(Tear::Lost);
+    // Each entry is a group of two blocks; 50 of them are gone.
+    let lost = BLOCK_BYTES * (1 + 2 * 5)..BLOCK_BYTES * (1 + 2 * 55);
+    device.edit(&file, |bytes| bytes[lost.clone()].fill(0));
+    let refusing = BookieConfig { accept_damage: false, ..large.clone() };
+    let refused = Rig::open(device.fork(), &refusing);
+    assert!(matches!(refused, Err(OpenError::Damaged { .. })));
+    let rig = Rig::open(device, &large).expect("opens");
+    for entry in 0..60 {
+        let there = is_there_or_damaged(&rig, 1, entry, 5_000, "zeros");
+        assert_eq!(there, !(5..55).contains(&entry), "{entry}");
+    }
+}
