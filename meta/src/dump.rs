@@ -51,7 +51,7 @@ pub fn entry(pair: &KeyValue) -> Value {
         Some(Key::ManagedLedgerChunk(..)) => show::<ManagedLedgerChunk>(pair),
         Some(Key::Ledger(_)) => show::<LedgerRecord>(pair),
         Some(Key::Bundle(_)) => show::<BundleRecord>(pair),
-        Some(Key::Ownership(_)) => show::<OwnershipRecord>(pair),
+        Some(Key::Ownership(_) | Key::Deletion(_)) => show::<OwnershipRecord>(pair),
         Some(Key::Broker(_)) => show::<BrokerRecord>(pair),
         Some(Key::Bookie(_)) => show::<BookieRecord>(pair),
         Some(Key::Cookie(_)) => show::<CookieRecord>(pair),

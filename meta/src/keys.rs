@@ -11,6 +11,7 @@
 //! | `ledgers/{id}` | `LedgerRecord` | |
 //! | `bundles/{tenant}/{namespace}/{range}` | `BundleRecord` | |
 //! | `ownership/{tenant}/{namespace}/{range}` | `OwnershipRecord` | yes |
+//! | `deletions/{tenant}/{namespace}` | `OwnershipRecord` | yes |
 //! | `brokers/{broker}` | `BrokerRecord` | yes |
 //! | `bookies/{bookie}` | `BookieRecord` | yes |
 //! | `cookies/{bookie}` | `CookieRecord` | |
@@ -44,6 +45,8 @@ pub const LEDGERS: &str = "ledgers/";
 pub const BUNDLES: &str = "bundles/";
 /// Who owns which bundle.
 pub const OWNERSHIP: &str = "ownership/";
+/// Namespaces that are being deleted.
+pub const DELETIONS: &str = "deletions/";
 /// The brokers that are up.
 pub const BROKERS: &str = "brokers/";
 /// The bookies that are up.
@@ -139,6 +142,12 @@ pub fn ownership_of(namespace: &NamespaceName) -> String {
     format!("{OWNERSHIP}{namespace}/")
 }
 
+/// Who is deleting a namespace. While it is there, nothing is created in the namespace.
+#[must_use]
+pub fn deletion(namespace: &NamespaceName) -> String {
+    format!("{DELETIONS}{namespace}")
+}
+
 /// A broker that is up.
 #[must_use]
 pub fn broker(id: &BrokerId) -> String {
@@ -210,6 +219,8 @@ pub enum Key {
     Bundle(BundleId),
     /// [`ownership`].
     Ownership(BundleId),
+    /// [`deletion`].
+    Deletion(NamespaceName),
     /// [`broker`].
     Broker(BrokerId),
     /// [`bookie`].
@@ -236,6 +247,7 @@ impl Key {
             LEDGERS => Self::Ledger(LedgerId(parse_number(rest)?)),
             BUNDLES => Self::Bundle(rest.parse().ok()?),
             OWNERSHIP => Self::Ownership(rest.parse().ok()?),
+            DELETIONS => Self::Deletion(rest.parse().ok()?),
             BROKERS => Self::Broker(rest.parse().ok()?),
             BOOKIES => Self::Bookie(rest.parse().ok()?),
             COOKIES => Self::Cookie(rest.parse().ok()?),
@@ -260,6 +272,7 @@ impl std::fmt::Display for Key {
             Self::Ledger(id) => ledger(*id),
             Self::Bundle(id) => bundle(id),
             Self::Ownership(id) => ownership(id),
+            Self::Deletion(name) => deletion(name),
             Self::Broker(id) => broker(id),
             Self::Bookie(id) => bookie(id),
             Self::Cookie(id) => cookie(id),

@@ -35,6 +35,7 @@ fn golden() -> Vec<(Key, &'static str)> {
         (Key::Ledger(LedgerId::MAX), "ledgers/7fffffffffffffff"),
         (Key::Bundle(bundle_id()), "bundles/acme/payments/40000000-7fffffff"),
         (Key::Ownership(bundle_id()), "ownership/acme/payments/40000000-7fffffff"),
+        (Key::Deletion(namespace()), "deletions/acme/payments"),
         (Key::Broker(broker), "brokers/broker-1"),
         (Key::Bookie(bookie.clone()), "bookies/bookie-1"),
         (Key::Cookie(bookie), "cookies/bookie-1"),
@@ -53,6 +54,7 @@ fn golden() -> Vec<(Key, &'static str)> {
             | Key::Ledger(_)
             | Key::Bundle(_)
             | Key::Ownership(_)
+            | Key::Deletion(_)
             | Key::Broker(_)
             | Key::Bookie(_)
             | Key::Cookie(_)
@@ -94,6 +96,7 @@ fn the_prefixes_hold_what_they_are_for() {
             Key::Ledger(_) => LEDGERS,
             Key::Bundle(_) => BUNDLES,
             Key::Ownership(_) => OWNERSHIP,
+            Key::Deletion(_) => DELETIONS,
             Key::Broker(_) => BROKERS,
             Key::Bookie(_) => BOOKIES,
             Key::Cookie(_) => COOKIES,

@@ -54,8 +54,11 @@ pub struct EmbeddedConfig {
     pub history: HistoryLimits,
     /// How often leases are looked at while there are any.
     pub lease_check: Duration,
-    /// Writes are refused while the disk has less than this left; deletions are not.
+    /// While the disk has less than this left, transactions that add keys and delete none are
+    /// refused.
     pub min_free_bytes: u64,
+    /// While it has less than this left, everything but deletions is refused.
+    pub last_free_bytes: u64,
 }
 
 impl EmbeddedConfig {
@@ -68,6 +71,7 @@ impl EmbeddedConfig {
             history: HistoryLimits::default(),
             lease_check: Duration::from_secs(1),
             min_free_bytes: 16 << 20,
+            last_free_bytes: 4 << 20,
         }
     }
 }

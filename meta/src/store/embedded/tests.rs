@@ -249,6 +249,31 @@ async fn a_full_disk_refuses_writes_but_not_deletions_and_recovers() {
 }
 
 #[tokio::test]
+async fn a_nearly_full_disk_takes_what_frees_space_and_what_only_changes_keys() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let free = Arc::new(AtomicU64::new(u64::MAX));
+    let probe = Arc::clone(&free);
+    let probe: FreeBytes = Arc::new(move || Ok(probe.load(Ordering::Relaxed)));
+    let (config, env) = (config(&dir), env(&Arc::default()));
+    let store = EmbeddedStore::open_with(&config, &env, probe, ZeroedFile::new).expect("made");
+    let txn = Txn::default().put("head", "1").put("ledger/1", "1").put("ledger/2", "1");
+    store.txn(txn).await.expect("written");
+    let trim = |ledger: &str| store.txn(Txn::default().put("head", "2").delete(ledger));
+    free.store(config.min_free_bytes - 1, Ordering::Relaxed);
+    assert!(matches!(trim("ledger/1").await, Ok(TxnOutcome::Applied(_))), "a trim");
+    let closed = store.txn(Txn::default().put("ledger/2", "closed")).await;
+    assert!(matches!(closed, Ok(TxnOutcome::Applied(_))), "an existing key: {closed:?}");
+    let grown = store.txn(Txn::default().put("head", "3").put("ledger/3", "1")).await;
+    assert!(matches!(grown, Err(StoreError::Full(_))), "a new key: {grown:?}");
+    // A deletion of nothing frees nothing.
+    let grown = store.txn(Txn::default().put("ledger/3", "1").delete("ledger/1")).await;
+    assert!(matches!(grown, Err(StoreError::Full(_))), "{grown:?}");
+    free.store(config.last_free_bytes - 1, Ordering::Relaxed);
+    assert!(matches!(trim("ledger/2").await, Err(StoreError::Full(_))));
+    assert!(store.txn(Txn::default().delete("ledger/2")).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_damaged_pair_refuses_its_own_readers_and_writers_only() {
     let dir = TempDir::new().expect("a temporary directory");
     let store = open(&dir).expect("made");

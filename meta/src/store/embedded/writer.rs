@@ -194,6 +194,7 @@ pub(super) struct Writer {
     revision: Revision,
     free_bytes: FreeBytes,
     min_free_bytes: u64,
+    last_free_bytes: u64,
 }
 
 impl Writer {
@@ -213,6 +214,7 @@ impl Writer {
             revision,
             free_bytes,
             min_free_bytes: config.min_free_bytes,
+            last_free_bytes: config.last_free_bytes,
         }
     }
 
@@ -313,14 +315,14 @@ impl Writer {
         group: &mut Group,
     ) -> Result<(), StoreError> {
         let mut tables = Tables::open(write)?;
-        let full = self.check_space();
+        let space = self.check_space();
         for lease in self.leases.expired(self.clock.monotonic()) {
             self.end_lease(&mut tables, lease, group)?;
         }
         while let Some(request) = requests.pop_front() {
             let outcome = match request {
                 Request::Txn { txn, answer } => {
-                    match self.apply_txn(&mut tables, &txn, full.as_ref(), group) {
+                    match self.apply_txn(&mut tables, &txn, &space, group) {
                         Ok(outcome) => Outcome::Txn(answer, outcome),
                         Err(error) => {
                             Outcome::Txn(answer, Err(error.clone())).send();
@@ -378,13 +380,11 @@ impl Writer {
         &mut self,
         tables: &mut Tables<'_>,
         txn: &Txn,
-        full: Option<&StoreError>,
+        space: &Space,
         group: &mut Group,
     ) -> Result<Result<TxnOutcome, StoreError>, StoreError> {
-        if let Some(full) = full
-            && txn.ops.iter().any(|op| matches!(op, Op::Put { .. }))
-        {
-            return Ok(Err(full.clone()));
+        if let Err(refused) = space.check(tables, txn) {
+            return Ok(Err(refused));
         }
         let current = self.current(group);
         let next = Revision(current.0 + 1);
@@ -401,17 +401,55 @@ impl Writer {
 
     /// Refusing writes in time keeps redb from meeting the end of the disk in the middle of a
     /// commit, after which it could only be opened anew.
-    fn check_space(&self) -> Option<StoreError> {
+    fn check_space(&self) -> Space {
+        let full = |free: u64, wanted: u64| {
+            let why = format!("{free} bytes are left on its disk and {wanted} must be");
+            StoreError::Full(format!("{why}; free some space"))
+        };
         match (self.free_bytes)() {
-            Ok(free) if free >= self.min_free_bytes => None,
-            Ok(free) => Some(StoreError::Full(format!(
-                "{free} bytes are left on its disk and {} must be; free some space",
-                self.min_free_bytes
-            ))),
+            Ok(free) if free < self.last_free_bytes => {
+                Space::None(full(free, self.last_free_bytes))
+            }
+            Ok(free) if free < self.min_free_bytes => {
+                Space::Little(full(free, self.min_free_bytes))
+            }
+            Ok(_) => Space::Enough,
             // The commit will say so if the disk is really out of reach.
             Err(error) => {
                 tracing::warn!(%error, "the free space of the metadata's disk is unknown");
-                None
+                Space::Enough
+            }
+        }
+    }
+}
+
+/// What the disk has left for metadata.
+#[derive(Debug)]
+enum Space {
+    Enough,
+    /// For what doesn't make the store grow: what frees space writes keys, too.
+    Little(StoreError),
+    /// For deletions.
+    None(StoreError),
+}
+
+impl Space {
+    /// Refuses a transaction that there is no space for.
+    fn check(&self, tables: &Tables<'_>, txn: &Txn) -> Result<(), StoreError> {
+        let puts = txn.ops.iter().any(|op| matches!(op, Op::Put { .. }));
+        match self {
+            Self::Enough => Ok(()),
+            _ if !puts => Ok(()),
+            Self::None(full) => Err(full.clone()),
+            Self::Little(full) => {
+                let (mut adds, mut deletes) = (false, false);
+                for op in &txn.ops {
+                    match op {
+                        Op::Put { key, .. } => adds |= tables.modified(key)?.is_none(),
+                        Op::Delete(key) => deletes |= tables.modified(key)?.is_some(),
+                    }
+                }
+                if adds && !deletes { Err(full.clone()) } else { Ok(()) }
             }
         }
     }
