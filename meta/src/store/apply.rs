@@ -100,7 +100,8 @@ fn decide<'a>(
     Ok(Some(writes))
 }
 
-/// Ends a lease: deletes its keys, whose deletions get the revision `next`.
+/// Ends a lease: deletes its keys, whose deletions get the revision `next`. What is stored under
+/// them doesn't matter any more, damaged or not.
 pub(super) fn end_lease(
     table: &mut dyn Table,
     leases: &mut LeaseTable,
@@ -109,7 +110,15 @@ pub(super) fn end_lease(
 ) -> Result<Vec<WatchEvent>, StoreError> {
     let mut events = Vec::new();
     for key in leases.end(lease) {
-        if table.modified(&key)?.is_some() {
+        let exists = match table.modified(&key) {
+            Ok(modified) => modified.is_some(),
+            Err(StoreError::Corrupt(why)) => {
+                tracing::warn!(key, %why, "a damaged pair goes with its lease");
+                true
+            }
+            Err(error) => return Err(error),
+        };
+        if exists {
             table.delete(&key)?;
             events.push(WatchEvent { revision: next, key, value: None });
         }

@@ -297,6 +297,29 @@ async fn a_damaged_pair_refuses_its_own_readers_and_writers_only() {
     assert!(store.get("good").await.is_ok());
 }
 
+#[tokio::test]
+async fn a_damaged_pair_goes_with_its_lease_and_the_store_goes_on() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let store = open(&dir).expect("made");
+    let lease = store.grant_lease(Duration::from_secs(60)).await.expect("granted");
+    let txn = Txn::default().put_leased("l/bad", "1", lease).put_leased("l/good", "1", lease);
+    store.txn(txn).await.expect("written");
+    {
+        let write = store.shared.database.begin_write().expect("begun");
+        let row = [1_u8; 30].as_slice();
+        write.open_table(PAIRS).expect("opened").insert("l/bad", row).expect("written");
+        write.commit().expect("committed");
+    }
+    assert!(matches!(store.get("l/bad").await, Err(StoreError::Corrupt(_))));
+    let mut watch = store.watch("l/", Revision(1)).await.expect("started");
+    assert_eq!(store.revoke_lease(lease).await, Ok(()));
+    let seen = watch.next().await.expect("the deletions");
+    let keys: Vec<&str> = seen.iter().map(|event| event.key.as_str()).collect();
+    assert_eq!(keys, ["l/bad", "l/good"]);
+    assert_eq!(store.range("", None, 10).await.map(|page| page.pairs), Ok(Vec::new()));
+    assert!(store.txn(Txn::default().put("l/bad", "2")).await.is_ok());
+}
+
 /// What the faulty device fails at, and how.
 #[derive(Debug, Default)]
 struct Plan {
