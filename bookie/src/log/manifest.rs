@@ -218,28 +218,46 @@ impl Manifest {
         if manifest.is_valid() { Ok(manifest) } else { Err(ManifestError::Damaged) }
     }
 
-    /// Reads the newer whole copy. `None` if there never was a manifest.
+    /// Reads the newer whole copy, and makes the other one like it if it isn't. `None` if there
+    /// never was a manifest.
     pub(crate) fn load(device: &dyn Device, instance: u64) -> Result<Option<Self>, ManifestError> {
         let copies = FILES.map(|name| read_copy(device, name));
         if copies.iter().all(|copy| matches!(copy, Ok(None))) {
             return Ok(None);
         }
-        let mut best: Option<Self> = None;
+        let mut best: Option<&Self> = None;
         let mut error = ManifestError::Damaged;
-        for copy in copies {
+        for copy in &copies {
             match copy {
-                Ok(Some(copy)) if best.as_ref().is_none_or(|b| copy.sequence > b.sequence) => {
+                Ok(Some(copy)) if best.is_none_or(|best| copy.sequence > best.sequence) => {
                     best = Some(copy);
                 }
                 Ok(_) => {}
                 // A newer version anywhere must not be taken for damage and overwritten.
-                Err(newer @ ManifestError::Newer(_)) => return Err(newer),
-                Err(ManifestError::Device(failed)) => error = failed.into(),
+                Err(newer @ ManifestError::Newer(_)) => return Err(newer.clone()),
+                Err(ManifestError::Device(failed)) => error = failed.clone().into(),
                 Err(_) => {}
             }
         }
-        let manifest = best.ok_or(error)?;
-        if manifest.instance == instance { Ok(Some(manifest)) } else { Err(ManifestError::Foreign) }
+        let manifest = best.ok_or(error)?.clone();
+        if manifest.instance != instance {
+            return Err(ManifestError::Foreign);
+        }
+        for (name, copy) in FILES.iter().zip(&copies) {
+            if !matches!(copy, Ok(Some(copy)) if *copy == manifest) {
+                tracing::warn!(name, "this copy of the manifest is missing, damaged or older");
+                manifest.mend(device, name)?;
+            }
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Writes a copy anew: from now on there are two again.
+    fn mend(&self, device: &dyn Device, name: &str) -> Result<(), DeviceError> {
+        self.reserve(device, self.slots.len())?;
+        let file = device.open(name)?;
+        file.write_at(0, self.encode().as_slice())?;
+        file.sync()
     }
 
     /// Reserves room for `slots` slots and the ranges of deleted ledgers in both copies, so that a

@@ -1,7 +1,8 @@
 //! Opens a log: manifest, footers' directories, and a scan of what a crash left unsealed.
 //!
 //! After a clean close nothing is scanned. What can't be read is listed as [`Damage`]; unless the
-//! settings accept it, the log refuses to open and nothing on the disk is changed. Otherwise what
+//! settings accept it, the log refuses to open, and nothing on the disk is changed but a lost copy
+//! of the manifest. Otherwise what
 //! was lost answers *unknown* or *corrupt*, and ledgers that may have had a fence there take no
 //! ordinary adds any more.
 

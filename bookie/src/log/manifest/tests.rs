@@ -61,6 +61,13 @@ fn either_copy_alone_is_enough_and_the_newer_whole_one_wins() {
         assert_eq!(Manifest::load(&device, 0x0a0b), Ok(Some(manifest.clone())));
         device.remove(name).expect("removes");
         assert_eq!(Manifest::load(&device, 0x0a0b), Ok(Some(manifest.clone())));
+        // Both are whole again, durably.
+        let device = device.crash(Tear::Lost);
+        for other in FILES {
+            let device = device.fork();
+            device.remove(other).expect("is there");
+            assert_eq!(Manifest::load(&device, 0x0a0b), Ok(Some(manifest.clone())));
+        }
     }
     for name in FILES {
         device.flip(name, 100, 1);
@@ -72,7 +79,7 @@ fn either_copy_alone_is_enough_and_the_newer_whole_one_wins() {
 fn a_change_torn_in_either_copy_leaves_the_old_or_the_new_manifest() {
     let (device, old) = stored();
     for copy in [1, 2] {
-        for prefix in 0..=BLOCK_BYTES {
+        for prefix in (0..=SAMPLE_BYTES).chain([1_000, BLOCK_BYTES]) {
             let device = device.fork();
             let mut new = old.clone();
             new.metadata_revision = 100;

@@ -314,3 +314,33 @@ fn damage_larger_than_any_group_is_not_taken_for_the_torn_end() {
         assert_eq!(there, !(5..55).contains(&entry), "{entry}");
     }
 }
+
+#[test]
+fn one_lost_damaged_or_older_copy_of_the_manifest_stops_nothing() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..5, 5_000);
+    let old = rig.device.clone().crash(Tear::Lost);
+    rig.fill(1, 5..40, 5_000);
+    let device = rig.device.crash(Tear::Lost);
+    for (index, name) in manifest::FILES.iter().enumerate() {
+        type Harm<'a> = Box<dyn Fn(&MemoryDevice) + 'a>;
+        let older = old.contents(name).expect("there");
+        let harms: [Harm<'_>; 4] = [
+            Box::new(|device| device.remove(name).expect("there")),
+            Box::new(|device| device.edit(name, Vec::clear)),
+            Box::new(|device| device.flip(name, 100, 1)),
+            Box::new(|device| device.edit(name, |bytes| bytes.clone_from(&older))),
+        ];
+        for harm in harms {
+            let device = device.fork();
+            harm(&device);
+            let mut rig = Rig::on(device);
+            rig.fill(1, 40..60, 5_000);
+            let device = rig.device.crash(Tear::Lost);
+            // The other one alone is enough now.
+            device.remove(manifest::FILES[1 - index]).expect("there");
+            let rig = Rig::on(device);
+            assert_eq!(rig.read(1, 0, 100).map(|entries| entries.len()), Ok(60));
+        }
+    }
+}
