@@ -22,7 +22,7 @@ use crate::done::AppendDone;
 use crate::error::{CloseError, OpenError};
 use crate::log::crew::Crew;
 use crate::log::state::FenceAdmission;
-use crate::log::{Log, OpenReport};
+use crate::log::{Log, OpenReport, Origin};
 
 /// Hints that wait for a look; more turn into a census of everything.
 const MAX_HINTS: usize = 100_000;
@@ -94,8 +94,12 @@ impl Bookie {
         env: Env,
     ) -> Result<(Self, OpenReport), OpenError> {
         let limits = config.validate()?;
-        let (instance, begun) = (identity.instance, identity.begun);
-        let (log, report) = Log::open(&config, limits, instance, begun, device, env)?;
+        let origin = Origin {
+            instance: identity.instance,
+            initialized: identity.begun,
+            youngest_ledger: identity.youngest_ledger,
+        };
+        let (log, report) = Log::open(&config, limits, origin, device, env)?;
         cookie::mark_begun(log.device(), &identity)?;
         tracing::info!(
             directory = log.device().describe(),

@@ -64,7 +64,8 @@ pub struct BookieConfig {
     /// stops.
     pub mass_deletion_percent: u32,
     /// Start although segments or parts of them are lost; what they may have held answers
-    /// *unknown*. Otherwise the start is refused and says what is lost.
+    /// *unknown*, and is given up. A ledger whose end may have been there can be recovered only
+    /// with another bookie's copy. Otherwise the start is refused and says what is lost.
     pub accept_damage: bool,
 }
 

@@ -6,13 +6,13 @@
 //! metadata's is accepted only as long as no log was ever begun on it: that is a first start that
 //! was cut short.
 
-use geminga_meta::keys;
+use geminga_meta::keys::{self, Counter};
 use geminga_meta::read::{ReadError, read};
-use geminga_meta::record::{CookieRecord, Nonce, Record, RecordError};
+use geminga_meta::record::{CookieRecord, CounterRecord, Nonce, Record, RecordError};
 use geminga_meta::store::{Compare, MetadataStore, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
 use geminga_proto::env::Env;
-use geminga_proto::id::{BookieId, ClusterId};
+use geminga_proto::id::{BookieId, ClusterId, LedgerId};
 
 use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError};
 
@@ -36,13 +36,15 @@ pub struct Identity {
     pub instance: u64,
     /// A log was begun on the disk.
     pub(crate) begun: bool,
+    /// No younger ledger than this existed when the disk was claimed, if that is known.
+    pub(crate) youngest_ledger: Option<LedgerId>,
 }
 
 impl Identity {
     /// An identity that no metadata knows, for a log that is used alone: measurements and tests.
     #[must_use]
     pub fn detached(bookie: BookieId, cluster: ClusterId, instance: u64) -> Self {
-        Self { bookie, cluster, instance, begun: false }
+        Self { bookie, cluster, instance, begun: false, youngest_ledger: None }
     }
 }
 
@@ -159,6 +161,8 @@ pub async fn claim(
             let same = known.record.instance == found.instance
                 && known.record.cluster_id == found.cluster
                 && known.record.bookie_id == found.bookie;
+            let youngest_ledger = youngest_ledger(store).await?;
+            let found = Identity { youngest_ledger, ..found };
             if same { Ok(found) } else { Err(CookieError::OtherDisk { directory, bookie }) }
         }
         (None, Some(_)) => Err(CookieError::Wiped { directory, bookie }),
@@ -166,11 +170,20 @@ pub async fn claim(
         (Some(found), None) => register(store, found, &key, env, directory).await,
         (None, None) => {
             let instance = env.random.nonzero_u64();
-            let made = Identity { bookie, cluster: cluster.clone(), instance, begun: false };
+            let made = Identity::detached(bookie, cluster.clone(), instance);
             save(device, &made)?;
             register(store, made, &key, env, directory).await
         }
     }
+}
+
+/// Read after the disk was last written to and before it is written to again, so it bounds which
+/// ledgers can have been on it.
+async fn youngest_ledger(store: &dyn MetadataStore) -> Result<Option<LedgerId>, CookieError> {
+    let counter = read::<CounterRecord>(store, &keys::counter(Counter::Ledgers)).await?;
+    // Without the counter no ledger was ever made.
+    let next = counter.map_or(0, |counter| counter.record.next);
+    Ok(Some(LedgerId(next.saturating_sub(1))))
 }
 
 async fn register(
@@ -252,7 +265,8 @@ fn decode(bytes: &[u8]) -> Result<Identity, Option<u16>> {
     let cluster =
         name(FIXED_BYTES + NAME_BYTES).and_then(|name| ClusterId::new(name).ok()).ok_or(None)?;
     let instance = u64::from_le_bytes(instance);
-    Ok(Identity { bookie, cluster, instance, begun: field(10) & FLAG_BEGUN != 0 })
+    let begun = field(10) & FLAG_BEGUN != 0;
+    Ok(Identity { begun, ..Identity::detached(bookie, cluster, instance) })
 }
 
 fn load(device: &dyn Device) -> Result<Option<Identity>, CookieError> {

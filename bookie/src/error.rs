@@ -71,8 +71,9 @@ pub enum OpenError {
     /// Segments are lost or damaged.
     #[error(
         "{directory} has lost data: {list}. Restore the files from where they were moved, or \
-         accept the damage in the settings: the rest is then served, and what was lost answers \
-         \"unknown\"",
+         give up what is lost with accept_damage in the settings: the rest is then served, and \
+         what was lost answers \"unknown\". A ledger that was being written then can't be \
+         recovered while no other bookie has a copy of it",
         list = list(damage)
     )]
     Damaged {

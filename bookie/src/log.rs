@@ -68,6 +68,17 @@ pub(crate) struct Log {
     idle_close: Duration,
 }
 
+/// Which log is opened, and what is known of it from elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    /// Of its cookie.
+    pub instance: u64,
+    /// It has had a manifest before.
+    pub initialized: bool,
+    /// No younger ledger can be in it, if that is known.
+    pub youngest_ledger: Option<LedgerId>,
+}
+
 /// Limits of one read.
 #[derive(Debug, Clone, Copy)]
 struct ReadLimits {
@@ -87,18 +98,16 @@ pub(crate) enum Turn {
 }
 
 impl Log {
-    /// Opens the log of `instance` on `device`.
+    /// Opens the log of `origin` on `device`.
     pub(crate) fn open(
         config: &BookieConfig,
         limits: Limits,
-        instance: u64,
-        initialized: bool,
+        origin: Origin,
         device: Arc<dyn Device>,
         env: Env,
     ) -> Result<(Self, OpenReport), OpenError> {
         let accept = config.accept_damage;
-        let (state, report) =
-            replay::open(device.as_ref(), limits, instance, initialized, accept, &env)?;
+        let (state, report) = replay::open(device.as_ref(), limits, origin, accept, &env)?;
         let log = Self {
             state: Mutex::new(state),
             work: Condvar::new(),

@@ -146,6 +146,8 @@ async fn a_large_share_gone_at_once_stops_deletion_unless_it_was_hinted() {
     let stopped = silent.collector.census().await;
     assert_eq!(stopped, Err(CollectError::MassDeletion { vanished: 15, known: 20 }));
     assert_eq!(silent.held().len(), 20);
+    let lowest = silent.bookie.log().with_state(|state| state.lowest_ledger);
+    assert_eq!(lowest, None, "nothing is concluded from metadata that nobody believes");
     // Smaller shares go.
     let mut usual = scene(0..20).await;
     usual.forget(3).await;

@@ -11,13 +11,13 @@ use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::SyncMode;
 
 use super::footer::{self, FooterHeader, Row};
-use super::keeper;
 use super::manifest::{self, Manifest, ManifestError, Sealed, Slot, SlotState};
 use super::record::RecordKind;
 use super::scan::{self, Scan};
 use super::segment::{self, HeaderError};
-use super::state::{Counters, LogState, SealedSegment, Turns, Unsealed};
+use super::state::{Counters, LogState, Turns, Unsealed};
 use super::table::{Fence, Ledger, LedgerTable};
+use super::{Origin, keeper};
 use crate::config::Limits;
 use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError};
 use crate::error::{Damage, OpenError};
@@ -45,6 +45,8 @@ pub struct OpenReport {
 struct Opening<'a> {
     device: &'a dyn Device,
     limits: Limits,
+    /// No younger ledger can be in what is lost.
+    youngest_ledger: LedgerId,
     manifest: Manifest,
     table: LedgerTable,
     highest_ledger: LedgerId,
@@ -57,16 +59,15 @@ struct Opening<'a> {
     report: OpenReport,
 }
 
-/// Opens the log of `instance`. `initialized`: it has had a manifest before.
+/// Opens the log of `origin`.
 pub(crate) fn open(
     device: &dyn Device,
     limits: Limits,
-    instance: u64,
-    initialized: bool,
+    origin: Origin,
     accept_damage: bool,
     env: &Env,
 ) -> Result<(LogState, OpenReport), OpenError> {
-    let manifest = load_manifest(device, instance, initialized)?;
+    let manifest = load_manifest(device, origin)?;
     let limits = fit(device, limits, &manifest)?;
     let report = OpenReport {
         sync_mode: device.sync_mode(),
@@ -80,6 +81,7 @@ pub(crate) fn open(
     let mut opening = Opening {
         device,
         limits,
+        youngest_ledger: origin.youngest_ledger.unwrap_or(LedgerId::MAX),
         manifest,
         table: LedgerTable::default(),
         highest_ledger: LedgerId(0),
@@ -99,11 +101,8 @@ pub(crate) fn open(
     opening.start(env)
 }
 
-fn load_manifest(
-    device: &dyn Device,
-    instance: u64,
-    initialized: bool,
-) -> Result<Manifest, OpenError> {
+fn load_manifest(device: &dyn Device, origin: Origin) -> Result<Manifest, OpenError> {
+    let Origin { instance, initialized, .. } = origin;
     let directory = device.describe();
     match Manifest::load(device, instance) {
         Ok(Some(manifest)) => Ok(manifest),
@@ -154,7 +153,7 @@ impl Opening<'_> {
                     None
                 }
             };
-            if sealed.damaged {
+            if sealed.damaged && rows.is_some() {
                 self.raise_limbo(sealed.highest_ledger);
                 self.report.damage.push(Damage {
                     segment: sealed.segment,
@@ -231,7 +230,7 @@ impl Opening<'_> {
                 }
                 Err(why) => {
                     proof = None;
-                    self.lose(&slot, segment, why, LedgerId::MAX)?;
+                    self.lose(&slot, segment, why, self.youngest_ledger)?;
                     self.lost.push((slot, segment));
                 }
             }
@@ -403,9 +402,7 @@ impl Opening<'_> {
         for (slot, sealed, rows) in &self.sealed {
             state.attach(slot, sealed, rows.as_deref().unwrap_or_default(), rows.is_some());
         }
-        for (slot, segment) in &self.lost {
-            state.sealed.insert(*segment, SealedSegment::lost(slot.number));
-        }
+        give_up(device, &mut state, &self.lost, self.youngest_ledger)?;
         for (unsealed, damaged) in &self.scanned {
             let job = state.seal_job(unsealed, *damaged, true);
             let (manifest, rows) = keeper::seal(device, state.manifest.clone(), &job)?;
@@ -444,20 +441,30 @@ fn begin(device: &dyn Device, state: &mut LogState, env: &Env) -> Result<(), Ope
     }
 }
 
-impl SealedSegment {
-    fn lost(slot: u32) -> Self {
-        Self {
-            slot,
-            data_end: 0,
-            directory_rows: 0,
-            live: 0,
-            live_with_entries: 0,
-            readable: false,
-            damaged: false,
-            highest_ledger: LedgerId::MAX,
-            carrying: false,
+/// Notes unsealed segments that can't be read as sealed ones that can't be read. So it is durable
+/// that no ledger younger than those of now can have been in them, and such ledgers take adds.
+fn give_up(
+    device: &dyn Device,
+    state: &mut LogState,
+    lost: &[(Slot, SegmentId)],
+    highest_ledger: LedgerId,
+) -> Result<(), DeviceError> {
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let mut manifest = state.manifest.clone();
+    for (_, segment) in lost {
+        let (segment, data_end) = (*segment, segment::DATA_START);
+        let (ledgers, entries, damaged) = (0, 0, true);
+        let sealed = Sealed { segment, data_end, ledgers, entries, highest_ledger, damaged };
+        if let Some(slot) = manifest.slot_of_mut(segment) {
+            slot.state = SlotState::Sealed(sealed);
+            state.attach(slot, &sealed, &[], false);
         }
     }
+    manifest.store(device)?;
+    state.install(manifest);
+    Ok(())
 }
 
 /// Why a segment can't be used.

@@ -2,12 +2,12 @@
 
 use geminga_proto::storage::{AddKind, BookieError};
 
-use super::rig::{Rig, append, config, payload};
+use super::rig::{Rig, YOUNGEST_LEDGER, append, config, payload};
 use crate::config::BookieConfig;
 use crate::device::memory::{MemoryDevice, Tear};
 use crate::device::{BLOCK_BYTES, Device};
 use crate::error::OpenError;
-use crate::log::{manifest, segment};
+use crate::log::{Origin, manifest, segment};
 
 fn accepting() -> BookieConfig {
     BookieConfig { accept_damage: true, ..config() }
@@ -201,7 +201,7 @@ fn a_damaged_page_of_an_index_answers_unknown_and_a_damaged_payload_corrupt() {
 }
 
 #[test]
-fn a_lost_unsealed_segment_makes_everything_uncertain() {
+fn a_lost_unsealed_segment_makes_everything_up_to_the_youngest_ledger_uncertain() {
     let mut rig = Rig::new();
     rig.fill(1, 0..2, 100);
     let file = rig.active_file();
@@ -209,8 +209,20 @@ fn a_lost_unsealed_segment_makes_everything_uncertain() {
     device.remove(&file).expect("there");
     let mut rig = Rig::open(device, &accepting()).expect("opens");
     assert_eq!(rig.get(1, 0), Err(BookieError::UnknownEntry));
-    assert_eq!(rig.get(99, 0), Err(BookieError::UnknownEntry));
-    assert_eq!(rig.put(append(99, 0, 10)), Err(BookieError::ReadOnly));
+    for _ in 0..3 {
+        assert_eq!(rig.get(YOUNGEST_LEDGER, 0), Err(BookieError::UnknownEntry));
+        assert_eq!(rig.put(append(YOUNGEST_LEDGER, 0, 10)), Err(BookieError::ReadOnly));
+        // Ledgers that were made since are served like any others.
+        assert_eq!(rig.put(append(YOUNGEST_LEDGER + 1, 0, 10)), Ok(()));
+        assert_eq!(rig.get(YOUNGEST_LEDGER + 1, 1), Err(BookieError::NoSuchEntry));
+        let device = rig.device.crash(Tear::Lost);
+        assert!(matches!(Rig::open(device.fork(), &config()), Err(OpenError::Damaged { .. })));
+        rig = Rig::open(device, &accepting()).expect("opens");
+    }
+    rig.log.note_lowest_ledger(geminga_proto::id::LedgerId(YOUNGEST_LEDGER + 1));
+    rig.settle();
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    assert_eq!(rig.get(1, 0), Err(BookieError::NoSuchEntry), "over once all are younger");
 }
 
 #[test]
@@ -238,7 +250,8 @@ fn without_a_manifest_a_used_directory_is_refused() {
         let limits = config.validate().expect("valid");
         let env = geminga_proto::env::Env::system();
         let device = std::sync::Arc::new(device);
-        crate::log::Log::open(&config, limits, 77, true, device, env).map(|_| ())
+        let origin = Origin { instance: 77, initialized: true, youngest_ledger: None };
+        crate::log::Log::open(&config, limits, origin, device, env).map(|_| ())
     };
     for name in manifest::FILES {
         device.remove(name).expect("there");

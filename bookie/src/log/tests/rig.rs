@@ -20,9 +20,11 @@ use crate::done::{AppendAnswer, AppendDone};
 use crate::error::OpenError;
 use crate::log::group::GroupBuffer;
 use crate::log::state::FenceAdmission;
-use crate::log::{Log, OpenReport, Turn};
+use crate::log::{Log, OpenReport, Origin, Turn};
 
 pub const KIB: u64 = 1024;
+/// What the metadata say when a log is opened.
+pub const YOUNGEST_LEDGER: u64 = 99;
 
 /// What came of appends, in the order of the answers.
 #[derive(Debug, Default)]
@@ -96,7 +98,9 @@ impl Rig {
         let clock = Arc::new(ManualClock::default());
         let env = Env { clock, random: Arc::new(SeededRandom::new(1)) };
         let limits = config.validate()?;
-        let (log, report) = Log::open(config, limits, 77, false, Arc::new(device.clone()), env)?;
+        let youngest_ledger = Some(LedgerId(YOUNGEST_LEDGER));
+        let origin = Origin { instance: 77, initialized: false, youngest_ledger };
+        let (log, report) = Log::open(config, limits, origin, Arc::new(device.clone()), env)?;
         let recorder = Arc::new(Recorder::default());
         let waiter: Arc<dyn AppendDone> = recorder.clone();
         Ok(Self { device, log, report, recorder, waiter, buffer: GroupBuffer::default() })
