@@ -4,6 +4,7 @@
 //! Cheap to clone. Nothing here holds a lock across an await. A broker that is dropped without
 //! [`Broker::shutdown`] closes its clients; its ledgers are left to recovery, as after a crash.
 
+mod deletion;
 mod inspect;
 mod keeper;
 mod sweep;
@@ -89,7 +90,14 @@ impl Broker {
         config.validate()?;
         let context = Context::new(config, env, meta, ledgers);
         let topics = TopicMap::new(Arc::clone(&context.metrics));
-        let namespaces = Namespaces::start(&context);
+        let map = Arc::downgrade(&topics);
+        let namespaces = Namespaces::start(&context, move |bundle| {
+            let error = TopicError::NamespaceNotFound(bundle.id.namespace.to_string());
+            match map.upgrade() {
+                Some(topics) => topics.end_bundle(bundle, &error),
+                None => drop(bundle.end()),
+            }
+        });
         let ended = (Arc::downgrade(&namespaces), Arc::downgrade(&topics));
         let lease_lost = move || {
             let (Some(namespaces), Some(topics)) = (ended.0.upgrade(), ended.1.upgrade()) else {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 
 use geminga_meta::bundle::BundleId;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use crate::core::api::{Lookup, TopicError};
 use crate::core::context::{Context, unavailable};
@@ -25,6 +26,7 @@ pub struct Bundle {
     /// Set once: no topic of it may be served any more.
     ended: AtomicBool,
     ownership: Weak<Ownership>,
+    runtime: Handle,
 }
 
 impl Bundle {
@@ -37,6 +39,16 @@ impl Bundle {
     /// It is owned no more. Answers false if that was known already.
     pub fn end(&self) -> bool {
         !self.ended.swap(true, Ordering::AcqRel)
+    }
+
+    /// Closes the state log, in a task of its own.
+    pub fn close_log(&self) {
+        let (id, log) = (self.id.clone(), self.log.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = log.close().await {
+                tracing::debug!(bundle = %id, %error, "the state log could not be closed");
+            }
+        });
     }
 
     /// Asks the metadata whether another broker owns it. False also if that can't be told.
@@ -107,7 +119,8 @@ impl BundleSlot {
         .map_err(state_log_error)?;
         let ended = AtomicBool::new(false);
         let ownership = Arc::downgrade(ownership);
-        let bundle = Arc::new(Bundle { id: id.clone(), log, ended, ownership });
+        let runtime = context.runtime.clone();
+        let bundle = Arc::new(Bundle { id: id.clone(), log, ended, ownership, runtime });
         *self.owned.lock() = Some(Arc::clone(&bundle));
         tracing::info!(bundle = %id, "bundle acquired");
         acquired(&bundle);

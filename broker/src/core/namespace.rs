@@ -4,6 +4,7 @@
 //! lost ends in reading all of them again, never in a stale one.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -99,18 +100,33 @@ impl Namespace {
     }
 }
 
+/// Told of bundles whose namespace was deleted.
+type OnDeleted = Box<dyn Fn(&Arc<Bundle>) + Send + Sync>;
+
 /// The namespaces in use.
-#[derive(Debug)]
 pub struct Namespaces {
     context: Arc<Context>,
     known: Mutex<BTreeMap<NamespaceName, Arc<Namespace>>>,
+    deleted: OnDeleted,
+}
+
+impl fmt::Debug for Namespaces {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Namespaces").field("known", &self.known).finish_non_exhaustive()
+    }
 }
 
 impl Namespaces {
-    /// Follows the metadata's namespaces from now on.
+    /// Follows the metadata's namespaces from now on. `deleted` is told of each owned bundle of a
+    /// namespace that was deleted.
     #[must_use]
-    pub fn start(context: &Arc<Context>) -> Arc<Self> {
-        let namespaces = Arc::new(Self { context: Arc::clone(context), known: Mutex::default() });
+    pub fn start(
+        context: &Arc<Context>,
+        deleted: impl Fn(&Arc<Bundle>) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let (context, known) = (Arc::clone(context), Mutex::default());
+        let namespaces = Arc::new(Self { context, known, deleted: Box::new(deleted) });
+        let context = &namespaces.context;
         context.runtime.spawn(follow(Arc::downgrade(&namespaces)));
         namespaces
     }
@@ -146,9 +162,16 @@ impl Namespaces {
         read(&*self.context.meta, &keys::namespace(name)).await.map_err(unavailable)
     }
 
-    /// Forgets a namespace that was deleted.
-    pub fn forget(&self, name: &NamespaceName) -> Option<Arc<Namespace>> {
-        self.known.lock().remove(name)
+    /// Forgets a namespace that was deleted; its bundles end.
+    pub fn forget(&self, name: &NamespaceName) {
+        let Some(namespace) = self.known.lock().remove(name) else { return };
+        namespace.take_bundles().iter().for_each(|bundle| (self.deleted)(bundle));
+    }
+
+    /// One in use.
+    #[must_use]
+    pub fn known(&self, name: &NamespaceName) -> Option<Arc<Namespace>> {
+        self.known.lock().get(name).cloned()
     }
 
     /// All in use.
@@ -161,7 +184,7 @@ impl Namespaces {
         let Some(Key::Namespace(name)) = Key::parse(&event.key) else { return };
         let Some(namespace) = self.known.lock().get(&name).cloned() else { return };
         match &event.value {
-            None => drop(self.forget(&name)),
+            None => self.forget(&name),
             Some(value) => match NamespaceRecord::decode(value) {
                 Ok((record, _)) => namespace.update(record, event.revision),
                 Err(error) => tracing::error!(%name, %error, "namespace record can't be read"),
@@ -174,7 +197,7 @@ impl Namespaces {
         for namespace in self.all() {
             match self.read(&namespace.name).await? {
                 Some(stored) => namespace.update(stored.record, stored.revision),
-                None => drop(self.forget(&namespace.name)),
+                None => self.forget(&namespace.name),
             }
         }
         Ok(())

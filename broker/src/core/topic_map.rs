@@ -63,9 +63,12 @@ impl TopicMap {
         slots.iter().filter_map(|slot| slot.topic.lock().clone()).collect()
     }
 
-    /// Gives up a bundle and all its topics.
+    /// Gives up a bundle and all its topics, and closes its state log. If that is fenced, there is
+    /// nothing to close; else whoever owns the bundle next recovers what can't be closed.
     pub fn end_bundle(&self, bundle: &Arc<Bundle>, error: &TopicError) {
-        bundle.end();
+        if bundle.end() {
+            bundle.close_log();
+        }
         let lost = self.all().into_iter().filter(|topic| Arc::ptr_eq(&topic.bundle, bundle));
         lost.for_each(|topic| topic.fail(error));
     }

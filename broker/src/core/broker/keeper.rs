@@ -86,16 +86,10 @@ pub async fn watch_bundle(topics: Weak<TopicMap>, bundle: Arc<Bundle>) {
     }
 }
 
-/// Gives up bundles that another broker may own by now. Their state logs are closed; if they are
-/// fenced, there is nothing to close.
+/// Gives up bundles that another broker may own by now.
 pub fn give_up(topics: &TopicMap, namespaces: &Namespaces, error: &TopicError) {
     for bundle in namespaces.all().iter().flat_map(|namespace| namespace.take_bundles()) {
         topics.end_bundle(&bundle, error);
-        tokio::spawn(async move {
-            if let Err(error) = bundle.log.close().await {
-                tracing::debug!(bundle = %bundle.id, %error, "the state log could not be closed");
-            }
-        });
     }
 }
 

@@ -1,4 +1,4 @@
-//! Administration of tenants and namespaces.
+//! Administration of tenants and namespaces; `deletion` deletes namespaces.
 
 use geminga_meta::keys::{self, Key};
 use geminga_meta::read::{ReadError, read};
@@ -11,7 +11,6 @@ use geminga_proto::topic_name::{NamespaceName, TenantName};
 
 use super::Broker;
 use crate::core::admin::{AdminError, NamespaceInfo, NamespacePolicies};
-use crate::core::api::TopicError;
 
 /// The tenant and the namespace of short topic names.
 const PUBLIC: (&str, &str) = ("public", "default");
@@ -92,7 +91,7 @@ impl Broker {
         }
     }
 
-    async fn is_empty(&self, prefix: &str) -> Result<bool, AdminError> {
+    pub(super) async fn is_empty(&self, prefix: &str) -> Result<bool, AdminError> {
         Ok(self.metadata().range(prefix, None, 1).await?.pairs.is_empty())
     }
 
@@ -177,7 +176,7 @@ impl Broker {
         self.list(&keys::namespaces_of(&name), namespace).await
     }
 
-    async fn stored_namespace(
+    pub(super) async fn stored_namespace(
         &self,
         name: &NamespaceName,
     ) -> Result<Stored<NamespaceRecord>, AdminError> {
@@ -277,29 +276,6 @@ impl Broker {
         };
         let (meta, policy) = (&**self.metadata(), RetryPolicy::default());
         update(meta, self.env(), policy, &key, set).await.map_err(update_error)?;
-        Ok(())
-    }
-
-    /// Deletes a namespace that has no topics.
-    ///
-    /// # Errors
-    /// [`AdminError::NamespaceNotFound`] or [`AdminError::NamespaceNotEmpty`], or why it can't be
-    /// deleted.
-    pub async fn delete_namespace(&self, name: &NamespaceName) -> Result<(), AdminError> {
-        let busy = || AdminError::NamespaceNotEmpty(name.to_string());
-        if !self.is_empty(&keys::topics_of(name)).await? {
-            return Err(busy());
-        }
-        let stored = self.stored_namespace(name).await?;
-        if !self.remove(&stored).await? {
-            return Err(busy());
-        }
-        let deleted = TopicError::NamespaceNotFound(name.to_string());
-        if let Some(namespace) = self.inner.namespaces.forget(name) {
-            for bundle in namespace.take_bundles() {
-                self.inner.topics.end_bundle(&bundle, &deleted);
-            }
-        }
         Ok(())
     }
 }

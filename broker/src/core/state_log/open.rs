@@ -89,7 +89,10 @@ pub(super) async fn create(
         let _ = heard_by.ledger.set(id);
         let mut record = BundleRecord { epoch, ..known };
         record.state_ledgers.push(id);
+        // A namespace that is being deleted takes its bundles with it.
         replace(env, bundle, stored, &record)
+            .when(Compare::Present(keys::namespace(&bundle.namespace)))
+            .when(Compare::Absent(keys::deletion(&bundle.namespace)))
     };
     ledgers.create(LedgerOwner::StateLog(bundle.clone()), after, link, observer).await
 }
@@ -190,7 +193,7 @@ pub(super) async fn open(
         let parts = Parts { bundle, ledgers, meta, env, config };
         return Ok(start(parts, replayed, writer, stored, &observer));
     }
-    Err(unavailable("other brokers take it over all the time"))
+    Err(unavailable("other brokers take it over all the time, or its namespace is being deleted"))
 }
 
 /// What a log is made of.

@@ -195,6 +195,7 @@ impl Topic {
         let extra = Txn::default()
             .when(Compare::Absent(key.clone()))
             .when(Compare::Present(keys::namespace(name.namespace())))
+            .when(Compare::Absent(keys::deletion(name.namespace())))
             .put(key, bytes);
         let mut ledgers = ManagedLedger::create(id, &context.env);
         let topic = Self::new(name, home, incarnation, ledgers.clone());

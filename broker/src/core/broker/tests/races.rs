@@ -162,13 +162,13 @@ async fn a_subscription_made_while_its_first_ledger_is_trimmed_has_no_backlog_of
         }
         Fault::None
     });
-    cluster.meta.faults().set_delay(Duration::from_secs(1));
+    // Less than a request may take.
+    cluster.meta.faults().set_delay(Duration::from_millis(200));
     ack(&worker, 1, &held[..1]).await;
     eventually("trimming", async || trimming.load(Ordering::Acquire)).await;
     cluster.meta.faults().set_delay(Duration::ZERO);
     broker.create_subscription(&name, "late", ResetTo::Earliest).await.expect("creates");
     broker.reset_subscription(&name, "work", ResetTo::Earliest).await.expect("moves");
-    assert!(broker.topic_internal_stats(&name).await.expect("loaded").entries == 3, "too slow");
     eventually("the ledger's end", async || {
         broker.topic_internal_stats(&name).await.expect("loaded").entries == 2
     })

@@ -6,8 +6,8 @@ use std::time::Duration;
 use geminga_meta::bundle::{BundleId, HashRange};
 use geminga_meta::keys;
 use geminga_meta::read::read;
-use geminga_meta::record::BundleRecord;
-use geminga_meta::store::{MetadataStore, Txn};
+use geminga_meta::record::{BundleRecord, NamespacePolicies, NamespaceRecord, Nonce, Record};
+use geminga_meta::store::{Compare, MetadataStore, Txn};
 use geminga_proto::env::{Env, ManualClock, SeededRandom};
 use geminga_proto::id::{BookieId, EntryId, LedgerId, MessageIndex, Position, TopicIncarnation};
 use geminga_proto::topic_name::NamespaceName;
@@ -63,7 +63,21 @@ impl World {
         let ledgers =
             LedgerStore::new(ledgers, env, Arc::clone(&meta), transport, Arc::new(placement));
         let (bundle, env) = (self.bundle.clone(), self.env.clone());
+        self.add_namespace().await;
         StateLog::open(bundle, ledgers.expect("valid"), meta, env, config).await
+    }
+
+    async fn add_namespace(&self) {
+        let record = NamespaceRecord {
+            created_ms: 1,
+            bundle_bounds: NamespaceRecord::even_bounds(1),
+            policies: NamespacePolicies::default(),
+        };
+        let value = record.encode(Nonce::new(&*self.env.random)).expect("valid");
+        let key = keys::namespace(&self.bundle.namespace);
+        let txn = Txn::default().when(Compare::Absent(key.clone())).put(key, value);
+        // It may be there already.
+        let _ = self.meta.txn(txn).await;
     }
 
     async fn record(&self) -> BundleRecord {
