@@ -64,6 +64,7 @@ pub(crate) struct Log {
     files: Files,
     pages: PageCache,
     env: Env,
+    instance: u64,
     read_limits: ReadLimits,
     idle_close: Duration,
 }
@@ -118,6 +119,7 @@ impl Log {
             device,
             pages: PageCache::new(config.index_cache_bytes),
             env,
+            instance: origin.instance,
             read_limits: ReadLimits {
                 max_entries: config.max_read_entries,
                 max_bytes: config.max_read_bytes,

@@ -51,8 +51,8 @@ fn set_crc(bytes: &mut [u8], crc: u32) {
 }
 
 /// The checksum that seeded ones start from.
-fn seed(segment: u64, offset: u64) -> u32 {
-    crc32c::crc32c(&[segment.to_le_bytes(), offset.to_le_bytes()].concat())
+fn seed(segment: u64, offset: u64, instance: u64) -> u32 {
+    crc32c::crc32c(&[segment.to_le_bytes(), offset.to_le_bytes(), instance.to_le_bytes()].concat())
 }
 
 /// Gives a cookie another version, with its checksum.
@@ -83,7 +83,7 @@ pub fn set_manifest_version(bytes: &mut [u8], version: u16) {
 /// # Panics
 /// When these aren't a segment's bytes.
 pub fn set_segment_version(bytes: &mut [u8], version: u16) {
-    let crc = |bytes: &[u8]| crc32c::crc32c_append(seed(u64_at(bytes, 16), 0), &bytes[4..40]);
+    let crc = |bytes: &[u8]| crc32c::crc32c(&bytes[4..40]);
     assert_eq!((&bytes[4..8], u32_at(bytes, 0)), (&b"GSEG"[..], crc(bytes)));
     set_version(bytes, version);
     set_crc(bytes, crc(bytes));
@@ -111,10 +111,10 @@ pub fn groups(bytes: &[u8]) -> Vec<Group> {
     if bytes.get(4..8) != Some(b"GSEG") {
         return Vec::new();
     }
-    let segment = u64_at(bytes, 16);
+    let (segment, instance) = (u64_at(bytes, 16), u64_at(bytes, 24));
     let (mut found, mut offset) = (Vec::new(), BLOCK_BYTES);
     while let Some(header) = bytes.get(offset..offset + GROUP_HEADER_BYTES) {
-        let crc = crc32c::crc32c_append(seed(segment, offset as u64), &header[4..]);
+        let crc = crc32c::crc32c_append(seed(segment, offset as u64, instance), &header[4..]);
         if &header[4..8] != b"GMRG" || crc != u32_at(header, 0) {
             break;
         }

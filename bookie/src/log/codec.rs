@@ -1,17 +1,29 @@
 //! Little-endian fields of the on-disk formats, and the seeds of their checksums.
 //!
-//! Every checksum is a crc32c that starts from a seed naming what is being checked: the segment
-//! and the place in it. So a block that belongs to another segment, or that was written to the
-//! wrong place, can't pass.
+//! Every checksum is a crc32c that starts from a seed naming what is being checked: the log, the
+//! segment and the place in it. So a block that belongs to another segment, or that was written to
+//! the wrong place, can't pass; and as the log's instance is random and told to no producer, nor
+//! can a payload that was made to look like a group or a record.
 
 use geminga_proto::id::SegmentId;
 
-/// Start value for checksums of what lies at `offset` of `segment`.
-pub(crate) fn seed(segment: SegmentId, offset: u64) -> u32 {
-    let mut place = [0; 16];
-    place[..8].copy_from_slice(&segment.0.to_le_bytes());
-    place[8..].copy_from_slice(&offset.to_le_bytes());
-    crc32c::crc32c(&place)
+/// A segment of one log: what the checksums of all that is in it start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Home {
+    /// Random, from the log's cookie.
+    pub instance: u64,
+    pub segment: SegmentId,
+}
+
+impl Home {
+    /// Start value for checksums of what lies at `offset`.
+    pub(crate) fn seed(self, offset: u64) -> u32 {
+        let mut place = [0; 24];
+        place[..8].copy_from_slice(&self.segment.0.to_le_bytes());
+        place[8..16].copy_from_slice(&offset.to_le_bytes());
+        place[16..].copy_from_slice(&self.instance.to_le_bytes());
+        crc32c::crc32c(&place)
+    }
 }
 
 pub(crate) fn get_u32(bytes: &[u8], at: usize) -> u32 {

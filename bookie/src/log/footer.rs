@@ -7,9 +7,9 @@
 //! is a binary search. Every part is checksummed from the segment's id, so the footer of another
 //! segment can't pass. Decoders never panic.
 
-use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken, SegmentId};
+use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken};
 
-use super::codec::{get_lac, get_u16, get_u32, get_u64, put_lac, put_u16, put_u32, put_u64, seed};
+use super::codec::{Home, get_lac, get_u16, get_u32, get_u64, put_lac, put_u16, put_u32, put_u64};
 use crate::device::{AlignedBuffer, BLOCK_BYTES, whole_blocks};
 
 /// Entries in one page.
@@ -80,9 +80,9 @@ pub(crate) fn directory_bytes(ledgers: u32) -> u64 {
     footer_bytes(ledgers.into(), 0)
 }
 
-/// Encodes a footer that will lie at `offset` of `segment`. `rows` and `entries` are sorted alike.
+/// Encodes a footer that will lie at `offset` of `home`. `rows` and `entries` are sorted alike.
 pub(crate) fn encode(
-    segment: SegmentId,
+    home: Home,
     offset: u64,
     data_end: u64,
     rows: &[Row],
@@ -98,19 +98,18 @@ pub(crate) fn encode(
     let pages = entries.chunks(PAGE_ENTRIES as usize);
     for (index, page) in pages.enumerate() {
         let at = directory_end + index * BLOCK_BYTES;
-        encode_page(&mut out[at..at + BLOCK_BYTES], segment, offset + at as u64, page);
+        encode_page(&mut out[at..at + BLOCK_BYTES], home, offset + at as u64, page);
     }
-    let directory_crc =
-        crc32c::crc32c_append(seed(segment, offset), &out[BLOCK_BYTES..directory_end]);
+    let directory_crc = crc32c::crc32c_append(home.seed(offset), &out[BLOCK_BYTES..directory_end]);
     put_u32(out, 4, MAGIC);
     put_u16(out, 8, VERSION);
     put_u32(out, 12, u32::try_from(rows.len()).unwrap_or(u32::MAX));
-    put_u64(out, 16, segment.0);
+    put_u64(out, 16, home.segment.0);
     put_u64(out, 24, offset);
     put_u64(out, 32, data_end);
     put_u32(out, 40, u32::try_from(entries.len()).unwrap_or(u32::MAX));
     put_u32(out, 44, directory_crc);
-    let crc = crc32c::crc32c_append(seed(segment, offset), &out[4..HEADER_BYTES]);
+    let crc = crc32c::crc32c_append(home.seed(offset), &out[4..HEADER_BYTES]);
     put_u32(out, 0, crc);
     buffer
 }
@@ -142,13 +141,13 @@ impl Row {
 }
 
 impl FooterHeader {
-    /// Reads the block at `offset` of `segment`; `None` if it isn't an intact footer header.
-    pub(crate) fn decode(bytes: &[u8], segment: SegmentId, offset: u64) -> Option<Self> {
+    /// Reads the block at `offset` of `home`; `None` if it isn't an intact footer header.
+    pub(crate) fn decode(bytes: &[u8], home: Home, offset: u64) -> Option<Self> {
         let bytes = bytes.get(..HEADER_BYTES)?;
-        let crc = crc32c::crc32c_append(seed(segment, offset), &bytes[4..HEADER_BYTES]);
+        let crc = crc32c::crc32c_append(home.seed(offset), &bytes[4..HEADER_BYTES]);
         let intact = get_u32(bytes, 4) == MAGIC
             && get_u16(bytes, 8) == VERSION
-            && get_u64(bytes, 16) == segment.0
+            && get_u64(bytes, 16) == home.segment.0
             && get_u64(bytes, 24) == offset
             && get_u32(bytes, 0) == crc;
         intact.then(|| Self {
@@ -160,15 +159,10 @@ impl FooterHeader {
     }
 
     /// Reads the directory that follows the header; `None` if it is damaged.
-    pub(crate) fn rows(
-        &self,
-        directory: &[u8],
-        segment: SegmentId,
-        offset: u64,
-    ) -> Option<Vec<Row>> {
+    pub(crate) fn rows(&self, directory: &[u8], home: Home, offset: u64) -> Option<Vec<Row>> {
         let bytes = (self.ledgers as usize).checked_mul(ROW_BYTES)?;
         let directory = directory.get(..whole_blocks(bytes))?;
-        if crc32c::crc32c_append(seed(segment, offset), directory) != self.directory_crc {
+        if crc32c::crc32c_append(home.seed(offset), directory) != self.directory_crc {
             return None;
         }
         let rows: Vec<Row> = directory[..bytes].chunks_exact(ROW_BYTES).map(Row::decode).collect();
@@ -189,7 +183,7 @@ impl FooterHeader {
     }
 }
 
-fn encode_page(out: &mut [u8], segment: SegmentId, offset: u64, page: &[(EntryId, Place)]) {
+fn encode_page(out: &mut [u8], home: Home, offset: u64, page: &[(EntryId, Place)]) {
     for (index, (entry, place)) in page.iter().enumerate() {
         let at = PAGE_HEADER_BYTES + index * PAGE_ROW_BYTES;
         put_u64(out, at, entry.0);
@@ -197,7 +191,7 @@ fn encode_page(out: &mut [u8], segment: SegmentId, offset: u64, page: &[(EntryId
         put_u32(out, at + 12, place.payload_bytes);
     }
     put_u32(out, 4, u32::try_from(page.len()).unwrap_or(u32::MAX));
-    let crc = crc32c::crc32c_append(seed(segment, offset), &out[4..BLOCK_BYTES]);
+    let crc = crc32c::crc32c_append(home.seed(offset), &out[4..BLOCK_BYTES]);
     put_u32(out, 0, crc);
 }
 
@@ -212,10 +206,10 @@ pub(crate) struct Page {
 type AlignedPage = std::sync::Arc<[u8]>;
 
 impl Page {
-    /// Takes the block at `offset` of `segment`; `None` if it isn't an intact page.
-    pub(crate) fn decode(bytes: &[u8], segment: SegmentId, offset: u64) -> Option<Self> {
+    /// Takes the block at `offset` of `home`; `None` if it isn't an intact page.
+    pub(crate) fn decode(bytes: &[u8], home: Home, offset: u64) -> Option<Self> {
         let bytes = bytes.get(..BLOCK_BYTES)?;
-        let crc = crc32c::crc32c_append(seed(segment, offset), &bytes[4..]);
+        let crc = crc32c::crc32c_append(home.seed(offset), &bytes[4..]);
         let count = get_u32(bytes, 4);
         (crc == get_u32(bytes, 0) && count <= PAGE_ENTRIES)
             .then(|| Self { bytes: bytes.into(), count: count as usize })
@@ -237,11 +231,12 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use geminga_proto::id::SegmentId;
     use proptest::prelude::*;
 
     use super::*;
 
-    const SEGMENT: SegmentId = SegmentId(9);
+    const HOME: Home = Home { instance: 42, segment: SegmentId(9) };
     const OFFSET: u64 = 40_960;
 
     fn sample(per_ledger: u32) -> (Vec<Row>, Vec<(EntryId, Place)>) {
@@ -269,7 +264,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let (rows, entries) = sample(1);
-        let footer = encode(SEGMENT, OFFSET, 36_864, &rows, &entries);
+        let footer = encode(HOME, OFFSET, 36_864, &rows, &entries);
         let bytes = footer.as_slice();
         assert_eq!(bytes.len(), 3 * BLOCK_BYTES);
         let parts = [&bytes[..56], &bytes[4096..4096 + 3 * 56], &bytes[8192..8192 + 40]];
@@ -279,17 +274,17 @@ mod tests {
     #[test]
     fn rows_and_pages_are_read_back() {
         let (rows, entries) = sample(200);
-        let footer = encode(SEGMENT, OFFSET, 36_864, &rows, &entries);
+        let footer = encode(HOME, OFFSET, 36_864, &rows, &entries);
         let bytes = footer.as_slice();
         assert_eq!(bytes.len() as u64, footer_bytes(3, 400));
-        let header = FooterHeader::decode(bytes, SEGMENT, OFFSET).expect("intact");
+        let header = FooterHeader::decode(bytes, HOME, OFFSET).expect("intact");
         assert_eq!((header.data_end, header.entries), (36_864, 400));
-        assert_eq!(header.rows(&bytes[BLOCK_BYTES..], SEGMENT, OFFSET), Some(rows));
+        assert_eq!(header.rows(&bytes[BLOCK_BYTES..], HOME, OFFSET), Some(rows));
         let read: Vec<_> = (0..2)
             .flat_map(|page| {
                 let at = FooterHeader::page_offset(3, OFFSET, page);
                 let start = usize::try_from(at - OFFSET).expect("small");
-                let page = Page::decode(&bytes[start..], SEGMENT, at).expect("intact");
+                let page = Page::decode(&bytes[start..], HOME, at).expect("intact");
                 (0..256).map_while(move |index| page.get(index)).collect::<Vec<_>>()
             })
             .collect();
@@ -300,14 +295,14 @@ mod tests {
         #[test]
         fn a_flipped_bit_is_found(at in 0usize..3 * BLOCK_BYTES, bit in 0u32..8) {
             let (rows, entries) = sample(1);
-            let footer = encode(SEGMENT, OFFSET, 36_864, &rows, &entries);
+            let footer = encode(HOME, OFFSET, 36_864, &rows, &entries);
             let mut bytes = footer.as_slice().to_vec();
             bytes[at] ^= 1 << bit;
             let page_at = FooterHeader::page_offset(3, OFFSET, 0);
-            let header = FooterHeader::decode(&bytes, SEGMENT, OFFSET);
+            let header = FooterHeader::decode(&bytes, HOME, OFFSET);
             let read = header.and_then(|header| {
-                let rows = header.rows(&bytes[BLOCK_BYTES..], SEGMENT, OFFSET)?;
-                Page::decode(&bytes[2 * BLOCK_BYTES..], SEGMENT, page_at)?;
+                let rows = header.rows(&bytes[BLOCK_BYTES..], HOME, OFFSET)?;
+                Page::decode(&bytes[2 * BLOCK_BYTES..], HOME, page_at)?;
                 Some(rows)
             });
             // The rest of the header's block is padding that nothing reads.
@@ -317,11 +312,11 @@ mod tests {
 
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
-            prop_assert!(FooterHeader::decode(&bytes, SEGMENT, OFFSET).is_none());
-            prop_assert!(Page::decode(&bytes, SEGMENT, OFFSET).is_none());
+            prop_assert!(FooterHeader::decode(&bytes, HOME, OFFSET).is_none());
+            prop_assert!(Page::decode(&bytes, HOME, OFFSET).is_none());
             let (ledgers, entries) = (u32::MAX, 1);
             let header = FooterHeader { ledgers, entries, data_end: 0, directory_crc: 0 };
-            prop_assert!(header.rows(&bytes, SEGMENT, OFFSET).is_none());
+            prop_assert!(header.rows(&bytes, HOME, OFFSET).is_none());
         }
     }
 }

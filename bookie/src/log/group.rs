@@ -7,7 +7,7 @@
 use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::payload::Payload;
 
-use super::codec::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64, seed};
+use super::codec::{Home, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
 use super::record::{self, Record};
 use crate::device::{AlignedBuffer, whole_blocks};
 
@@ -48,7 +48,7 @@ impl GroupHeader {
     }
 
     /// Writes the header and fills in its checksum.
-    fn encode(&mut self, out: &mut [u8]) {
+    fn encode(&mut self, instance: u64, out: &mut [u8]) {
         out[..HEADER_BYTES].fill(0);
         put_u32(out, 4, MAGIC);
         put_u16(out, 8, VERSION);
@@ -63,27 +63,27 @@ impl GroupHeader {
         put_u32(out, 68, self.body_bytes);
         put_u32(out, 72, self.digest);
         put_u64(out, 80, self.highest_ledger.0);
-        let start = seed(self.link.segment, self.link.offset);
-        self.link.crc = crc32c::crc32c_append(start, &out[4..HEADER_BYTES]);
+        let home = Home { instance, segment: self.link.segment };
+        self.link.crc = crc32c::crc32c_append(home.seed(self.link.offset), &out[4..HEADER_BYTES]);
         put_u32(out, 0, self.link.crc);
     }
 
-    /// Reads the header at `offset` of `segment`; `None` if there is no intact one.
-    pub(crate) fn decode(bytes: &[u8], segment: SegmentId, offset: u64) -> Option<Self> {
+    /// Reads the header at `offset` of `home`; `None` if there is no intact one.
+    pub(crate) fn decode(bytes: &[u8], home: Home, offset: u64) -> Option<Self> {
         let bytes = bytes.get(..HEADER_BYTES)?;
         // The magic first: a scan looks at very many blocks that hold no header.
         if get_u32(bytes, 4) != MAGIC || get_u16(bytes, 8) != VERSION {
             return None;
         }
-        let crc = crc32c::crc32c_append(seed(segment, offset), &bytes[4..HEADER_BYTES]);
+        let crc = crc32c::crc32c_append(home.seed(offset), &bytes[4..HEADER_BYTES]);
         if crc != get_u32(bytes, 0)
-            || get_u64(bytes, 16) != segment.0
+            || get_u64(bytes, 16) != home.segment.0
             || get_u64(bytes, 24) != offset
         {
             return None;
         }
         Some(Self {
-            link: Link { segment, offset, sequence: get_u64(bytes, 32), crc },
+            link: Link { segment: home.segment, offset, sequence: get_u64(bytes, 32), crc },
             previous: Link {
                 segment: SegmentId(get_u64(bytes, 40)),
                 offset: get_u64(bytes, 48),
@@ -119,18 +119,12 @@ impl GroupBuffer {
         (self.len, self.records, self.digest) = (HEADER_BYTES, 0, 0);
     }
 
-    /// Appends a record to the group that begins at `offset` of `segment`.
-    pub(crate) fn push(
-        &mut self,
-        segment: SegmentId,
-        offset: u64,
-        record: &Record,
-        payload: &Payload,
-    ) {
+    /// Appends a record to the group that begins at `offset` of `home`.
+    pub(crate) fn push(&mut self, home: Home, offset: u64, record: &Record, payload: &Payload) {
         let end = self.len + record::stored_bytes(payload.len());
         self.memory.grow(whole_blocks(end));
         let out = &mut self.memory.as_mut_slice()[self.len..end];
-        let payload_crc = record::encode(out, segment, offset + self.len as u64, record, payload);
+        let payload_crc = record::encode(out, home, offset + self.len as u64, record, payload);
         self.digest = fold_digest(self.digest, payload_crc);
         self.records += 1;
         self.len = end;
@@ -139,7 +133,7 @@ impl GroupBuffer {
     /// Completes the group: header in front, zeros behind. Returns its name.
     pub(crate) fn seal(
         &mut self,
-        segment: SegmentId,
+        home: Home,
         offset: u64,
         previous: Link,
         highest_ledger: LedgerId,
@@ -147,7 +141,7 @@ impl GroupBuffer {
         let end = whole_blocks(self.len);
         self.memory.grow(end);
         let mut header = GroupHeader {
-            link: Link { segment, offset, sequence: previous.sequence + 1, crc: 0 },
+            link: Link { segment: home.segment, offset, sequence: previous.sequence + 1, crc: 0 },
             previous,
             records: self.records,
             // A group is far below 4 GiB: its records were counted against its limit.
@@ -157,7 +151,7 @@ impl GroupBuffer {
         };
         let out = self.memory.as_mut_slice();
         out[self.len..end].fill(0);
-        header.encode(out);
+        header.encode(home.instance, out);
         header.link
     }
 
@@ -175,10 +169,12 @@ mod tests {
 
     const PREVIOUS: Link = Link { segment: SegmentId(6), offset: 8192, sequence: 9, crc: 11 };
 
+    const HOME: Home = Home { instance: 42, segment: SegmentId(7) };
+
     fn sealed() -> GroupBuffer {
         let mut buffer = GroupBuffer::default();
         buffer.clear();
-        buffer.seal(SegmentId(7), 4096, PREVIOUS, LedgerId(5));
+        buffer.seal(HOME, 4096, PREVIOUS, LedgerId(5));
         buffer
     }
 
@@ -192,7 +188,7 @@ mod tests {
     #[test]
     fn a_group_names_itself_and_the_one_before() {
         let group = sealed();
-        let header = GroupHeader::decode(group.as_slice(), SegmentId(7), 4096).expect("intact");
+        let header = GroupHeader::decode(group.as_slice(), HOME, 4096).expect("intact");
         assert_eq!((header.previous, header.link.sequence), (PREVIOUS, 10));
         assert_eq!((header.records, header.total_bytes()), (0, 4096));
         assert_eq!(header.highest_ledger, LedgerId(5));
@@ -200,19 +196,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_flipped_bit_another_segment_or_another_place_never_passes(
+        fn a_flipped_bit_another_log_segment_or_place_never_passes(
             at in 0..HEADER_BYTES, bit in 0u32..8,
         ) {
             let mut bytes = sealed().as_slice().to_vec();
-            prop_assert!(GroupHeader::decode(&bytes, SegmentId(8), 4096).is_none());
-            prop_assert!(GroupHeader::decode(&bytes, SegmentId(7), 8192).is_none());
+            let other = Home { segment: SegmentId(8), ..HOME };
+            prop_assert!(GroupHeader::decode(&bytes, other, 4096).is_none());
+            let other = Home { instance: 43, ..HOME };
+            prop_assert!(GroupHeader::decode(&bytes, other, 4096).is_none());
+            prop_assert!(GroupHeader::decode(&bytes, HOME, 8192).is_none());
             bytes[at] ^= 1 << bit;
-            prop_assert!(GroupHeader::decode(&bytes, SegmentId(7), 4096).is_none());
+            prop_assert!(GroupHeader::decode(&bytes, HOME, 4096).is_none());
         }
 
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(GroupHeader::decode(&bytes, SegmentId(7), 4096).is_none());
+            prop_assert!(GroupHeader::decode(&bytes, HOME, 4096).is_none());
         }
     }
 }

@@ -11,6 +11,7 @@ use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::{BookieError, SyncMode};
 
 use super::chore::{Chore, Preparation, SealJob};
+use super::codec::Home;
 use super::footer::{self, Row};
 use super::manifest::{Manifest, Sealed, Slot, SlotState};
 use super::state::Unsealed;
@@ -289,6 +290,7 @@ pub(crate) fn seal(
         manifest.last_group = job.last_group;
     }
     let (rows, places) = job.index();
+    let instance = manifest.instance;
     let Some(slot) = manifest.slot_of_mut(job.segment) else {
         manifest.store(device)?;
         return Ok((manifest, rows));
@@ -299,7 +301,8 @@ pub(crate) fn seal(
         return Ok((manifest, rows));
     }
     let file = device.open(&segment::file_name(job.slot))?;
-    let bytes = footer::encode(job.segment, job.data_end, job.data_end, &rows, &places);
+    let home = Home { instance, segment: job.segment };
+    let bytes = footer::encode(home, job.data_end, job.data_end, &rows, &places);
     file.write_at(job.data_end, bytes.as_slice())?;
     file.sync()?;
     let end = job.data_end + bytes.len() as u64;

@@ -12,6 +12,7 @@ use geminga_proto::id::{EntryId, LedgerId, SegmentId};
 use geminga_proto::storage::{BookieError, ReadRequest, ReadResult, StoredEntry};
 
 use super::Log;
+use super::codec::Home;
 use super::footer::{FooterHeader, PAGE_ENTRIES, Page, Place};
 use super::record;
 use super::state::{LogState, SealedSegment};
@@ -235,13 +236,17 @@ impl Log {
         let offset = FooterHeader::page_offset(sealed.directory_rows, sealed.data_end, number);
         let mut block = AlignedBuffer::new(BLOCK_BYTES);
         self.read_disk(sealed.slot, offset, &mut block)?;
-        match Page::decode(block.as_slice(), segment, offset) {
+        match Page::decode(block.as_slice(), self.home(segment), offset) {
             Some(page) => {
                 self.pages.0.insert((segment, number), page.clone());
                 Ok(page)
             }
             None => Err(self.unverified(segment, BookieError::UnknownEntry)),
         }
+    }
+
+    fn home(&self, segment: SegmentId) -> Home {
+        Home { instance: self.instance, segment }
     }
 
     /// Reads neighbours with one read and verifies each.
@@ -260,7 +265,7 @@ impl Log {
         let bytes = buffer.into_bytes();
         for located in run {
             let at = usize::try_from(located.place.offset() - start).unwrap_or(usize::MAX);
-            let entry = verified(&bytes, at, ledger, located);
+            let entry = verified(&bytes, at, self.home(located.segment), ledger, located);
             let corrupt = || self.unverified(located.segment, BookieError::CorruptEntry);
             entries.push(entry.ok_or_else(corrupt)?);
         }
@@ -304,8 +309,14 @@ fn run_length(located: &[Located]) -> usize {
     1 + neighbours.count()
 }
 
-fn verified(bytes: &Bytes, at: usize, ledger: LedgerId, located: &Located) -> Option<StoredEntry> {
-    let stored = record::decode(bytes.get(at..)?, located.segment, located.place.offset())?;
+fn verified(
+    bytes: &Bytes,
+    at: usize,
+    home: Home,
+    ledger: LedgerId,
+    located: &Located,
+) -> Option<StoredEntry> {
+    let stored = record::decode(bytes.get(at..)?, home, located.place.offset())?;
     let start = at + record::HEADER_BYTES;
     let end = start + located.place.payload_bytes as usize;
     let matches = stored.record.ledger == ledger

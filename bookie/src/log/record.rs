@@ -6,10 +6,10 @@
 //! so that damage to a payload leaves the entry known, and answers *corrupt*. Never panics on
 //! any input.
 
-use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken, SegmentId};
+use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken};
 use geminga_proto::payload::Payload;
 
-use super::codec::{get_lac, get_u16, get_u32, get_u64, put_lac, put_u16, put_u32, put_u64, seed};
+use super::codec::{Home, get_lac, get_u16, get_u32, get_u64, put_lac, put_u16, put_u32, put_u64};
 
 /// Bytes before the payload.
 pub(crate) const HEADER_BYTES: usize = 48;
@@ -55,11 +55,11 @@ pub(crate) const fn stored_bytes(payload_bytes: usize) -> usize {
     (HEADER_BYTES + payload_bytes).next_multiple_of(ALIGN_BYTES)
 }
 
-/// Writes a record to the start of `out`, which begins at `offset` of `segment`, and returns the
+/// Writes a record to the start of `out`, which begins at `offset` of `home`, and returns the
 /// payload's checksum. This is the one copy and the one checksum pass that a payload gets.
 pub(crate) fn encode(
     out: &mut [u8],
-    segment: SegmentId,
+    home: Home,
     offset: u64,
     record: &Record,
     payload: &Payload,
@@ -79,7 +79,7 @@ pub(crate) fn encode(
     put_u64(header, 24, record.token.0);
     put_lac(header, 32, record.lac);
     put_u32(header, 40, record.payload_bytes);
-    let header_crc = crc32c::crc32c_append(seed(segment, offset), &header[4..44]);
+    let header_crc = crc32c::crc32c_append(home.seed(offset), &header[4..44]);
     put_u32(header, 0, header_crc);
     let mut payload_crc = header_crc;
     let mut at = 0;
@@ -93,14 +93,14 @@ pub(crate) fn encode(
     payload_crc
 }
 
-/// Reads the header at the start of `bytes`, which begin at `offset` of `segment`. `None` if
+/// Reads the header at the start of `bytes`, which begin at `offset` of `home`. `None` if
 /// there is no intact one.
-pub(crate) fn decode(bytes: &[u8], segment: SegmentId, offset: u64) -> Option<StoredRecord> {
+pub(crate) fn decode(bytes: &[u8], home: Home, offset: u64) -> Option<StoredRecord> {
     let header = bytes.get(..HEADER_BYTES)?;
     if get_u16(header, 6) != MAGIC {
         return None;
     }
-    let header_crc = crc32c::crc32c_append(seed(segment, offset), &header[4..44]);
+    let header_crc = crc32c::crc32c_append(home.seed(offset), &header[4..44]);
     if header_crc != get_u32(header, 0) {
         return None;
     }
@@ -139,11 +139,12 @@ impl StoredRecord {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use geminga_proto::id::SegmentId;
     use proptest::prelude::*;
 
     use super::*;
 
-    const SEGMENT: SegmentId = SegmentId(7);
+    const HOME: Home = Home { instance: 42, segment: SegmentId(7) };
 
     fn entry(payload: &Payload) -> Record {
         Record {
@@ -158,7 +159,7 @@ mod tests {
 
     fn encoded(record: &Record, payload: &Payload) -> Vec<u8> {
         let mut bytes = vec![0xee; stored_bytes(payload.len())];
-        encode(&mut bytes, SEGMENT, 4096, record, payload);
+        encode(&mut bytes, HOME, 4096, record, payload);
         bytes
     }
 
@@ -183,28 +184,31 @@ mod tests {
             let payload = Payload::new(head.into(), body.into());
             let record = Record { kind, ..entry(&payload) };
             let bytes = encoded(&record, &payload);
-            let stored = decode(&bytes, SEGMENT, 4096).expect("intact");
+            let stored = decode(&bytes, HOME, 4096).expect("intact");
             prop_assert_eq!(stored.record, record);
             prop_assert!(stored.verifies(&bytes[HEADER_BYTES..HEADER_BYTES + payload.len()]));
         }
 
         #[test]
-        fn a_flipped_bit_another_segment_or_another_place_never_passes(
+        fn a_flipped_bit_another_log_segment_or_place_never_passes(
             at in 0usize..48 + 16, bit in 0u32..8,
         ) {
             let payload = Payload::from(Bytes::from_static(b"0123456789abcdef"));
             let mut bytes = encoded(&entry(&payload), &payload);
-            prop_assert!(decode(&bytes, SegmentId(8), 4096).is_none());
-            prop_assert!(decode(&bytes, SEGMENT, 8192).is_none());
+            let other = Home { segment: SegmentId(8), ..HOME };
+            prop_assert!(decode(&bytes, other, 4096).is_none());
+            let other = Home { instance: 43, ..HOME };
+            prop_assert!(decode(&bytes, other, 4096).is_none());
+            prop_assert!(decode(&bytes, HOME, 8192).is_none());
             bytes[at] ^= 1 << bit;
-            let passes = decode(&bytes, SEGMENT, 4096)
+            let passes = decode(&bytes, HOME, 4096)
                 .is_some_and(|stored| stored.verifies(&bytes[HEADER_BYTES..]));
             prop_assert!(!passes);
         }
 
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(decode(&bytes, SEGMENT, 4096).is_none());
+            prop_assert!(decode(&bytes, HOME, 4096).is_none());
         }
     }
 }

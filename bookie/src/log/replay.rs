@@ -10,6 +10,7 @@ use geminga_proto::env::Env;
 use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::SyncMode;
 
+use super::codec::Home;
 use super::footer::{self, FooterHeader, Row};
 use super::manifest::{self, Manifest, ManifestError, Sealed, Slot, SlotState};
 use super::record::RecordKind;
@@ -194,16 +195,17 @@ impl Opening<'_> {
         if len < end {
             return Err(Loss::Lost(format!("it ends at byte {len} and should reach {end}")));
         }
+        let home = Home { instance: self.manifest.instance, segment: sealed.segment };
         let bytes = footer::directory_bytes(sealed.ledgers);
         let mut buffer = AlignedBuffer::new(usize::try_from(bytes).unwrap_or(usize::MAX));
         file.read_at(sealed.data_end, buffer.as_mut_slice())?;
-        let header = FooterHeader::decode(buffer.as_slice(), sealed.segment, sealed.data_end);
+        let header = FooterHeader::decode(buffer.as_slice(), home, sealed.data_end);
         let matches = |header: &FooterHeader| {
             (header.ledgers, header.entries, header.data_end)
                 == (sealed.ledgers, sealed.entries, sealed.data_end)
         };
         let rows = header.filter(matches).and_then(|header| {
-            header.rows(&buffer.as_slice()[BLOCK_BYTES..], sealed.segment, sealed.data_end)
+            header.rows(&buffer.as_slice()[BLOCK_BYTES..], home, sealed.data_end)
         });
         rows.ok_or_else(|| Loss::Lost("its index is damaged or another segment's".to_owned()))
     }
@@ -260,8 +262,9 @@ impl Opening<'_> {
             let capacity = slot.capacity_bytes;
             return Err(Loss::Lost(format!("it ends at byte {len} and should reach {capacity}")));
         }
-        let scan = scan::scan(file.as_ref(), segment, slot.capacity_bytes, proof)?;
-        let follows = scan::predecessor_of_first(file.as_ref(), segment)?;
+        let home = Home { instance: self.manifest.instance, segment };
+        let scan = scan::scan(file.as_ref(), home, slot.capacity_bytes, proof)?;
+        let follows = scan::predecessor_of_first(file.as_ref(), home)?;
         Ok((scan, follows))
     }
 
@@ -274,6 +277,7 @@ impl Opening<'_> {
         self.report.clean &= scan.groups == 0 && scan.damaged.is_empty();
         self.highest_ledger = self.highest_ledger.max(scan.highest_ledger);
         let mut entries = std::collections::BTreeMap::new();
+        let mut foreign = Vec::new();
         for (stored, offset) in &scan.records {
             let record = stored.record;
             self.highest_ledger = self.highest_ledger.max(record.ledger);
@@ -282,6 +286,11 @@ impl Opening<'_> {
             }
             let known = self.table.entry(record.ledger);
             let ledger = known.or_insert_with(|| Ledger::new(record.token));
+            if ledger.token != record.token {
+                // Admission takes no such record.
+                foreign.push(*offset..*offset + stored.stored_bytes() as u64);
+                continue;
+            }
             ledger.raise_lac(record.lac);
             unsealed.ledgers.insert(record.ledger);
             match record.kind {
@@ -297,14 +306,15 @@ impl Opening<'_> {
             }
         }
         unsealed.entries = std::sync::Arc::new(entries);
-        for range in &scan.damaged {
+        let damaged = !(scan.damaged.is_empty() && foreign.is_empty());
+        for range in scan.damaged.iter().chain(&foreign) {
             self.report.damage.push(Damage {
                 segment,
                 file: segment::file_name(slot.number),
                 what: format!("bytes {} to {} are damaged", range.start, range.end),
             });
         }
-        self.scanned.push((unsealed, !scan.damaged.is_empty()));
+        self.scanned.push((unsealed, damaged));
     }
 
     fn lose(

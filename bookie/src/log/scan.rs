@@ -6,8 +6,9 @@
 //! recognized are kept (their payloads are checked when they are read), and the segment counts as
 //! damaged, so that nothing it may have held answers *no such entry*. Never panics on any bytes.
 
-use geminga_proto::id::{LedgerId, SegmentId};
+use geminga_proto::id::LedgerId;
 
+use super::codec::Home;
 use super::group::{self, GroupHeader, Link, fold_digest};
 use super::record::{self, StoredRecord};
 use super::segment::DATA_START;
@@ -32,18 +33,18 @@ pub(crate) struct Scan {
     pub highest_ledger: LedgerId,
 }
 
-/// Reads `segment` from `file`. `proof` is the last group of this segment as the next segment
+/// Reads the segment `home` from `file`. `proof` is the last group of this segment as the next segment
 /// names it. Behind a bad group an intact one is looked for up to the segment's end: damage may be
 /// of any extent, and after a crash there are few such segments.
 pub(crate) fn scan(
     file: &dyn DeviceFile,
-    segment: SegmentId,
+    home: Home,
     capacity_bytes: u64,
     proof: Option<Link>,
 ) -> Result<Scan, DeviceError> {
     let end = capacity_bytes.min(file.len()?) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
     let mut window = Window { file, start: 0, buffer: AlignedBuffer::default(), end };
-    let proof = proof.filter(|proof| proof.segment == segment);
+    let proof = proof.filter(|proof| proof.segment == home.segment);
     let mut found = Scan {
         data_end: DATA_START,
         last: Link::default(),
@@ -54,7 +55,7 @@ pub(crate) fn scan(
     };
     loop {
         let offset = found.data_end;
-        if let Some(header) = whole_group(&mut window, segment, offset, &mut found.records)?
+        if let Some(header) = whole_group(&mut window, home, offset, &mut found.records)?
             && (found.last.sequence == 0 || header.link.sequence > found.last.sequence)
         {
             // Right behind a whole group must come the one that names it. Only what follows a
@@ -70,14 +71,14 @@ pub(crate) fn scan(
             continue;
         }
         let proven = proof.is_some_and(|proof| proof.offset >= offset);
-        let later = later_group(&mut window, segment, offset, end, found.last.sequence)?;
+        let later = later_group(&mut window, home, offset, end, found.last.sequence)?;
         let damage_end = match (later, proven) {
             (Some(later), _) => later,
             (None, true) => end,
             (None, false) => return Ok(found),
         };
         let before = found.records.len();
-        salvage(&mut window, segment, offset..damage_end, &mut found.records)?;
+        salvage(&mut window, home, offset..damage_end, &mut found.records)?;
         found.damaged.push(offset..damage_end);
         found.data_end = match later {
             Some(later) => later,
@@ -93,11 +94,11 @@ pub(crate) fn scan(
 /// The group that an unsealed segment's first group follows, if that one is intact.
 pub(crate) fn predecessor_of_first(
     file: &dyn DeviceFile,
-    segment: SegmentId,
+    home: Home,
 ) -> Result<Option<Link>, DeviceError> {
     let mut block = AlignedBuffer::new(BLOCK_BYTES);
     file.read_at(DATA_START, block.as_mut_slice())?;
-    let header = GroupHeader::decode(block.as_slice(), segment, DATA_START);
+    let header = GroupHeader::decode(block.as_slice(), home, DATA_START);
     Ok(header.map(|header| header.previous))
 }
 
@@ -109,19 +110,19 @@ fn salvaged_end(records: &[(StoredRecord, u64)], offset: u64) -> u64 {
 /// Reads the group at `offset` and appends its records, if every byte of it is as written.
 fn whole_group(
     window: &mut Window<'_>,
-    segment: SegmentId,
+    home: Home,
     offset: u64,
     records: &mut Vec<(StoredRecord, u64)>,
 ) -> Result<Option<GroupHeader>, DeviceError> {
     let Some(block) = window.get(offset, BLOCK_BYTES)? else { return Ok(None) };
-    let Some(header) = GroupHeader::decode(block, segment, offset) else { return Ok(None) };
+    let Some(header) = GroupHeader::decode(block, home, offset) else { return Ok(None) };
     let total = usize::try_from(header.total_bytes()).unwrap_or(usize::MAX);
     let Some(bytes) = window.get(offset, total)? else { return Ok(None) };
     let end = group::HEADER_BYTES + header.body_bytes as usize;
     let before = records.len();
     let (mut at, mut digest) = (group::HEADER_BYTES, 0);
     while at < end {
-        let Some(stored) = record::decode(&bytes[at..end], segment, offset + at as u64) else {
+        let Some(stored) = record::decode(&bytes[at..end], home, offset + at as u64) else {
             break;
         };
         let payload_end = at + record::HEADER_BYTES + stored.record.payload_bytes as usize;
@@ -146,7 +147,7 @@ fn whole_group(
 /// follows `sequence`: it proves that that one had been durable.
 fn later_group(
     window: &mut Window<'_>,
-    segment: SegmentId,
+    home: Home,
     offset: u64,
     end: u64,
     sequence: u64,
@@ -154,7 +155,7 @@ fn later_group(
     let mut at = offset + BLOCK_BYTES as u64;
     while at < end {
         let Some(block) = window.get(at, BLOCK_BYTES)? else { return Ok(None) };
-        if let Some(header) = GroupHeader::decode(block, segment, at)
+        if let Some(header) = GroupHeader::decode(block, home, at)
             && header.link.sequence > sequence
         {
             return Ok(Some(at));
@@ -167,7 +168,7 @@ fn later_group(
 /// Recognizes records in a damaged range by their own checksums.
 fn salvage(
     window: &mut Window<'_>,
-    segment: SegmentId,
+    home: Home,
     range: std::ops::Range<u64>,
     records: &mut Vec<(StoredRecord, u64)>,
 ) -> Result<(), DeviceError> {
@@ -178,7 +179,7 @@ fn salvage(
         // A header may reach into the next block.
         let wanted = whole_blocks(inside + record::HEADER_BYTES);
         let Some(bytes) = window.get(block, wanted)? else { return Ok(()) };
-        match record::decode(&bytes[inside..], segment, at) {
+        match record::decode(&bytes[inside..], home, at) {
             Some(stored) if at + stored.stored_bytes() as u64 <= range.end => {
                 records.push((stored, at));
                 at += stored.stored_bytes() as u64;
@@ -218,11 +219,14 @@ impl Window<'_> {
 
 #[cfg(test)]
 mod tests {
+    use geminga_proto::id::SegmentId;
     use proptest::prelude::*;
 
     use super::*;
     use crate::device::Device;
     use crate::device::memory::MemoryDevice;
+
+    const HOME: Home = Home { instance: 42, segment: SegmentId(1) };
 
     proptest! {
         #[test]
@@ -234,7 +238,7 @@ mod tests {
             let mut buffer = AlignedBuffer::new(bytes.len());
             buffer.as_mut_slice().copy_from_slice(&bytes);
             file.write_at(0, buffer.as_slice()).expect("writes");
-            let found = scan(file.as_ref(), SegmentId(1), 1 << 16, None).expect("reads");
+            let found = scan(file.as_ref(), HOME, 1 << 16, None).expect("reads");
             prop_assert_eq!((found.groups, found.data_end), (0, DATA_START));
         }
     }

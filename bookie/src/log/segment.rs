@@ -6,7 +6,7 @@
 
 use geminga_proto::id::SegmentId;
 
-use super::codec::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64, seed};
+use super::codec::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
 use crate::device::{AlignedBuffer, BLOCK_BYTES};
 
 /// Where the first group begins.
@@ -45,7 +45,7 @@ pub(crate) fn encode_header(
     put_u64(out, 16, segment.0);
     put_u64(out, 24, instance);
     put_u64(out, 32, capacity_bytes);
-    let crc = crc32c::crc32c_append(seed(segment, 0), &out[4..HEADER_BYTES]);
+    let crc = crc32c::crc32c(&out[4..HEADER_BYTES]);
     put_u32(out, 0, crc);
     block
 }
@@ -57,7 +57,7 @@ pub(crate) fn check_header(
     instance: u64,
 ) -> Result<(), HeaderError> {
     let bytes = bytes.get(..HEADER_BYTES).ok_or(HeaderError::Damaged)?;
-    let crc = crc32c::crc32c_append(seed(segment, 0), &bytes[4..HEADER_BYTES]);
+    let crc = crc32c::crc32c(&bytes[4..HEADER_BYTES]);
     if get_u32(bytes, 4) != MAGIC || crc != get_u32(bytes, 0) || get_u64(bytes, 16) != segment.0 {
         return Err(HeaderError::Damaged);
     }
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(check_header(block.as_slice(), SegmentId(8), 1), Err(HeaderError::Damaged));
         let out = block.as_mut_slice();
         put_u16(out, 8, 2);
-        let crc = crc32c::crc32c_append(seed(SegmentId(7), 0), &out[4..HEADER_BYTES]);
+        let crc = crc32c::crc32c(&out[4..HEADER_BYTES]);
         put_u32(out, 0, crc);
         assert_eq!(check_header(block.as_slice(), SegmentId(7), 1), Err(HeaderError::Newer(2)));
     }

@@ -19,6 +19,7 @@ use geminga_proto::payload::Payload;
 use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, FenceResult};
 use tokio::sync::oneshot;
 
+use super::codec::Home;
 use super::footer::Place;
 use super::group::Link;
 use super::manifest::{Manifest, SlotState};
@@ -334,6 +335,11 @@ impl LogState {
     /// True if records of this ledger may have been lost.
     pub(crate) fn is_in_limbo(&self, ledger: LedgerId) -> bool {
         self.limbo_up_to.is_some_and(|highest| ledger <= highest)
+    }
+
+    /// What checksums in a segment of this log start from.
+    pub(super) fn home(&self, segment: SegmentId) -> Home {
+        Home { instance: self.manifest.instance, segment }
     }
 
     /// Replaces the manifest by one that is durable.

@@ -9,6 +9,7 @@ use geminga_proto::id::{EntryId, Lac, LedgerId, SegmentId};
 use geminga_proto::payload::Payload;
 use geminga_proto::storage::BookieError;
 
+use super::codec::Home;
 use super::footer::{self, Place};
 use super::group::{self, GroupBuffer, Link};
 use super::record::{Record, RecordKind};
@@ -35,7 +36,7 @@ struct Placed {
 /// A group that is being built or written.
 #[derive(Debug)]
 pub(crate) struct OpenGroup {
-    pub segment: SegmentId,
+    pub home: Home,
     pub slot: u32,
     pub offset: u64,
     /// Bytes so far: header and records, those still staged too.
@@ -62,7 +63,7 @@ impl OpenGroup {
     /// Copies what is staged into the buffer. Called without the state's lock.
     pub(crate) fn encode_staged(&mut self) {
         for (record, payload) in self.staged.drain(..) {
-            self.buffer.push(self.segment, self.offset, &record, &payload);
+            self.buffer.push(self.home, self.offset, &record, &payload);
         }
     }
 
@@ -105,7 +106,7 @@ impl LogState {
         }
         buffer.clear();
         Ok(OpenGroup {
-            segment: self.active.segment,
+            home: self.home(self.active.segment),
             slot: self.active.slot,
             offset: self.active.tail,
             bytes: group::HEADER_BYTES as u64,
@@ -173,12 +174,12 @@ impl LogState {
         assert!(self.in_flight.is_none(), "one group is in flight");
         let previous = self.chain;
         let highest = self.highest_ledger;
-        let link: Link = group.buffer.seal(group.segment, group.offset, previous, highest);
+        let link: Link = group.buffer.seal(group.home, group.offset, previous, highest);
         self.chain = link;
         // A group is opened in the active segment, which only opening another one replaces.
         self.active.tail = group.offset + group.buffer.as_slice().len() as u64;
         self.active.last_group = link;
-        self.in_flight = Some(group.segment);
+        self.in_flight = Some(group.home.segment);
         Ok(())
     }
 
@@ -200,7 +201,7 @@ impl LogState {
         self.counters.written_bytes += group.buffer.as_slice().len() as u64;
         self.unproven = !group.placed.is_empty();
         for placed in &group.placed {
-            self.publish(group.segment, placed);
+            self.publish(group.home.segment, placed);
         }
         self.answer(group, Ok(()))
     }

@@ -1,12 +1,18 @@
 //! Bit flips, lost, exchanged and truncated files: never *no such entry* for what was stored.
 
-use geminga_proto::storage::{AddKind, BookieError};
+use bytes::Bytes;
+use geminga_proto::id::{LedgerToken, SegmentId};
+use geminga_proto::payload::Payload;
+use geminga_proto::storage::{AddKind, AppendRequest, BookieError};
 
 use super::rig::{Rig, YOUNGEST_LEDGER, append, config, payload};
 use crate::config::BookieConfig;
 use crate::device::memory::{MemoryDevice, Tear};
 use crate::device::{BLOCK_BYTES, Device};
 use crate::error::OpenError;
+use crate::log::codec::Home;
+use crate::log::group::{GroupBuffer, Link};
+use crate::log::record::{Record, RecordKind};
 use crate::log::{Origin, manifest, segment};
 
 fn accepting() -> BookieConfig {
@@ -182,8 +188,8 @@ fn a_lost_exchanged_or_truncated_segment_or_footer_answers_unknown() {
     }
 }
 
-fn recovery(ledger: u64, entry: u64) -> geminga_proto::storage::AppendRequest {
-    geminga_proto::storage::AppendRequest { kind: AddKind::Recovery, ..append(ledger, entry, 10) }
+fn recovery(ledger: u64, entry: u64) -> AppendRequest {
+    AppendRequest { kind: AddKind::Recovery, ..append(ledger, entry, 10) }
 }
 
 #[test]
@@ -356,4 +362,77 @@ fn one_lost_damaged_or_older_copy_of_the_manifest_stops_nothing() {
             assert_eq!(rig.read(1, 0, 100).map(|entries| entries.len()), Ok(60));
         }
     }
+}
+
+/// A group with one record, as somebody makes it who knows all but the log's instance.
+fn forged(offset: u64, instance: u64) -> Vec<u8> {
+    let home = Home { instance, segment: SegmentId(1) };
+    let request = append(9, 0, 10);
+    let record = Record {
+        kind: RecordKind::Entry,
+        ledger: request.ledger,
+        entry: request.entry,
+        token: request.token,
+        lac: request.lac,
+        payload_bytes: 10,
+    };
+    let mut buffer = GroupBuffer::default();
+    buffer.clear();
+    buffer.push(home, offset, &record, &request.payload);
+    let previous = Link { segment: SegmentId(1), offset: 0, sequence: 1_000, crc: 0 };
+    buffer.seal(home, offset, previous, request.ledger);
+    buffer.as_slice().to_vec()
+}
+
+#[test]
+fn a_payload_made_to_look_like_a_group_is_not_taken_for_one() {
+    for (instance, poses) in [(0, false), (77, true)] {
+        let mut rig = Rig::new();
+        rig.fill(1, 0..1, 100);
+        let file = rig.active_file();
+        // Behind the headers, so that the forged group begins at a block.
+        let begin = BLOCK_BYTES - 88 - 48;
+        let offset = 3 * BLOCK_BYTES as u64;
+        let payload = [vec![0; begin], forged(offset, instance)].concat();
+        let payload = Payload::from(Bytes::from(payload));
+        let request = AppendRequest { payload, ..append(1, 1, 0) };
+        assert_eq!(rig.put(request), Ok(()));
+        let device = rig.device.crash(Tear::Lost);
+        device.flip(&file, 2 * BLOCK_BYTES + 20, 1);
+        let rig = Rig::open(device, &accepting()).expect("opens");
+        assert_eq!(rig.get(9, 0).is_ok(), poses, "only who knows the instance could do it");
+    }
+}
+
+#[test]
+fn a_record_with_another_token_than_its_ledgers_is_damage() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..2, 100);
+    let device = rig.device.crash(Tear::Lost);
+    let file = rig.active_file();
+    // A whole third group, right behind the second one, as the log would never write it.
+    let (last, offset) = {
+        let state = rig.log.state.lock();
+        (state.chain, state.active.tail)
+    };
+    let home = Home { instance: 77, segment: last.segment };
+    let request = append(1, 2, 100);
+    let record = Record {
+        kind: RecordKind::Entry,
+        ledger: request.ledger,
+        entry: request.entry,
+        token: LedgerToken(5),
+        lac: request.lac,
+        payload_bytes: 100,
+    };
+    let mut buffer = GroupBuffer::default();
+    buffer.clear();
+    buffer.push(home, offset, &record, &request.payload);
+    buffer.seal(home, offset, last, request.ledger);
+    let at = usize::try_from(offset).expect("small");
+    device.edit(&file, |bytes| bytes[at..at + BLOCK_BYTES].copy_from_slice(buffer.as_slice()));
+    assert!(matches!(Rig::open(device.fork(), &config()), Err(OpenError::Damaged { .. })));
+    let rig = Rig::open(device, &accepting()).expect("opens");
+    assert_eq!(rig.get(1, 1), Ok(payload(1, 1, 100)));
+    assert_eq!(rig.get(1, 2), Err(BookieError::UnknownEntry));
 }
