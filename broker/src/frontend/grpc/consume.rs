@@ -106,7 +106,8 @@ impl ConsumeStream {
         config: Arc<GrpcConfig>,
         outbound: Arc<Outbound<Told>>,
     ) -> Self {
-        let (consumers, retired, workers) = (HashMap::new(), Retired::default(), JoinSet::new());
+        let retired = Retired::new(config.max_consumers_per_stream);
+        let (consumers, workers) = (HashMap::new(), JoinSet::new());
         Self { broker, config, outbound, consumers, retired, workers }
     }
 

@@ -34,7 +34,7 @@ use crate::frontend::grpc::{convert, error};
 const COPY_BYTES: usize = 16 * 1024;
 /// Producers of a stream that are being opened or closed at a time.
 const PENDING: usize = 256;
-/// Producers closed by the broker whose clients may not know it yet.
+/// Ids that were in use and that a stream remembers, at least.
 const RETIRED: usize = 4096;
 
 /// Something to tell a producer.
@@ -125,19 +125,27 @@ enum Slot {
     Open(Producer),
 }
 
-/// Ids that were in use; the oldest are forgotten.
-#[derive(Debug, Default)]
+/// Ids that were in use, whose clients may not know yet that they aren't; the oldest are forgotten.
+#[derive(Debug)]
 pub(super) struct Retired {
     ids: HashSet<u64>,
     order: VecDeque<u64>,
+    limit: usize,
 }
 
 impl Retired {
+    /// For a stream that has at most so many in use: all of them may end at once, and so may those
+    /// that take their place.
+    pub(super) fn new(in_use: usize) -> Self {
+        let limit = in_use.saturating_mul(2).max(RETIRED);
+        Self { ids: HashSet::new(), order: VecDeque::new(), limit }
+    }
+
     pub(super) fn add(&mut self, id: u64) {
         if self.ids.insert(id) {
             self.order.push_back(id);
         }
-        if self.order.len() > RETIRED
+        if self.order.len() > self.limit
             && let Some(oldest) = self.order.pop_front()
         {
             self.ids.remove(&oldest);
@@ -172,12 +180,12 @@ impl ProduceStream {
         let sink = Sink { outbound, closed: Mutex::default(), wake: Notify::new() };
         Self {
             broker,
-            config,
             sink: Arc::new(sink),
             producers: HashMap::new(),
-            retired: Retired::default(),
+            retired: Retired::new(config.max_producers_per_stream),
             opening: JoinSet::new(),
             closing: JoinSet::new(),
+            config,
         }
     }
 
@@ -264,6 +272,7 @@ impl ProduceStream {
         let request = match request {
             Ok(request) => request,
             Err(error) => {
+                self.retired.add(producer_id);
                 self.tell_opened(producer_id, Err(error));
                 return Ok(());
             }
@@ -437,11 +446,19 @@ mod tests {
 
     #[test]
     fn retired_ids_are_remembered_up_to_a_limit() {
-        let mut retired = Retired::default();
+        let mut retired = Retired::new(1);
         for id in 0..=RETIRED as u64 {
             retired.add(id);
             retired.add(id);
         }
         assert!(!retired.contains(0) && retired.contains(1) && retired.contains(RETIRED as u64));
+    }
+
+    #[test]
+    fn frames_of_all_producers_that_a_stream_may_have_are_known_when_they_end_at_once() {
+        let most = GrpcConfig::default().max_producers_per_stream;
+        let mut retired = Retired::new(most);
+        (0..most as u64).for_each(|id| retired.add(id));
+        assert!((0..most as u64).all(|id| retired.contains(id)));
     }
 }

@@ -316,6 +316,10 @@ async fn refusals_are_typed_and_the_producer_stays_open() {
     assert!(matches!(producer.next().await, ProduceResult::Receipts(_)));
     let bad_name = producer.open(2, "a/b").await;
     assert_eq!(error_code(bad_name.error.as_ref()), Some(ErrorCode::InvalidTopicName));
+    // A client that closed it before it heard of the refusal did nothing wrong.
+    producer.push(Some(ProduceFrame::Close(v1::CloseProducer { producer_id: 2 }))).await;
+    producer.send(1, 10, entry("fine")).await;
+    assert!(matches!(producer.next().await, ProduceResult::Receipts(_)));
     // Only what the tail cache keeps stays in the budget; nothing of what was refused.
     soon(async {
         loop {
