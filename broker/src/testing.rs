@@ -113,6 +113,11 @@ impl Cluster {
         }
     }
 
+    /// Lets all bookies answer nothing, or answer again.
+    pub fn set_hung(&self, hung: bool) {
+        self.names.iter().for_each(|name| self.bookies.set_hung(name, hung));
+    }
+
     /// Starts or stops a bookie.
     pub fn set_up(&self, index: usize, up: bool) {
         self.bookies.set_up(&self.names[index], up);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use geminga_proto::v1;
 use geminga_proto::v1::ErrorCode;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::{Status, Streaming};
 use v1::consume_event::Event;
@@ -26,11 +26,10 @@ use crate::frontend::grpc::stopped;
 use crate::frontend::grpc::{convert, error};
 
 mod consumer;
+mod mailbox;
 
 use consumer::{Request, Worker};
-
-/// Frames of one consumer that wait for it. A client of ours never has more under way.
-const WAITING_FRAMES: usize = 64;
+use mailbox::{Mailbox, Waiting};
 
 /// Something to tell a consumer.
 #[derive(Debug)]
@@ -95,7 +94,8 @@ pub(super) struct ConsumeStream {
     broker: Broker,
     config: Arc<GrpcConfig>,
     outbound: Arc<Outbound<Told>>,
-    consumers: HashMap<u64, mpsc::Sender<Request>>,
+    consumers: HashMap<u64, Arc<Mailbox>>,
+    waiting: Arc<Waiting>,
     retired: Retired,
     workers: JoinSet<u64>,
 }
@@ -107,8 +107,8 @@ impl ConsumeStream {
         outbound: Arc<Outbound<Told>>,
     ) -> Self {
         let retired = Retired::new(config.max_consumers_per_stream);
-        let (consumers, workers) = (HashMap::new(), JoinSet::new());
-        Self { broker, config, outbound, consumers, retired, workers }
+        let (consumers, workers, waiting) = (HashMap::new(), JoinSet::new(), Arc::default());
+        Self { broker, config, outbound, consumers, waiting, retired, workers }
     }
 
     /// Serves the stream until its end.
@@ -117,10 +117,11 @@ impl ConsumeStream {
         mut requests: Streaming<v1::ConsumeRequest>,
         mut stopping: watch::Receiver<bool>,
     ) {
-        let outbound = Arc::clone(&self.outbound);
+        let (outbound, waiting) = (Arc::clone(&self.outbound), Arc::clone(&self.waiting));
         loop {
             let request = async {
                 outbound.room().await;
+                waiting.room().await;
                 requests.next().await
             };
             tokio::select! {
@@ -133,7 +134,7 @@ impl ConsumeStream {
                 Some(over) = self.workers.join_next() => self.on_over(over),
                 request = request => match request {
                     Some(Ok(request)) => {
-                        if let Err(status) = self.on_request(request).await {
+                        if let Err(status) = self.on_request(request) {
                             outbound.end(Some(status));
                             break;
                         }
@@ -152,8 +153,8 @@ impl ConsumeStream {
                 },
             }
         }
-        // Without their channels the consumers' tasks end and detach them.
-        self.consumers.clear();
+        // The consumers' tasks come to their end and detach them.
+        self.consumers.values().for_each(|mailbox| mailbox.close());
         self.workers.detach_all();
     }
 
@@ -172,7 +173,7 @@ impl ConsumeStream {
         }
     }
 
-    async fn on_request(&mut self, request: v1::ConsumeRequest) -> Result<(), Status> {
+    fn on_request(&mut self, request: v1::ConsumeRequest) -> Result<(), Status> {
         for frame in request.frames {
             if self.outbound.is_over() {
                 return Ok(());
@@ -198,7 +199,7 @@ impl ConsumeStream {
                     return Err(error::bad_frame("a frame without content, or of a newer kind"));
                 }
             };
-            self.hand_on(consumer_id, request).await?;
+            self.hand_on(consumer_id, request)?;
         }
         Ok(())
     }
@@ -220,14 +221,14 @@ impl ConsumeStream {
         };
         match request {
             Ok(request) => {
-                let (sender, requests) = mpsc::channel(WAITING_FRAMES);
-                self.consumers.insert(consumer_id, sender);
+                let mailbox = Mailbox::new(Arc::clone(&self.waiting));
+                self.consumers.insert(consumer_id, Arc::clone(&mailbox));
                 let outbound = Arc::clone(&self.outbound);
                 let credit_limit = self.config.max_consumer_credit_bytes;
                 let worker = Worker::new(consumer_id, outbound, credit_limit);
                 let broker = self.broker.clone();
                 self.workers.spawn(async move {
-                    worker.run(broker, request, requests).await;
+                    worker.run(broker, request, mailbox).await;
                     consumer_id
                 });
             }
@@ -241,14 +242,10 @@ impl ConsumeStream {
         Ok(())
     }
 
-    async fn hand_on(&mut self, consumer_id: u64, request: Request) -> Result<(), Status> {
+    fn hand_on(&mut self, consumer_id: u64, request: Request) -> Result<(), Status> {
         match self.consumers.get(&consumer_id) {
-            Some(consumer) => {
-                tokio::select! {
-                    // An error means that it was closed; the client hears or has heard of it.
-                    _ = consumer.send(request) => {}
-                    () = self.outbound.ended() => {}
-                }
+            Some(mailbox) => {
+                mailbox.put(request);
                 Ok(())
             }
             // It was on its way when the consumer was closed.
@@ -260,10 +257,7 @@ impl ConsumeStream {
     /// Closes every consumer after its acknowledgements, within the grace.
     async fn close_all(&mut self, how: &Request) {
         let all = async {
-            for consumer in self.consumers.values() {
-                // An error means that it is closed already.
-                let _ = consumer.send(how.clone()).await;
-            }
+            self.consumers.values().for_each(|mailbox| mailbox.put(how.clone()));
             while self.workers.join_next().await.is_some() {}
         };
         tokio::select! {

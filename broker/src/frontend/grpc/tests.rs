@@ -22,7 +22,11 @@ use v1::produce_result::Result as ProduceResult;
 
 use super::{GrpcConfig, GrpcQueues, GrpcState, ServeError, serve};
 use crate::core::broker::Broker;
+use crate::core::config::BrokerConfig;
+use crate::core::state_log::StateLogConfig;
 use crate::testing::{Cluster, entry};
+
+mod stuck;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,12 +40,16 @@ struct Served {
     queues: GrpcQueues,
     stop: oneshot::Sender<()>,
     serving: tokio::task::JoinHandle<Result<(), ServeError>>,
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 async fn served_with(config: GrpcConfig) -> Served {
+    served_by(Cluster::config(), config).await
+}
+
+async fn served_by(broker: BrokerConfig, config: GrpcConfig) -> Served {
     let cluster = Cluster::new();
-    let broker = cluster.broker(Cluster::config()).await;
+    let broker = cluster.broker(broker).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("bound");
     let queues = GrpcQueues::default();
@@ -53,7 +61,7 @@ async fn served_with(config: GrpcConfig) -> Served {
         let _ = stopped.await;
     };
     let serving = tokio::spawn(serve(listener, config, state, shutdown));
-    Served { addr, broker, queues, stop, serving, _cluster: cluster }
+    Served { addr, broker, queues, stop, serving, cluster }
 }
 
 async fn served() -> Served {

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use geminga_proto::id::ConsumerId;
 use geminga_proto::v1;
 use geminga_proto::v1::ErrorCode;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use v1::consume_event::Event;
 
 use crate::core::api::{AckError, ConsumerSink, Delivery, Subscribe, TopicError};
 use crate::core::broker::{Broker, Consumer};
 use crate::frontend::grpc::consume::Told;
+use crate::frontend::grpc::consume::mailbox::Mailbox;
 use crate::frontend::grpc::outbound::Outbound;
 use crate::frontend::grpc::{convert, error};
 
@@ -80,6 +81,12 @@ impl ConsumerSink for Sink {
     }
 }
 
+/// What a client hears that sends without waiting for answers.
+fn too_much() -> v1::Error {
+    let message = "more requests of the consumer wait than a client may have under way";
+    error::refusal(ErrorCode::FlowControl, message)
+}
+
 /// The task's state.
 pub(super) struct Worker {
     consumer_id: u64,
@@ -104,18 +111,18 @@ impl Worker {
     }
 
     /// Attaches the consumer and serves it until it is closed, or nobody can ask any more.
-    pub(super) async fn run(
-        mut self,
-        broker: Broker,
-        subscribe: Subscribe,
-        mut requests: mpsc::Receiver<Request>,
-    ) {
+    pub(super) async fn run(mut self, broker: Broker, subscribe: Subscribe, mailbox: Arc<Mailbox>) {
         let consumer_id = self.consumer_id;
         let sink = Arc::clone(&self.sink);
-        let consumer = match broker.subscribe(subscribe, Arc::clone(&sink) as _).await {
+        let subscribing = broker.subscribe(subscribe, Arc::clone(&sink) as _);
+        let subscribed = tokio::select! {
+            subscribed = subscribing => subscribed.map_err(|error| error::subscribe(&error)),
+            () = mailbox.overfull() => Err(too_much()),
+        };
+        let consumer = match subscribed {
             Ok(consumer) => consumer,
             Err(error) => {
-                let error = Some(error::subscribe(&error));
+                let error = Some(error);
                 let refused = v1::Subscribed { consumer_id, error, ..v1::Subscribed::default() };
                 sink.tell(Event::Subscribed(refused));
                 return;
@@ -126,7 +133,8 @@ impl Worker {
         let closing = loop {
             let request = tokio::select! {
                 () = sink.closed() => return,
-                request = requests.recv() => request,
+                () = mailbox.overfull() => return self.tell_closed(Some(too_much())),
+                request = mailbox.next() => request,
             };
             match request {
                 None => return,
@@ -134,7 +142,11 @@ impl Worker {
                     break closing;
                 }
                 Some(request) => {
-                    if let Err(error) = self.serve(&consumer, request).await {
+                    let served = tokio::select! {
+                        served = self.serve(&consumer, request) => served,
+                        () = mailbox.overfull() => Err(too_much()),
+                    };
+                    if let Err(error) = served {
                         self.tell_closed(Some(error));
                         return;
                     }
