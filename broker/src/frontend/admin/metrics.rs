@@ -102,12 +102,18 @@ struct QueueSum {
     waiting: u64,
 }
 
-/// There is one state log a bundle, called `state log of …`: they are one kind.
+/// The kind that a queue's name begins with: there is one state log a bundle, called `state log of
+/// …`, one queue a stream, called `grpc consume stream of …`, and `grpc: … more streams`.
+fn kind(name: &str) -> &str {
+    let ends = [name.find(" of "), name.find(':')];
+    let end = ends.into_iter().flatten().min().unwrap_or(name.len());
+    name.get(..end).unwrap_or(name)
+}
+
 fn by_kind(queues: &[QueueStats]) -> BTreeMap<&str, QueueSum> {
     let mut kinds: BTreeMap<&str, QueueSum> = BTreeMap::new();
     for queue in queues {
-        let kind = queue.name.split_once(" of ").map_or(queue.name.as_str(), |(kind, _)| kind);
-        let sum = kinds.entry(kind).or_default();
+        let sum = kinds.entry(kind(&queue.name)).or_default();
         sum.bytes = sum.bytes.saturating_add(queue.bytes);
         sum.capacity_bytes = sum.capacity_bytes.saturating_add(queue.capacity_bytes);
         sum.waiting = sum.waiting.saturating_add(queue.waiting);
@@ -182,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn state_logs_are_summed_up_so_that_no_label_names_a_namespace() {
+    fn queues_of_a_kind_are_summed_up_so_that_no_label_names_a_namespace_or_counts_streams() {
         let queue = |name: &str, bytes| QueueStats {
             name: name.to_owned(),
             bytes,
@@ -195,6 +201,9 @@ mod tests {
                 queue("ingest budget", 3),
                 queue("state log of acme/secret/0", 4),
                 queue("state log of acme/secret/1", u64::MAX),
+                queue("grpc produce stream of 10.0.0.1:5000", 1),
+                queue("grpc produce stream of 10.0.0.1:5001", 2),
+                queue("grpc: 7 more streams", 3),
             ],
         );
         let lines = [
@@ -203,8 +212,10 @@ mod tests {
             "geminga_queue_bytes{queue=\"state log\"} 9223372036854775807",
             "geminga_queue_capacity_bytes{queue=\"state log\"} 20",
             "geminga_queue_waiting{queue=\"state log\"} 2",
+            "geminga_queue_bytes{queue=\"grpc\"} 3",
         ];
         assert_lines(&text, &lines);
+        assert_eq!(text.matches("geminga_queue_bytes{").count(), 4, "{text}");
         assert!(!text.contains("secret"), "{text}");
     }
 }
