@@ -21,8 +21,11 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const WAITING: usize = 64;
 /// How long a failed accept, such as one for lack of file descriptors, holds back the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often the first bytes are looked at while they are incomplete.
+/// When the first bytes are looked at again if they are incomplete. Each further look comes after
+/// twice the time: who sends a preface in pieces is slow or means harm.
 const PREFACE_PAUSE: Duration = Duration::from_millis(2);
+/// The longest time between two looks.
+const LONGEST_PREFACE_PAUSE: Duration = Duration::from_millis(500);
 
 /// A connection that is counted while it lives.
 #[derive(Debug)]
@@ -171,8 +174,14 @@ fn judge(bytes: &[u8]) -> Option<Begin> {
     Some(if http1 { Begin::Http1 } else { Begin::Other })
 }
 
+fn pauses() -> impl Iterator<Item = Duration> {
+    let longer = |pause: &Duration| Some((*pause * 2).min(LONGEST_PREFACE_PAUSE));
+    std::iter::successors(Some(PREFACE_PAUSE), longer)
+}
+
 async fn begins(socket: &TcpStream) -> io::Result<Begin> {
     let mut first = [0; PREFACE.len()];
+    let mut pauses = pauses();
     loop {
         let count = socket.peek(&mut first).await?;
         if count == 0 {
@@ -182,13 +191,29 @@ async fn begins(socket: &TcpStream) -> io::Result<Begin> {
             return Ok(begin);
         }
         // Peeking answers at once while the same few bytes are there.
-        tokio::time::sleep(PREFACE_PAUSE).await;
+        tokio::time::sleep(pauses.next().unwrap_or(LONGEST_PREFACE_PAUSE)).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_that_stops_within_its_preface_costs_few_looks() {
+        let timeout = crate::frontend::grpc::config::GrpcConfig::default().preface_timeout;
+        let mut looks = 0;
+        let mut waited = Duration::ZERO;
+        for pause in pauses() {
+            waited += pause;
+            if waited > timeout {
+                break;
+            }
+            looks += 1;
+        }
+        assert!(looks < 32, "{looks}");
+        assert_eq!(pauses().next(), Some(PREFACE_PAUSE));
+    }
 
     #[test]
     fn first_bytes_are_judged_as_soon_as_they_are_enough() {
