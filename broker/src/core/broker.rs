@@ -4,6 +4,7 @@
 //! Cheap to clone. Nothing here holds a lock across an await. A broker that is dropped without
 //! [`Broker::shutdown`] closes its clients; its ledgers are left to recovery, as after a crash.
 
+mod damaged;
 mod deletion;
 mod inspect;
 mod keeper;

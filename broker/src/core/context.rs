@@ -6,6 +6,7 @@ use std::sync::Arc;
 use geminga_ledger::reader::LedgerReader;
 use geminga_ledger::store::LedgerStore;
 use geminga_meta::id_block::IdAllocator;
+use geminga_meta::read::ReadError;
 use geminga_meta::store::MetadataStore;
 use geminga_proto::env::Env;
 use geminga_proto::id::{LedgerId, ManagedLedgerId, TopicIncarnation};
@@ -74,6 +75,14 @@ impl Context {
             budget,
             cache,
         })
+    }
+}
+
+/// What a record that can't be read means for a topic: the store may answer later, damage stays.
+pub fn read_error(error: ReadError) -> TopicError {
+    match error {
+        ReadError::Store(error) => unavailable(error),
+        ReadError::Record { .. } => TopicError::Corrupt(error.to_string()),
     }
 }
 

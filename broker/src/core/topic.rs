@@ -53,6 +53,7 @@ use crate::core::topic::subscriptions::Subscriptions;
 use crate::core::topic_map::TopicMap;
 
 pub use consumers::ConsumerRef;
+pub use delete::forget_cursors;
 pub use load::{Create, Home};
 pub use maintenance::Retired;
 

@@ -8,14 +8,14 @@ use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
 use geminga_meta::keys::{self, Key};
-use geminga_meta::read::{ReadError, read};
+use geminga_meta::read::read;
 use geminga_meta::record::{ManagedLedgerChunk, ManagedLedgerRecord, Stored, TopicRecord};
 use geminga_meta::store::{KeyValue, MAX_RANGE, StoreError};
 use geminga_proto::id::{ManagedLedgerId, MessageIndex};
 
 use super::{Broker, Inner};
 use crate::core::api::{Lookup, TopicError};
-use crate::core::context::unavailable;
+use crate::core::context::read_error;
 use crate::core::managed_ledger::ManagedLedger;
 use crate::core::topic::Create;
 
@@ -100,12 +100,5 @@ impl Broker {
             self.topic(&name, Create::Never).await?;
         }
         Ok(())
-    }
-}
-
-fn read_error(error: ReadError) -> TopicError {
-    match error {
-        ReadError::Store(error) => unavailable(error),
-        ReadError::Record { .. } => TopicError::Corrupt(error.to_string()),
     }
 }

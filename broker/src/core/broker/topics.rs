@@ -62,7 +62,8 @@ impl Broker {
     }
 
     /// Deletes a topic with its data. Unless forced, refuses while it has producers, consumers or
-    /// subscriptions; forced, they are closed with [`TopicError::Deleted`].
+    /// subscriptions; forced, they are closed with [`TopicError::Deleted`], and a topic that is too
+    /// damaged to be loaded is deleted as well.
     ///
     /// # Errors
     /// [`AdminError::TopicNotFound`] or [`AdminError::TopicInUse`], or why it can't be deleted;
@@ -76,6 +77,7 @@ impl Broker {
             let loaded = broker.load(&claim, &name, Create::Never).await;
             let deleted = match loaded {
                 Ok(topic) => topic.delete(force).await,
+                Err(TopicError::Corrupt(why)) if force => broker.delete_damaged(&name, &why).await,
                 Err(TopicError::NotFound(_)) => Err(AdminError::TopicNotFound(name.to_string())),
                 Err(TopicError::NamespaceNotFound(name)) => {
                     Err(AdminError::NamespaceNotFound(name))

@@ -8,11 +8,11 @@ use std::time::Duration;
 use geminga_ledger::error::DeleteError;
 use geminga_meta::keys;
 use geminga_meta::store::{Compare, Txn, TxnOutcome};
-use geminga_proto::id::{LedgerId, ManagedLedgerId};
+use geminga_proto::id::{LedgerId, ManagedLedgerId, TopicIncarnation};
 
 use crate::core::admin::AdminError;
 use crate::core::api::TopicError;
-use crate::core::bundle::state_log_error;
+use crate::core::bundle::{Bundle, state_log_error};
 use crate::core::context::unavailable;
 use crate::core::topic::Topic;
 use crate::core::topic::load::load_ledgers;
@@ -32,6 +32,18 @@ impl From<JobError> for AdminError {
             JobError::Fatal(error) => Self::Topic(error),
         }
     }
+}
+
+/// Lets a bundle's state log forget the cursors of a topic.
+pub async fn forget_cursors(bundle: &Bundle, topic: TopicIncarnation) -> Result<(), TopicError> {
+    let log = &bundle.log;
+    let room = log.room(0).await.map_err(state_log_error)?;
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    // Nobody listens if this was dropped meanwhile.
+    let done = Box::new(move |result| drop(sender.send(result)));
+    log.delete_topic(room, topic, done);
+    let lost = |_| unavailable("the bundle's state log was dropped");
+    receiver.await.map_err(lost)?.map_err(state_log_error)
 }
 
 impl Topic {
@@ -75,20 +87,8 @@ impl Topic {
             }
             tokio::time::sleep(POLL).await;
         }
-        self.forget_cursors().await?;
+        forget_cursors(&self.bundle, self.incarnation).await?;
         self.delete_ledgers(id).await
-    }
-
-    async fn forget_cursors(&self) -> Result<(), AdminError> {
-        let log = &self.bundle.log;
-        let room = log.room(0).await.map_err(state_log_error)?;
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        // Nobody listens if this was dropped meanwhile.
-        let done = Box::new(move |result| drop(sender.send(result)));
-        log.delete_topic(room, self.incarnation, done);
-        let lost = |_| unavailable("the bundle's state log was dropped");
-        receiver.await.map_err(lost)?.map_err(state_log_error)?;
-        Ok(())
     }
 
     async fn delete_ledgers(&self, id: ManagedLedgerId) -> Result<(), AdminError> {

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 use crate::core::api::TopicError;
 use crate::core::bundle::Bundle;
-use crate::core::context::{Context, unavailable};
+use crate::core::context::{Context, read_error, unavailable};
 use crate::core::cursor::Frontier;
 use crate::core::managed_ledger::ManagedLedger;
 use crate::core::managed_ledger::list::ClosedLedger;
@@ -132,7 +132,7 @@ impl Topic {
     ) -> Result<(Arc<Topic>, bool), LoadError> {
         let context = &home.context;
         let key = keys::topic(name);
-        let found = read::<TopicRecord>(&*context.meta, &key).await.map_err(unavailable)?;
+        let found = read::<TopicRecord>(&*context.meta, &key).await.map_err(read_error)?;
         let automatic = || {
             let policy = home.namespace.policies().auto_topic_creation;
             policy.unwrap_or(context.config.auto_topic_creation)
@@ -321,13 +321,13 @@ pub(super) async fn load_ledgers(
 ) -> Result<ManagedLedger, LoadError> {
     let meta = &*context.meta;
     let key = keys::managed_ledger(id);
-    let head = read::<ManagedLedgerRecord>(meta, &key).await.map_err(unavailable)?;
+    let head = read::<ManagedLedgerRecord>(meta, &key).await.map_err(read_error)?;
     let missing = || LoadError::Again(format!("managed ledger {id} has no record"));
     let head: Stored<ManagedLedgerRecord> = head.ok_or_else(missing)?;
     let mut chunks = Vec::new();
     for link in &head.record.chunks {
         let key = keys::managed_ledger_chunk(id, link.number);
-        let chunk = read::<ManagedLedgerChunk>(meta, &key).await.map_err(unavailable)?;
+        let chunk = read::<ManagedLedgerChunk>(meta, &key).await.map_err(read_error)?;
         // Trimmed between the two reads.
         let missing = || LoadError::Again(format!("chunk {:x} has no record", link.number));
         chunks.push((link.number, chunk.ok_or_else(missing)?.record));

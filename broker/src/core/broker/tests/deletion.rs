@@ -1,4 +1,5 @@
-//! Namespaces that are deleted while they are used, and what they leave behind.
+//! Namespaces that are deleted while they are used, topics that are too damaged to be loaded, and
+//! what both leave behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +12,9 @@ use geminga_proto::topic_name::NamespaceName;
 
 use super::eventually;
 use crate::core::admin::{AdminError, NamespacePolicies};
+use crate::core::api::TopicError;
 use crate::core::broker::Broker;
-use crate::testing::{Cluster, Ear, open, producer, publish, texts, topic};
+use crate::testing::{Cluster, Ear, consumer, open, producer, publish, texts, topic};
 
 fn deletes(request: Request<'_>, prefix: &str) -> bool {
     let Request::Txn(txn) = request else { return false };
@@ -135,4 +137,35 @@ async fn a_namespace_that_another_broker_deletes_ends_its_bundles_here() {
     eventually("the bundle's end", async || bundle.strong_count() == 0).await;
     broker.shutdown().await;
     other.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_topic_with_damaged_records_is_deleted_by_force_and_leaves_no_ledger() {
+    for damaged in ["managed-ledgers/", "topics/"] {
+        let cluster = Cluster::new();
+        let broker = cluster.broker(Cluster::config()).await;
+        let (first, ear) = producer(&broker, "orders").await;
+        let (worker, _) = consumer(&broker, "orders", "work").await;
+        publish(&broker, &first, 0, &texts("m", 3)).await;
+        ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+        broker.shutdown().await;
+        drop((first, worker, broker));
+        let pair = cluster.meta.range(damaged, None, 1).await.expect("readable").pairs.remove(0);
+        let garbage = Txn::default().put(pair.key, "no record at all");
+        cluster.meta.txn(garbage).await.expect("put");
+        let broker = cluster.broker(Cluster::config()).await;
+        let name = topic("orders");
+        let refused = broker.delete_topic(&name, false).await;
+        let corrupt = matches!(refused, Err(AdminError::Topic(TopicError::Corrupt(_))));
+        assert!(corrupt, "{damaged}: {refused:?}");
+        broker.delete_topic(&name, true).await.expect("deletes");
+        let ledgers = broker.list_ledgers(None, 100).await.expect("readable");
+        assert!(ledgers.iter().all(|ledger| ledger.state_log), "{damaged}: {ledgers:?}");
+        assert_eq!(broker.list_topics(name.namespace()).await, Ok(Vec::new()));
+        let left = cluster.meta.range("managed-ledgers/", None, 10).await.expect("readable");
+        assert_eq!(left.pairs, []);
+        let (_again, _) = producer(&broker, "orders").await;
+        assert_eq!(broker.list_subscriptions(&name).await, Ok(Vec::new()));
+        broker.shutdown().await;
+    }
 }

@@ -1,0 +1,151 @@
+//! Deletes a topic that is too damaged to be loaded, from whatever of its records can be read: its
+//! ledgers are found by their own records, which name the managed ledger that they belong to.
+//!
+//! Invariant: the topic's record goes last, so deleting again goes on where a crash ended it; and
+//! only as long as nobody writes the records meanwhile.
+
+use geminga_ledger::error::DeleteError;
+use geminga_meta::keys::{self, Key};
+use geminga_meta::record::{
+    LedgerOwner, LedgerRecord, ManagedLedgerRecord, Record, Stored, TopicRecord,
+};
+use geminga_meta::store::{Compare, KeyValue, MAX_RANGE, Txn, TxnOutcome};
+use geminga_proto::id::{LedgerId, ManagedLedgerId};
+use geminga_proto::topic_name::TopicName;
+
+use super::Broker;
+use crate::core::admin::AdminError;
+use crate::core::api::TopicError;
+use crate::core::topic::forget_cursors;
+
+/// Ledgers, or chunks of a managed ledger, deleted in one transaction.
+const AT_ONCE: usize = 32;
+
+fn unchanged(pair: &KeyValue) -> Compare {
+    Compare::Unchanged(pair.key.clone(), pair.modified)
+}
+
+impl Broker {
+    /// Deletes a topic that can't be loaded. The caller has its claim.
+    ///
+    /// # Errors
+    /// Why not all of it could be deleted; deleting it again goes on.
+    pub(super) async fn delete_damaged(
+        &self,
+        name: &TopicName,
+        why: &str,
+    ) -> Result<(), AdminError> {
+        tracing::warn!(topic = %name, why, "a damaged topic is deleted from its records");
+        // Owning the bundle keeps other brokers from loading it.
+        let home = self.home(name).await?;
+        let missing = || AdminError::TopicNotFound(name.to_string());
+        let topic = self.metadata().get(&keys::topic(name)).await?.ok_or_else(missing)?;
+        let managed_ledgers = match Stored::<TopicRecord>::from_pair(topic.clone()) {
+            Ok(stored) => {
+                forget_cursors(&home.bundle, stored.record.incarnation).await?;
+                let shards = stored.record.shards.iter();
+                shards.map(|shard| shard.managed_ledger).collect()
+            }
+            Err(error) => {
+                tracing::warn!(topic = %name, %error, "its cursors stay: nothing says which");
+                self.managed_ledgers_of(name).await?
+            }
+        };
+        for id in managed_ledgers {
+            self.delete_managed_ledger(id, &topic).await?;
+        }
+        let txn = Txn::default().when(unchanged(&topic)).delete(topic.key.clone());
+        self.apply(txn).await
+    }
+
+    async fn apply(&self, txn: Txn) -> Result<(), AdminError> {
+        match self.metadata().txn(txn).await? {
+            TxnOutcome::Applied(_) => Ok(()),
+            TxnOutcome::Conflict(_) => Err(TopicError::Fenced.into()),
+        }
+    }
+
+    async fn delete_managed_ledger(
+        &self,
+        id: ManagedLedgerId,
+        topic: &KeyValue,
+    ) -> Result<(), AdminError> {
+        let key = keys::managed_ledger(id);
+        let head = self.metadata().get(&key).await?;
+        let guard = || {
+            let txn = Txn::default().when(unchanged(topic));
+            match &head {
+                Some(head) => txn.when(unchanged(head)),
+                None => txn.when(Compare::Absent(key.clone())),
+            }
+        };
+        let context = &self.inner.context;
+        for gone in self.ledgers_of(id).await?.chunks(AT_ONCE) {
+            let deleted = context.ledgers.delete(gone, guard()).await;
+            deleted.map_err(|error| match error {
+                DeleteError::Conflict => AdminError::Topic(TopicError::Fenced),
+                DeleteError::Metadata(error) => AdminError::Metadata(error),
+            })?;
+            gone.iter().for_each(|ledger| context.readers.invalidate(ledger));
+        }
+        let mut chunks = Vec::new();
+        let prefix = keys::managed_ledger_chunks_of(id);
+        self.each(&prefix, |pair| chunks.push(pair.key)).await?;
+        for gone in chunks.chunks(AT_ONCE) {
+            let txn = gone.iter().fold(guard(), |txn, chunk| txn.delete(chunk.clone()));
+            self.apply(txn).await?;
+        }
+        self.apply(guard().delete(key.clone())).await
+    }
+
+    /// The ledgers whose records say that they belong to it.
+    async fn ledgers_of(&self, id: ManagedLedgerId) -> Result<Vec<LedgerId>, AdminError> {
+        let mut found = Vec::new();
+        self.each(keys::LEDGERS, |pair| {
+            match (Key::parse(&pair.key), LedgerRecord::decode(&pair.value)) {
+                (Some(Key::Ledger(ledger)), Ok((record, _))) => {
+                    if record.owner == LedgerOwner::ManagedLedger(id) {
+                        found.push(ledger);
+                    }
+                }
+                (_, Err(error)) => {
+                    tracing::warn!(key = pair.key, %error, "whose ledger is unknown")
+                }
+                (_, Ok(_)) => tracing::warn!(key = pair.key, "no ledger's key"),
+            }
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// The managed ledgers whose records say that they are the topic's.
+    async fn managed_ledgers_of(
+        &self,
+        name: &TopicName,
+    ) -> Result<Vec<ManagedLedgerId>, AdminError> {
+        let mut found = Vec::new();
+        self.each(keys::MANAGED_LEDGERS, |pair| {
+            let Some(Key::ManagedLedger(id)) = Key::parse(&pair.key) else { return };
+            match ManagedLedgerRecord::decode(&pair.value) {
+                Ok((record, _)) if record.topic == *name => found.push(id),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(key = pair.key, %error, "whose it is is unknown"),
+            }
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// Shows every pair below a prefix.
+    async fn each(&self, prefix: &str, mut show: impl FnMut(KeyValue)) -> Result<(), AdminError> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.metadata().range(prefix, after.as_deref(), MAX_RANGE).await?;
+            after = page.pairs.last().map(|pair| pair.key.clone());
+            page.pairs.into_iter().for_each(&mut show);
+            if !page.more || after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+}
