@@ -65,7 +65,8 @@ pub enum CookieError {
     Record(#[from] RecordError),
     /// The cookie file is damaged.
     #[error(
-        "the cookie in {directory} is damaged: restore it from a copy, or give this node a new directory and name"
+        "the cookie in {directory} is damaged: restore it from a copy, or give this \
+         node a new directory and name"
     )]
     Damaged {
         /// The disk.
@@ -73,7 +74,8 @@ pub enum CookieError {
     },
     /// A newer release wrote the cookie file.
     #[error(
-        "the cookie in {directory} has format version {version}, this release reads up to {VERSION}: use the release that wrote it, or a newer one"
+        "the cookie in {directory} has format version {version}, this release reads up \
+         to {VERSION}: use the release that wrote it, or a newer one"
     )]
     Newer {
         /// The disk.
@@ -83,7 +85,8 @@ pub enum CookieError {
     },
     /// The disk belongs to another bookie or cluster.
     #[error(
-        "{directory} belongs to bookie {found_bookie} of cluster {found_cluster}, not to {bookie} of {cluster}: start the node that it belongs to, or choose another directory"
+        "{directory} belongs to bookie {found_bookie} of cluster {found_cluster}, not to {bookie} \
+         of {cluster}: start the node that it belongs to, or choose another directory"
     )]
     Foreign {
         /// The disk.
@@ -99,7 +102,8 @@ pub enum CookieError {
     },
     /// The metadata knows this bookie with a disk that isn't this one.
     #[error(
-        "the metadata knows bookie {bookie} with another disk than {directory}: put the right disk in place, or start this one under a new name"
+        "the metadata knows bookie {bookie} with another disk than {directory}: put the \
+         right disk in place, or start this one under a new name"
     )]
     OtherDisk {
         /// The disk.
@@ -109,7 +113,9 @@ pub enum CookieError {
     },
     /// The metadata knows this bookie, but the disk has no cookie.
     #[error(
-        "bookie {bookie} is known, but {directory} is empty: its disk was wiped or isn't mounted. Put the right disk in place, or start this one under a new name and let repair copy what the old one held"
+        "bookie {bookie} is known, but {directory} is empty: its disk was wiped or isn't \
+         mounted. Put the right disk in place, or start this one under a new name and let \
+         repair copy what the old one held"
     )]
     Wiped {
         /// The disk.
@@ -119,7 +125,8 @@ pub enum CookieError {
     },
     /// The disk has held a log, but the metadata doesn't know the bookie.
     #[error(
-        "{directory} holds a log of bookie {bookie}, but the metadata doesn't know it: it is another cluster's metadata, or an old copy of it. Point the node to the right metadata"
+        "{directory} holds a log of bookie {bookie}, but the metadata doesn't know it: it is \
+         another cluster's metadata, or an old copy of it. Point the node to the right metadata"
     )]
     Unknown {
         /// The disk.

@@ -79,6 +79,12 @@ pub enum DeviceError {
         /// End of the range that was asked for.
         end: u64,
     },
+    /// Too many files are open, in this process or on this machine.
+    #[error("too many files are open to open {name}: raise the limit (ulimit -n)")]
+    TooManyFiles {
+        /// What could not be opened.
+        name: String,
+    },
     /// The operating system failed.
     #[error("{operation} of {name} failed: {why}")]
     Io {

@@ -4,6 +4,7 @@
 //! called once per group. Nothing here blocks.
 
 use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use geminga_proto::id::{EntryId, LedgerId};
@@ -72,7 +73,11 @@ pub(crate) fn deliver(answers: Vec<Answer>) {
     }
     for run in appends.chunk_by(|one, other| address(&one.0) == address(&other.0)) {
         let batch: Vec<AppendAnswer> = run.iter().map(|(_, answer)| *answer).collect();
-        run[0].0.appended(&batch);
+        // A waiter that panics is its own affair: the others are answered, and the log goes on.
+        let told = catch_unwind(AssertUnwindSafe(|| run[0].0.appended(&batch)));
+        if told.is_err() {
+            tracing::error!("somebody who was told about appends has panicked");
+        }
     }
 }
 
@@ -89,6 +94,29 @@ mod tests {
         fn appended(&self, answers: &[AppendAnswer]) {
             self.0.lock().push(answers.iter().map(|answer| answer.tag).collect());
         }
+    }
+
+    #[derive(Debug)]
+    struct Panics;
+
+    impl AppendDone for Panics {
+        fn appended(&self, _: &[AppendAnswer]) {
+            panic!("on purpose");
+        }
+    }
+
+    #[test]
+    fn a_waiter_that_panics_keeps_no_answer_from_the_others() {
+        let calls = Arc::new(Calls::default());
+        let waiters: [Arc<dyn AppendDone>; 3] = [Arc::new(Panics), calls.clone(), Arc::new(Panics)];
+        let answers = waiters.into_iter().zip(1..).map(|(waiter, tag)| Answer {
+            done: Done::Append { waiter, tag },
+            ledger: LedgerId(1),
+            entry: EntryId(tag),
+            result: Ok(geminga_proto::id::Lac::NONE),
+        });
+        deliver(answers.collect());
+        assert_eq!(*calls.0.lock(), vec![vec![2]]);
     }
 
     #[test]

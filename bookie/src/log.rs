@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::config::{BookieConfig, Limits};
 use crate::device::{Device, DeviceError};
-use crate::done::{self, AppendDone};
+use crate::done::{self, Answer, AppendDone};
 use crate::error::OpenError;
 
 mod chore;
@@ -85,6 +85,14 @@ pub(crate) struct Origin {
 struct ReadLimits {
     max_entries: u32,
     max_bytes: u64,
+}
+
+/// What a log thread has in hand. It outlives a panic of the turn, so that whoever waits for the
+/// group is answered all the same.
+#[derive(Debug, Default)]
+pub(crate) struct Hand {
+    buffer: GroupBuffer,
+    group: Option<OpenGroup>,
 }
 
 /// What a turn of a log thread came to.
@@ -163,7 +171,7 @@ impl Log {
     fn wake(&self, state: &LogState) {
         if !state.turns.encoding {
             self.work.notify_one();
-        } else if state.turns.encoder_waits && state.queue_bytes >= CHUNK_BYTES {
+        } else if state.turns.encoder_takes && state.queue_bytes >= CHUNK_BYTES {
             self.encoder.notify_one();
         }
     }
@@ -192,18 +200,18 @@ impl Log {
     pub(crate) fn write_group(
         &self,
         state: MutexGuard<'_, LogState>,
-        buffer: &mut GroupBuffer,
+        hand: &mut Hand,
         closing: bool,
     ) -> Turn {
         let mut state = state;
-        let mut group = match state.open_group(std::mem::take(buffer), closing) {
-            Ok(group) => group,
+        let group = match state.open_group(std::mem::take(&mut hand.buffer), closing) {
+            Ok(group) => hand.group.insert(group),
             Err(NotOpened::Nothing(unused)) => {
-                *buffer = unused;
+                hand.buffer = unused;
                 return Turn::Idle;
             }
             Err(NotOpened::NeedsSegment(unused)) => {
-                *buffer = unused;
+                hand.buffer = unused;
                 return self.without_segment(state);
             }
         };
@@ -211,38 +219,46 @@ impl Log {
         if state.next.is_none() {
             self.call_keeper(&mut state);
         }
-        self.build(&mut state, &mut group);
+        self.build(&mut state, group);
         state.turns.encoding = false;
-        let answers = match state.submit(&mut group) {
+        let answers = match state.submit(group) {
             Err(answers) => {
                 drop(state);
                 answers
             }
-            Ok(()) => {
-                state.turns.writing = true;
-                if state.has_work() {
-                    self.work.notify_one();
-                } else if state.turns.stopping {
-                    // There is no more to come that would wake them.
-                    self.work.notify_all();
-                }
-                drop(state);
-                let written = self.write(&group);
-                let mut state = self.state.lock();
-                state.turns.writing = false;
-                let answers = state.complete(&mut group, written);
-                if state.turns.encoder_waits {
-                    self.encoder.notify_one();
-                }
-                if !state.sealing.is_empty() {
-                    self.call_keeper(&mut state);
-                }
-                answers
-            }
+            Ok(()) => self.write_submitted(state, group),
         };
-        *buffer = group.buffer;
+        if let Some(group) = hand.group.take() {
+            hand.buffer = group.buffer;
+        }
         done::deliver(answers);
         Turn::Progress
+    }
+
+    fn write_submitted(
+        &self,
+        mut state: MutexGuard<'_, LogState>,
+        group: &mut OpenGroup,
+    ) -> Vec<Answer> {
+        state.turns.writing = true;
+        if state.has_work() {
+            self.work.notify_one();
+        } else if state.turns.stopping {
+            // There is no more to come that would wake them.
+            self.work.notify_all();
+        }
+        drop(state);
+        let written = write(group);
+        let mut state = self.state.lock();
+        state.turns.writing = false;
+        let answers = state.complete(group, written);
+        if state.turns.encoder_waits {
+            self.encoder.notify_one();
+        }
+        if !state.sealing.is_empty() {
+            self.call_keeper(&mut state);
+        }
+        answers
     }
 
     /// Fills the group until the disk is free.
@@ -256,18 +272,14 @@ impl Log {
                 }
             } else if state.turns.writing {
                 state.turns.encoder_waits = true;
+                // A full group waits for the disk alone.
+                state.turns.encoder_takes = !group.is_full();
                 self.encoder.wait(state);
-                state.turns.encoder_waits = false;
+                (state.turns.encoder_waits, state.turns.encoder_takes) = (false, false);
             } else {
                 return;
             }
         }
-    }
-
-    fn write(&self, group: &OpenGroup) -> Result<(), DeviceError> {
-        let file = self.files.get(group.slot)?;
-        file.write_at(group.offset, group.buffer.as_slice())?;
-        file.sync()
     }
 
     /// The first record needs a segment that isn't there yet.
@@ -304,6 +316,13 @@ impl Log {
         }
         Ok(mine.len() as u64)
     }
+}
+
+fn write(group: &OpenGroup) -> Result<(), DeviceError> {
+    let missing = || DeviceError::NotFound { name: group.home.segment.to_string() };
+    let file = group.file.as_ref().ok_or_else(missing)?;
+    file.write_at(group.offset, group.buffer.as_slice())?;
+    file.sync()
 }
 
 #[cfg(test)]

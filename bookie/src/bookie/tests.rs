@@ -1,5 +1,6 @@
 //! The running node: threads, real and faulty disks.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::device::memory::{MemoryDevice, Operation, Tear};
 use crate::device::real::RealDevice;
+use crate::device::{DeviceError, DeviceFile, Space};
 use crate::done::AppendAnswer;
 
 #[derive(Debug)]
@@ -202,6 +204,109 @@ async fn a_failed_sync_answers_everybody_and_leaves_the_node_read_only() {
     assert!(bookie.close().await.is_err());
     // What was acknowledged survives.
     let (bookie, _) = open(Arc::new(device.crash(Tear::Lost)));
+    assert_eq!(bookie.read(range(1, 0)).await.map(|entries| entries.len()), Ok(3));
+}
+
+/// A memory disk whose files panic when they are written to, once told so.
+#[derive(Debug)]
+struct Trap {
+    disk: MemoryDevice,
+    armed: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct TrapFile {
+    file: Arc<dyn DeviceFile>,
+    armed: Arc<AtomicBool>,
+}
+
+impl Trap {
+    fn wrap(&self, file: Arc<dyn DeviceFile>) -> Arc<dyn DeviceFile> {
+        Arc::new(TrapFile { file, armed: self.armed.clone() })
+    }
+}
+
+impl Device for Trap {
+    fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, DeviceError> {
+        Ok(self.wrap(self.disk.open(name)?))
+    }
+    fn create(&self, name: &str) -> Result<Arc<dyn DeviceFile>, DeviceError> {
+        Ok(self.wrap(self.disk.create(name)?))
+    }
+    fn remove(&self, name: &str) -> Result<(), DeviceError> {
+        self.disk.remove(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> Result<(), DeviceError> {
+        self.disk.rename(from, to)
+    }
+    fn list(&self) -> Result<Vec<String>, DeviceError> {
+        self.disk.list()
+    }
+    fn sync_dir(&self) -> Result<(), DeviceError> {
+        self.disk.sync_dir()
+    }
+    fn space(&self) -> Result<Space, DeviceError> {
+        self.disk.space()
+    }
+    fn sync_mode(&self) -> SyncMode {
+        // Nothing is written beside the log then.
+        SyncMode::Fdatasync
+    }
+    fn describe(&self) -> String {
+        self.disk.describe()
+    }
+}
+
+impl DeviceFile for TrapFile {
+    fn len(&self) -> Result<u64, DeviceError> {
+        self.file.len()
+    }
+    fn preallocate(&self, bytes: u64) -> Result<(), DeviceError> {
+        self.file.preallocate(bytes)
+    }
+    fn truncate(&self, bytes: u64) -> Result<(), DeviceError> {
+        self.file.truncate(bytes)
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        assert!(!self.armed.load(Ordering::SeqCst), "on purpose");
+        self.file.write_at(offset, data)
+    }
+    fn sync(&self) -> Result<(), DeviceError> {
+        self.file.sync()
+    }
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
+        self.file.read_at(offset, data)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_a_log_thread_answers_everybody_once_and_leaves_the_node_read_only() {
+    let armed = Arc::new(AtomicBool::new(false));
+    let disk = MemoryDevice::new(64 << 20);
+    let (bookie, _) = open(Arc::new(Trap { disk, armed: armed.clone() }));
+    append_all(&bookie, 1, 0..3, 100).await;
+    armed.store(true, Ordering::SeqCst);
+    let (done, mut answers) = channel();
+    let mut sent = Vec::new();
+    for entry in 3..200 {
+        if bookie.append(request(1, entry, Bytes::new()), &done, entry).is_ok() {
+            sent.push(entry);
+        }
+    }
+    let fence = FenceRequest { ledger: LedgerId(2), token: LedgerToken(1) };
+    let fenced = tokio::time::timeout(Duration::from_secs(10), bookie.fence(fence)).await;
+    assert!(fenced.expect("an answer").is_err());
+    let mut answered = Vec::new();
+    for _ in &sent {
+        let answer = tokio::time::timeout(Duration::from_secs(10), answers.recv()).await;
+        let (tag, result) = answer.expect("an answer in time").expect("an answer");
+        assert!(matches!(result, Err(BookieError::Io | BookieError::ReadOnly)), "{result:?}");
+        answered.push(tag);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, sent, "each once");
+    assert!(answers.try_recv().is_err() && bookie.poisoned().is_some());
+    assert_eq!(bookie.close().await, Err(CloseError::Panicked));
     assert_eq!(bookie.read(range(1, 0)).await.map(|entries| entries.len()), Ok(3));
 }
 

@@ -34,6 +34,8 @@ pub enum Operation {
     Sync,
     /// [`DeviceFile::read_at`].
     Read,
+    /// [`Device::open`] and [`Device::create`], for want of file descriptors.
+    Open,
     /// [`Device::create`].
     Create,
     /// [`Device::sync_dir`].
@@ -242,6 +244,9 @@ impl Disk {
             return Err(failed("the power is cut"));
         }
         match self.failing_after.get_mut(&operation) {
+            Some(0) if operation == Operation::Open => {
+                Err(DeviceError::TooManyFiles { name: name.to_owned() })
+            }
             Some(0) => Err(failed("input/output error")),
             Some(left) => {
                 *left -= 1;
@@ -269,12 +274,16 @@ impl Disk {
 
 impl Device for MemoryDevice {
     fn open(&self, name: &str) -> Result<Arc<dyn DeviceFile>, DeviceError> {
-        let id = self.disk.lock().id_of(name)?;
+        let mut disk = self.disk.lock();
+        disk.check(Operation::Open, name)?;
+        let id = disk.id_of(name)?;
+        drop(disk);
         Ok(self.file(name, id))
     }
 
     fn create(&self, name: &str) -> Result<Arc<dyn DeviceFile>, DeviceError> {
         let mut disk = self.disk.lock();
+        disk.check(Operation::Open, name)?;
         disk.check(Operation::Create, name)?;
         let id = disk.next_file;
         disk.next_file += 1;

@@ -38,7 +38,7 @@ impl RealDevice {
         if path.exists() && !path.is_dir() {
             return Err(DeviceError::NotADirectory { name });
         }
-        std::fs::create_dir_all(path).map_err(|error| translate("creation", &name, &error))?;
+        make_directories(path)?;
         let lock_path = path.join(LOCK_FILE);
         let lock = OpenOptions::new()
             .create(true)
@@ -72,6 +72,32 @@ impl RealDevice {
         let name = path.display().to_string();
         Arc::new(RealFile { file, name, sync_mode: self.sync_mode })
     }
+}
+
+/// Makes a directory and those above it, each durable in its parent. The log's own files would be
+/// of no use in a directory that is gone after a power cut.
+fn make_directories(path: &Path) -> Result<(), DeviceError> {
+    let missing: Vec<&Path> = path
+        .ancestors()
+        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
+        .collect();
+    let failed = |operation, path: &Path| {
+        let name = path.display().to_string();
+        move |error: io::Error| translate(operation, &name, &error)
+    };
+    for path in missing.into_iter().rev() {
+        match std::fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("creation", path)(error));
+            }
+            _ => {}
+        }
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let synced = File::open(parent).and_then(|parent| parent.sync_all());
+        synced.map_err(failed("sync", parent))?;
+    }
+    Ok(())
 }
 
 fn options(sync_mode: SyncMode) -> OpenOptions {
@@ -113,6 +139,11 @@ fn probe(directory: &Path) -> Result<SyncMode, DeviceError> {
 
 fn translate(operation: &'static str, name: &str, error: &io::Error) -> DeviceError {
     let name = name.to_owned();
+    if let Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) =
+        rustix::io::Errno::from_io_error(error)
+    {
+        return DeviceError::TooManyFiles { name };
+    }
     match error.kind() {
         io::ErrorKind::NotFound => DeviceError::NotFound { name },
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DeviceError::Full { name },
@@ -292,6 +323,15 @@ mod tests {
         assert!(matches!(second, Err(DeviceError::Locked { .. })), "{second:?}");
         drop(first);
         RealDevice::open(home.path()).expect("the lock went with its holder");
+    }
+
+    #[test]
+    fn directories_are_made_as_deep_as_needed() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let path = home.path().join("a/b/c");
+        drop(RealDevice::open(&path).expect("opens"));
+        drop(RealDevice::open(&path).expect("opens what is there"));
+        assert!(path.join(LOCK_FILE).exists());
     }
 
     #[test]

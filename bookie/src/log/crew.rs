@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::group::GroupBuffer;
-use super::{Log, Turn};
+use super::{Hand, Log, Turn};
 use crate::error::{CloseError, OpenError};
 
 const LOG_THREADS: usize = 3;
@@ -84,22 +83,24 @@ fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle
     builder.spawn(run).map_err(|error| OpenError::Thread(error.to_string()))
 }
 
-/// Poisons the log if its thread panics: nobody would be answered any more.
-struct PanicGuard<'a>(&'a Log);
+/// Poisons the log if its thread panics, and answers whoever waits.
+struct PanicGuard<'a> {
+    log: &'a Log,
+    hand: Hand,
+}
 
 impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let answers = {
-                let mut state = self.0.state.lock();
-                state.poison("a log thread has panicked");
+                let mut state = self.log.state.lock();
                 // Nobody may wait for a turn that never ends.
                 (state.turns.encoding, state.turns.writing) = (false, false);
-                state.refuse_queue(geminga_proto::storage::BookieError::ReadOnly)
+                state.abandon(self.hand.group.take(), "a log thread has panicked")
             };
-            self.0.work.notify_all();
-            self.0.encoder.notify_all();
-            self.0.settled.notify_all();
+            self.log.work.notify_all();
+            self.log.encoder.notify_all();
+            self.log.settled.notify_all();
             crate::done::deliver(answers);
         }
     }
@@ -108,12 +109,11 @@ impl Drop for PanicGuard<'_> {
 impl Log {
     /// One log thread's life.
     fn serve(&self) {
-        let _guard = PanicGuard(self);
-        let mut buffer = GroupBuffer::default();
+        let mut guard = PanicGuard { log: self, hand: Hand::default() };
         let mut state = self.state.lock();
         loop {
             if !state.turns.encoding && state.has_work() {
-                let turn = self.write_group(state, &mut buffer, false);
+                let turn = self.write_group(state, &mut guard.hand, false);
                 state = self.state.lock();
                 if turn == Turn::Blocked {
                     self.work.wait_for(&mut state, BLOCKED_INTERVAL);
@@ -134,7 +134,7 @@ impl Log {
             }
             let waited = self.work.wait_for(&mut state, self.idle_close);
             if waited.timed_out() && quiet(&state) && state.poisoned.is_none() {
-                self.write_group(state, &mut buffer, true);
+                self.write_group(state, &mut guard.hand, true);
                 state = self.state.lock();
             }
         }
@@ -142,7 +142,7 @@ impl Log {
 
     /// The keeper's life.
     fn keep(&self) {
-        let _guard = PanicGuard(self);
+        let _guard = PanicGuard { log: self, hand: Hand::default() };
         loop {
             self.state.lock().turns.keeper_called = false;
             while self.run_chore() {}

@@ -126,8 +126,9 @@ impl Row {
         put_u32(out, 48, if self.fenced { FLAG_FENCED } else { 0 });
     }
 
-    fn decode(bytes: &[u8]) -> Self {
-        Self {
+    /// `None` for what no log would write.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let row = Self {
             ledger: LedgerId(get_u64(bytes, 0)),
             token: LedgerToken(get_u64(bytes, 8)),
             lac: get_lac(bytes, 16),
@@ -136,7 +137,13 @@ impl Row {
             count: get_u32(bytes, 44),
             first_entry: EntryId(get_u64(bytes, 24)),
             last_entry: EntryId(get_u64(bytes, 32)),
-        }
+        };
+        let sensible = row.ledger <= LedgerId::MAX
+            && row.token != LedgerToken(0)
+            && row.first_entry <= row.last_entry
+            && row.last_entry <= EntryId::MAX
+            && u64::from(row.count) <= row.last_entry.0 - row.first_entry.0 + 1;
+        sensible.then_some(row)
     }
 }
 
@@ -165,7 +172,8 @@ impl FooterHeader {
         if crc32c::crc32c_append(home.seed(offset), directory) != self.directory_crc {
             return None;
         }
-        let rows: Vec<Row> = directory[..bytes].chunks_exact(ROW_BYTES).map(Row::decode).collect();
+        let rows = directory[..bytes].chunks_exact(ROW_BYTES).map(Row::decode);
+        let rows = rows.collect::<Option<Vec<Row>>>()?;
         let sorted = rows.windows(2).all(|pair| pair[0].ledger < pair[1].ledger);
         let mut next = 0;
         for row in &rows {
@@ -308,6 +316,52 @@ mod tests {
             // The rest of the header's block is padding that nothing reads.
             let padding = (HEADER_BYTES..BLOCK_BYTES).contains(&at);
             prop_assert_eq!(read.is_some(), padding);
+        }
+
+        #[test]
+        fn hostile_fields_under_right_checksums_are_sensible_or_refused(
+            fields in proptest::collection::vec((0usize..56, any::<u8>()), 0..4),
+            rows in proptest::collection::vec((0usize..3 * 56, any::<u8>()), 0..4),
+            counts in (0u32..5, 0u32..5),
+        ) {
+            let (sampled, entries) = sample(1);
+            let footer = encode(HOME, OFFSET, 36_864, &sampled, &entries);
+            let mut bytes = footer.as_slice().to_vec();
+            rows.iter().for_each(|(at, byte)| bytes[BLOCK_BYTES + at] = *byte);
+            let directory = HOME.seed(OFFSET);
+            let directory = crc32c::crc32c_append(directory, &bytes[BLOCK_BYTES..2 * BLOCK_BYTES]);
+            put_u32(&mut bytes, 12, counts.0);
+            put_u32(&mut bytes, 40, counts.1);
+            put_u32(&mut bytes, 44, directory);
+            // Beyond what identifies it.
+            let loose = fields.iter().filter(|(at, _)| (32..40).contains(at) || *at >= 48);
+            loose.for_each(|(at, byte)| bytes[*at] = *byte);
+            let crc = crc32c::crc32c_append(HOME.seed(OFFSET), &bytes[4..HEADER_BYTES]);
+            put_u32(&mut bytes, 0, crc);
+            let header = FooterHeader::decode(&bytes, HOME, OFFSET).expect("its checksum is right");
+            if let Some(rows) = header.rows(&bytes[BLOCK_BYTES..], HOME, OFFSET) {
+                prop_assert_eq!(rows.len(), counts.0 as usize);
+                for row in rows {
+                    prop_assert!(row.first_entry <= row.last_entry);
+                    prop_assert!(row.ledger <= LedgerId::MAX && row.token != LedgerToken(0));
+                    prop_assert!(row.first_index + row.count <= counts.1);
+                }
+            }
+        }
+
+        #[test]
+        fn a_page_with_a_right_checksum_and_any_count_never_panics(
+            mut bytes in proptest::collection::vec(any::<u8>(), BLOCK_BYTES), count in 0u32..600,
+        ) {
+            put_u32(&mut bytes, 4, count);
+            let crc = crc32c::crc32c_append(HOME.seed(OFFSET), &bytes[4..]);
+            put_u32(&mut bytes, 0, crc);
+            let page = Page::decode(&bytes, HOME, OFFSET);
+            prop_assert_eq!(page.is_some(), count <= PAGE_ENTRIES);
+            if let Some(page) = page {
+                let found = (0..600).filter(|index| page.get(*index).is_some()).count();
+                prop_assert_eq!(found, count as usize);
+            }
         }
 
         #[test]

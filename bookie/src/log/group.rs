@@ -162,7 +162,7 @@ impl GroupBuffer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -176,6 +176,26 @@ mod tests {
         buffer.clear();
         buffer.seal(HOME, 4096, PREVIOUS, LedgerId(5));
         buffer
+    }
+
+    /// Writes a header that nobody would write, with its checksum right.
+    pub(crate) fn hostile(
+        out: &mut [u8],
+        home: Home,
+        offset: u64,
+        records: u32,
+        sequence: u64,
+        body: u32,
+    ) {
+        put_u32(out, 4, MAGIC);
+        put_u16(out, 8, VERSION);
+        put_u32(out, 12, records);
+        put_u64(out, 16, home.segment.0);
+        put_u64(out, 24, offset);
+        put_u64(out, 32, sequence);
+        put_u32(out, 68, body);
+        let crc = crc32c::crc32c_append(home.seed(offset), &out[4..HEADER_BYTES]);
+        put_u32(out, 0, crc);
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Log {
             Chore::Trim(slots) => self.trim(manifest, &slots),
             Chore::Forget { revision, ledgers } => self.forget_now(manifest, revision, &ledgers),
         };
+        if let Err(error @ DeviceError::TooManyFiles { .. }) = &outcome {
+            // Nothing was written; the keeper tries again at its interval.
+            tracing::warn!(%error, "the log's housekeeping waits");
+            return false;
+        }
         if let Err(error) = outcome {
             // What waits for the segment that can't be had now would wait for ever.
             let refused = {
@@ -258,7 +263,9 @@ pub(crate) fn prepare(
         }
     }
     manifest.store(device)?;
-    Ok((manifest, Unsealed::new(id, slot.number, slot.capacity_bytes)))
+    let mut unsealed = Unsealed::new(id, slot.number, slot.capacity_bytes);
+    unsealed.file = Some(file);
+    Ok((manifest, unsealed))
 }
 
 fn create(

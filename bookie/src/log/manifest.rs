@@ -307,10 +307,11 @@ impl Manifest {
 
     /// Makes this the manifest, durably, under the next sequence.
     pub(crate) fn store(&mut self, device: &dyn Device) -> Result<(), DeviceError> {
+        // Both before either is written: a want of file descriptors leaves all as it was.
+        let files = [device.open(FILES[0])?, device.open(FILES[1])?];
         self.sequence += 1;
         let bytes = self.encode();
-        for name in FILES {
-            let file = device.open(name)?;
+        for file in files {
             file.write_at(0, bytes.as_slice())?;
             file.sync()?;
         }

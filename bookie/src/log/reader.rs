@@ -131,11 +131,16 @@ impl Log {
         let plan = self.state.lock().plan(request.ledger, request.first, max_entries);
         let located = self.locate(&plan, request.first, max_entries, max_bytes)?;
         let mut entries = Vec::with_capacity(located.len());
-        let mut rest = located.as_slice();
-        while !rest.is_empty() {
-            let (run, after) = rest.split_at(run_length(rest));
-            rest = after;
-            match self.read_run(request.ledger, run, &mut entries) {
+        while let Some(rest) = located.get(entries.len()..).filter(|rest| !rest.is_empty()) {
+            let run = &rest[..run_length(rest)];
+            let read = match self.read_run(request.ledger, run, &mut entries) {
+                Err(Failure::Failed(error)) => {
+                    let bad = located.get(entries.len());
+                    self.read_older(&plan, request.ledger, bad, error, &mut entries)
+                }
+                read => read,
+            };
+            match read {
                 Ok(()) => {}
                 // What was read before is worth sending; the next read says what is wrong.
                 Err(_) if !entries.is_empty() => break,
@@ -143,6 +148,27 @@ impl Log {
             }
         }
         Ok(entries)
+    }
+
+    /// The newest copy of an entry is damaged: an older segment may have it whole. `error` is the
+    /// answer if none has.
+    fn read_older(
+        &self,
+        plan: &Plan,
+        ledger: LedgerId,
+        bad: Option<&Located>,
+        error: BookieError,
+        entries: &mut Vec<StoredEntry>,
+    ) -> Result<(), Failure> {
+        let Some(bad) = bad else { return Err(Failure::Failed(error)) };
+        let mut before = bad.segment;
+        while let Ok(Some(older)) = self.locate_sealed(plan, bad.entry, Some(before)) {
+            if self.read_run(ledger, &[older], entries).is_ok() {
+                return Ok(());
+            }
+            before = older.segment;
+        }
+        Err(Failure::Failed(error))
     }
 
     /// Finds consecutive entries from `first` on: at least one, or why not.
@@ -158,7 +184,7 @@ impl Log {
         while located.len() < max_entries as usize {
             let found = match plan.recent.get(&entry) {
                 Some(found) => Ok(Some(*found)),
-                None => self.locate_sealed(plan, entry),
+                None => self.locate_sealed(plan, entry, None),
             };
             let found = match found {
                 Ok(Some(found)) => found,
@@ -176,11 +202,18 @@ impl Log {
         Ok(located)
     }
 
-    /// Looks into the sealed segments that may hold `entry`, newest first.
-    fn locate_sealed(&self, plan: &Plan, entry: EntryId) -> Result<Option<Located>, Failure> {
+    /// Looks into the sealed segments that may hold `entry`, or into those older than `before`,
+    /// newest first.
+    fn locate_sealed(
+        &self,
+        plan: &Plan,
+        entry: EntryId,
+        before: Option<SegmentId>,
+    ) -> Result<Option<Located>, Failure> {
         let mut failure = None;
         for (held, sealed) in &plan.sealed {
-            if entry < held.first_entry || held.last_entry < entry {
+            let too_new = before.is_some_and(|before| held.segment >= before);
+            if too_new || entry < held.first_entry || held.last_entry < entry {
                 continue;
             }
             match self.search(held, sealed, entry) {

@@ -120,7 +120,10 @@ pub(crate) fn decode(bytes: &[u8], home: Home, offset: u64) -> Option<StoredReco
         lac: get_lac(header, 32),
         payload_bytes: get_u32(header, 40),
     };
-    Some(StoredRecord { record, header_crc, payload_crc: get_u32(header, 44) })
+    let sensible = record.ledger <= LedgerId::MAX
+        && record.entry <= EntryId::MAX
+        && record.token != LedgerToken(0);
+    sensible.then(|| StoredRecord { record, header_crc, payload_crc: get_u32(header, 44) })
 }
 
 impl StoredRecord {
@@ -209,6 +212,29 @@ mod tests {
         #[test]
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(decode(&bytes, HOME, 4096).is_none());
+        }
+
+        #[test]
+        fn hostile_fields_under_a_right_checksum_are_sensible_or_refused(
+            mut bytes in proptest::collection::vec(any::<u8>(), HEADER_BYTES..200),
+            kind in 0u8..5, small in any::<bool>(),
+        ) {
+            bytes[4..6].copy_from_slice(&[kind, kind & 1]);
+            put_u16(&mut bytes, 6, MAGIC);
+            if small {
+                for at in [15, 23] {
+                    bytes[at] &= 0x7f;
+                }
+            }
+            let crc = crc32c::crc32c_append(HOME.seed(4096), &bytes[4..44]);
+            put_u32(&mut bytes, 0, crc);
+            if let Some(stored) = decode(&bytes, HOME, 4096) {
+                let record = stored.record;
+                prop_assert!(record.ledger <= LedgerId::MAX && record.entry <= EntryId::MAX);
+                prop_assert!(record.token != LedgerToken(0));
+                prop_assert!(stored.stored_bytes() >= HEADER_BYTES);
+                prop_assert!(!stored.verifies(&bytes[HEADER_BYTES..]) || bytes.len() == 48);
+            }
         }
     }
 }

@@ -33,8 +33,8 @@ pub(crate) struct Scan {
     pub highest_ledger: LedgerId,
 }
 
-/// Reads the segment `home` from `file`. `proof` is the last group of this segment as the next segment
-/// names it. Behind a bad group an intact one is looked for up to the segment's end: damage may be
+/// Reads the segment `home` from `file`. `proof` is its last group as the next segment names it.
+/// Behind a bad group an intact one is looked for up to the segment's end: damage may be
 /// of any extent, and after a crash there are few such segments.
 pub(crate) fn scan(
     file: &dyn DeviceFile,
@@ -240,6 +240,35 @@ mod tests {
             file.write_at(0, buffer.as_slice()).expect("writes");
             let found = scan(file.as_ref(), HOME, 1 << 16, None).expect("reads");
             prop_assert_eq!((found.groups, found.data_end), (0, DATA_START));
+        }
+
+        #[test]
+        fn hostile_groups_under_right_checksums_never_panic(
+            groups in proptest::collection::vec(
+                (0u64..6, any::<u32>(), any::<u64>(), prop_oneof![0u32..9_000, any::<u32>()]), 1..6
+            ),
+            filling in any::<u64>(),
+        ) {
+            let device = MemoryDevice::new(1 << 20);
+            let file = device.create("a").expect("creates");
+            let mut buffer = AlignedBuffer::new(7 * BLOCK_BYTES);
+            let bytes = buffer.as_mut_slice();
+            for (at, out) in bytes.chunks_exact_mut(8).enumerate() {
+                let filled = filling.rotate_left(u32::try_from(at % 64).expect("small"));
+                out.copy_from_slice(&filled.to_le_bytes());
+            }
+            for (block, records, sequence, body) in groups {
+                let offset = (block + 1) * BLOCK_BYTES as u64;
+                let at = usize::try_from(offset).expect("small");
+                let header = &mut bytes[at..at + group::HEADER_BYTES + record::HEADER_BYTES];
+                group::tests::hostile(header, HOME, offset, records, sequence, body);
+            }
+            file.write_at(0, buffer.as_slice()).expect("writes");
+            let found = scan(file.as_ref(), HOME, 1 << 16, None).expect("reads");
+            prop_assert!(found.data_end >= DATA_START && found.data_end <= 8 * BLOCK_BYTES as u64);
+            for range in found.damaged {
+                prop_assert!(range.start <= range.end && range.end <= 7 * BLOCK_BYTES as u64);
+            }
         }
     }
 }

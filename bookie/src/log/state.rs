@@ -9,7 +9,7 @@
 //!   moment it is queued.
 //! - An entry is in an index only once its group is durable.
 //! - Exactly one segment is active; at most one is next; those in `sealing` get no more groups.
-//! - After `poisoned` is set nothing is written any more.
+//! - After `poisoned` is set no group is submitted and no chore is begun.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use super::record::{self, Record, RecordKind};
 use super::segment::DATA_START;
 use super::table::{Fence, IdSet, Ledger, LedgerTable};
 use crate::config::Limits;
-use crate::device::Space;
+use crate::device::{DeviceFile, Space};
 use crate::done::{AppendDone, Done};
 
 /// A segment that takes groups, will take them, or waits to be sealed.
@@ -35,6 +35,8 @@ use crate::done::{AppendDone, Done};
 pub(crate) struct Unsealed {
     pub segment: SegmentId,
     pub slot: u32,
+    /// Held open, so that a write never lacks a file descriptor. None: takes no groups.
+    pub file: Option<Arc<dyn DeviceFile>>,
     pub capacity_bytes: u64,
     /// End of the last group that was submitted.
     pub tail: u64,
@@ -53,6 +55,7 @@ impl Unsealed {
         Self {
             segment,
             slot,
+            file: None,
             capacity_bytes,
             tail: DATA_START,
             entries: Arc::default(),
@@ -134,8 +137,10 @@ pub(crate) struct Counters {
 pub(crate) struct Turns {
     /// A thread is building a group.
     pub encoding: bool,
-    /// That thread waits for the disk or for more records.
+    /// That thread waits for the disk.
     pub encoder_waits: bool,
+    /// It takes more records meanwhile.
+    pub encoder_takes: bool,
     /// A thread is writing a group.
     pub writing: bool,
     /// Log threads end when the queue is empty.
@@ -228,7 +233,8 @@ impl LogState {
         let sensible = request.ledger <= LedgerId::MAX
             && request.entry <= EntryId::MAX
             && request.token != LedgerToken(0)
-            && request.lac.0.is_none_or(|lac| lac <= EntryId::MAX);
+            // An add comes before its own confirmation.
+            && request.lac.0.is_none_or(|lac| lac < request.entry);
         if !sensible {
             return Err(BookieError::Invalid);
         }

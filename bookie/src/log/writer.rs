@@ -5,6 +5,8 @@
 //! group is known as soon as it is opened: right behind the submitted one. No timer: what has
 //! arrived while the disk was busy is the next group.
 
+use std::sync::Arc;
+
 use geminga_proto::id::{EntryId, Lac, LedgerId, SegmentId};
 use geminga_proto::payload::Payload;
 use geminga_proto::storage::BookieError;
@@ -15,7 +17,7 @@ use super::group::{self, GroupBuffer, Link};
 use super::record::{Record, RecordKind};
 use super::state::{LogState, Pending, Unsealed};
 use super::table::{Fence, Ledger};
-use crate::device::{BLOCK_BYTES, whole_blocks};
+use crate::device::{BLOCK_BYTES, DeviceFile, whole_blocks};
 use crate::done::{Answer, Done};
 
 /// Entries after which a segment is sealed even if it has room: bounds the index in memory.
@@ -37,7 +39,7 @@ struct Placed {
 #[derive(Debug)]
 pub(crate) struct OpenGroup {
     pub home: Home,
-    pub slot: u32,
+    pub file: Option<Arc<dyn DeviceFile>>,
     pub offset: u64,
     /// Bytes so far: header and records, those still staged too.
     bytes: u64,
@@ -65,6 +67,10 @@ impl OpenGroup {
         for (record, payload) in self.staged.drain(..) {
             self.buffer.push(self.home, self.offset, &record, &payload);
         }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
     }
 
     pub(crate) fn has_staged(&self) -> bool {
@@ -107,7 +113,7 @@ impl LogState {
         buffer.clear();
         Ok(OpenGroup {
             home: self.home(self.active.segment),
-            slot: self.active.slot,
+            file: self.active.file.clone(),
             offset: self.active.tail,
             bytes: group::HEADER_BYTES as u64,
             record_bytes: 0,
@@ -204,6 +210,15 @@ impl LogState {
             self.publish(group.home.segment, placed);
         }
         self.answer(group, Ok(()))
+    }
+
+    /// The thread that had `group` in hand has panicked: nothing is known of what became of it.
+    pub(crate) fn abandon(&mut self, group: Option<OpenGroup>, why: &str) -> Vec<Answer> {
+        self.poison(why);
+        let group = group.map(|mut group| self.answer(&mut group, Err(BookieError::Io)));
+        let mut answers = group.unwrap_or_default();
+        answers.extend(self.refuse_queue(BookieError::ReadOnly));
+        answers
     }
 
     /// Makes one durable record count.

@@ -145,6 +145,24 @@ proptest! {
     }
 
     #[test]
+    fn hostile_fields_under_a_right_checksum_are_valid_or_refused(
+        changes in proptest::collection::vec((8..SAMPLE_BYTES, any::<u8>()), 0..5),
+    ) {
+        let mut bytes = sample().encode().as_slice().to_vec();
+        changes.iter().for_each(|(at, byte)| bytes[*at] = *byte);
+        let rows = |at: usize| get_u32(&bytes, at) as usize;
+        let len = HEADER_BYTES + rows(12).saturating_mul(SLOT_BYTES) + rows(44) * RANGE_BYTES;
+        if let Some(covered) = bytes.get(4..len) {
+            let crc = crc32c::crc32c(covered);
+            put_u32(&mut bytes, 0, crc);
+        }
+        if let Ok(manifest) = Manifest::decode(&bytes) {
+            prop_assert!(manifest.is_valid());
+            prop_assert_eq!(Manifest::decode(manifest.encode().as_slice()), Ok(manifest));
+        }
+    }
+
+    #[test]
     fn a_flipped_bit_is_found(at in 0..SAMPLE_BYTES, bit in 0u32..8) {
         let mut bytes = sample().encode().as_slice().to_vec();
         bytes[at] ^= 1 << bit;

@@ -176,6 +176,30 @@ fn an_io_error_poisons_the_log_and_is_never_tried_again() {
 }
 
 #[test]
+fn a_want_of_file_descriptors_holds_up_new_segments_and_loses_nothing() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..2, 5_000);
+    rig.device.fail(Operation::Open, 0);
+    // The active segment is written to all the same, until it is full.
+    let mut entry = 2;
+    loop {
+        rig.offer(append(1, entry, 5_000)).expect("room");
+        entry += 1;
+        if rig.turn() == Turn::Blocked && !rig.log.run_chore() {
+            break;
+        }
+    }
+    assert!(entry > 8 && rig.log.state.lock().poisoned.is_none(), "{entry}");
+    rig.device.mend();
+    rig.settle();
+    assert!(rig.answers().iter().all(|answer| answer.2 == Ok(())));
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    for entry in 0..entry {
+        assert_eq!(rig.get(1, entry), Ok(payload(1, entry, 5_000)));
+    }
+}
+
+#[test]
 fn what_waits_behind_a_failed_write_is_refused_and_not_left_hanging() {
     let mut rig = Rig::new();
     for entry in 0..10 {

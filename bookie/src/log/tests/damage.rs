@@ -436,3 +436,22 @@ fn a_record_with_another_token_than_its_ledgers_is_damage() {
     assert_eq!(rig.get(1, 1), Ok(payload(1, 1, 100)));
     assert_eq!(rig.get(1, 2), Err(BookieError::UnknownEntry));
 }
+
+#[test]
+fn an_intact_older_copy_of_a_damaged_entry_is_read() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..3, 300);
+    rig.log.seal_all().expect("closes");
+    let mut rig = Rig::on(rig.device);
+    // Written back by a recovery, say.
+    rig.fill(1, 1..2, 300);
+    let newer = rig.active_file();
+    rig.device.flip(&newer, BLOCK_BYTES + 88 + 48 + 100, 1);
+    for _ in 0..2 {
+        let entries = rig.read(1, 0, 10).expect("there");
+        assert_eq!(entries.len(), 3);
+        assert_eq!(rig.get(1, 1), Ok(payload(1, 1, 300)));
+        rig.log.seal_all().expect("closes");
+        rig = Rig::on(rig.device);
+    }
+}

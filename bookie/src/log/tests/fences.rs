@@ -66,8 +66,10 @@ fn requests_that_make_no_sense_are_refused() {
     assert_eq!(rig.offer(zero), Err(BookieError::Invalid));
     let huge = AppendRequest { entry: EntryId(u64::MAX), ..append(1, 1, 10) };
     assert_eq!(rig.offer(huge), Err(BookieError::Invalid));
-    let lac = AppendRequest { lac: Lac(Some(EntryId(u64::MAX))), ..append(1, 1, 10) };
-    assert_eq!(rig.offer(lac), Err(BookieError::Invalid));
+    for lac in [1, 2, u64::MAX] {
+        let lac = AppendRequest { lac: Lac(Some(EntryId(lac))), ..append(1, 1, 10) };
+        assert_eq!(rig.offer(lac), Err(BookieError::Invalid));
+    }
     assert_eq!(rig.offer(append(1, 0, 8 * 1024 + 1)), Err(BookieError::TooLarge));
     assert!(rig.offer(append(1, 0, 8 * 1024)).is_ok());
 }

@@ -18,9 +18,8 @@ use crate::config::BookieConfig;
 use crate::device::memory::MemoryDevice;
 use crate::done::{AppendAnswer, AppendDone};
 use crate::error::OpenError;
-use crate::log::group::GroupBuffer;
 use crate::log::state::FenceAdmission;
-use crate::log::{Log, OpenReport, Origin, Turn};
+use crate::log::{Hand, Log, OpenReport, Origin, Turn};
 
 pub const KIB: u64 = 1024;
 /// What the metadata say when a log is opened.
@@ -43,7 +42,7 @@ pub struct Rig {
     pub report: OpenReport,
     recorder: Arc<Recorder>,
     waiter: Arc<dyn AppendDone>,
-    buffer: GroupBuffer,
+    hand: Hand,
 }
 
 pub fn config() -> BookieConfig {
@@ -103,7 +102,7 @@ impl Rig {
         let (log, report) = Log::open(config, limits, origin, Arc::new(device.clone()), env)?;
         let recorder = Arc::new(Recorder::default());
         let waiter: Arc<dyn AppendDone> = recorder.clone();
-        Ok(Self { device, log, report, recorder, waiter, buffer: GroupBuffer::default() })
+        Ok(Self { device, log, report, recorder, waiter, hand: Hand::default() })
     }
 
     /// Puts an append into the queue.
@@ -120,12 +119,12 @@ impl Rig {
 
     /// Writes one group with all that fits.
     pub fn turn(&mut self) -> Turn {
-        self.log.write_group(self.log.state.lock(), &mut self.buffer, false)
+        self.log.write_group(self.log.state.lock(), &mut self.hand, false)
     }
 
     /// Writes an empty group, as an idle log does.
     pub fn close_group(&mut self) {
-        let turn = self.log.write_group(self.log.state.lock(), &mut self.buffer, true);
+        let turn = self.log.write_group(self.log.state.lock(), &mut self.hand, true);
         assert_eq!(turn, Turn::Progress);
     }
 
