@@ -17,6 +17,7 @@ use geminga_bookie::device::Device;
 use geminga_bookie::device::real::RealDevice;
 use geminga_meta::cluster;
 use geminga_meta::record::ClusterRecord;
+use geminga_meta::store::embedded::make_dir;
 use geminga_meta::store::{EmbeddedConfig, EmbeddedStore, MetadataStore};
 use geminga_proto::env::Env;
 use geminga_proto::id::BookieId;
@@ -66,7 +67,7 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
     if dir.exists() && !dir.is_dir() {
         return Err(anyhow!("it is a file; name a directory with --data-dir"));
     }
-    std::fs::create_dir_all(dir)
+    make_dir(dir)
         .context("it can't be made; name a directory that this user can write with --data-dir")
 }
 

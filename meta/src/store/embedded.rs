@@ -14,6 +14,7 @@
 //! Beside `metadata.redb` lies `metadata.lock`, locked by the process that has the store open.
 
 mod device;
+mod directory;
 mod file;
 mod writer;
 
@@ -38,6 +39,7 @@ use super::{
     Txn, TxnOutcome, Watch,
 };
 
+pub use directory::make_dir;
 pub use file::{FORMAT_VERSION, OpenError};
 
 /// Tells how many bytes the disk has left; replaced in tests.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use redb::{Builder, Database, ReadableTable, StorageBackend, TableDefinition};
 
 use super::EmbeddedConfig;
+use super::directory::{make_dir, parent_of, sync_dir};
 use crate::store::{LeaseId, Revision, StoreError};
 
 /// Version of the file's layout.
@@ -148,12 +149,13 @@ pub(super) fn open<D: StorageBackend>(
     device: impl Fn(File) -> D,
 ) -> Result<OpenedFile, OpenError> {
     let dir = config.dir.as_path();
-    std::fs::create_dir_all(dir).map_err(OpenError::io("creating the directory", dir))?;
+    make_dir(dir).map_err(OpenError::io("creating the directory", dir))?;
     let lock = lock(dir)?;
     let path = dir.join(FILE_NAME);
     let exists = path.try_exists().map_err(OpenError::io("looking for the file", &path))?;
     if !exists {
-        create(dir, &path, &device)?;
+        let database = create(config, dir, &path, &device)?;
+        return Ok(OpenedFile { lock, database, revision: Revision(0) });
     }
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).open(&path);
@@ -205,12 +207,14 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Makes an empty store aside and gives it its name when it is complete and durable.
+/// Makes an empty store aside and gives it its name when it is complete and durable. It stays
+/// open: closing and opening it would take several syncs more, of which a first start has many.
 fn create<D: StorageBackend>(
+    config: &EmbeddedConfig,
     dir: &Path,
     path: &Path,
     device: &impl Fn(File) -> D,
-) -> Result<(), OpenError> {
+) -> Result<Database, OpenError> {
     let aside = dir.join(NEW_FILE_NAME);
     match std::fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -223,7 +227,9 @@ fn create<D: StorageBackend>(
     let file = options.read(true).write(true).create_new(true).open(&aside);
     let file = file.map_err(OpenError::io("creating", &aside))?;
     let fail = OpenError::redb(&aside);
-    let database = Builder::new().create_with_backend(device(file));
+    let mut builder = Builder::new();
+    builder.set_cache_size(config.cache_bytes);
+    let database = builder.create_with_backend(device(file));
     let database = database.map_err(|error| fail(error.into()))?;
     let write = database.begin_write().map_err(|error| fail(error.into()))?;
     {
@@ -234,12 +240,14 @@ fn create<D: StorageBackend>(
             store.insert(name, value).map_err(|error| fail(error.into()))?;
         }
     }
+    // Durable with what it needs to be found again; the name follows.
     write.commit().map_err(|error| fail(error.into()))?;
-    drop(database);
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-    sync(&aside).map_err(OpenError::io("syncing", &aside))?;
     std::fs::rename(&aside, path).map_err(OpenError::io("renaming", &aside))?;
-    sync(dir).map_err(OpenError::io("syncing the directory", dir))
+    sync_dir(dir).map_err(OpenError::io("syncing the directory", dir))?;
+    // The directory may be of a start that was killed before it had synced the one above.
+    let above = parent_of(dir);
+    sync_dir(above).map_err(OpenError::io("syncing the directory", above))?;
+    Ok(database)
 }
 
 /// Checks the format, deletes keys of former leases, and tells the revision.
