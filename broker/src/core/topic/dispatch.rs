@@ -60,6 +60,9 @@ impl Topic {
                     Some(ready) => {
                         let token = request.token;
                         slot.subscription.read_done(token, Ok(&ready), commands);
+                        if slot.subscription.read_has_failed() {
+                            self.retry_later(slot.subscription.name(), slot.cursor);
+                        }
                         queue.extend(commands.drain(..));
                     }
                     None => self.spawn_read(slot, request),
