@@ -20,6 +20,7 @@ mod metrics;
 mod namespace;
 mod ownership;
 mod producer;
+mod read_ahead;
 pub mod state_log;
 pub mod stats;
 pub mod subscription;

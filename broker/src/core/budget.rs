@@ -4,7 +4,8 @@
 //! moment a front-end reads it off its socket until it is acknowledged and has left the tail
 //! cache; *egress* covers it from the moment it is read for a subscription until it is written
 //! to the consumer's socket. When the ingest share is used up, the tail cache gives way first;
-//! only then do callers wait, in the order in which they came, and sockets aren't read.
+//! only then do callers wait, in the order in which they came, and sockets aren't read. What was
+//! read ahead for subscriptions gives way in the same manner when the egress share is used up.
 //!
 //! Invariants: permits given out never exceed a share's capacity; a permit gives its bytes back
 //! exactly once, when it is dropped.
@@ -159,6 +160,7 @@ pub struct ByteBudget {
     ingest: Arc<Share>,
     egress: Arc<Share>,
     reclaim: Arc<OnceLock<Weak<dyn Reclaim>>>,
+    reclaim_egress: Arc<OnceLock<Weak<dyn Reclaim>>>,
 }
 
 impl fmt::Debug for ByteBudget {
@@ -172,13 +174,22 @@ impl ByteBudget {
     /// A budget of two shares.
     #[must_use]
     pub fn new(ingest_bytes: u64, egress_bytes: u64) -> Self {
-        let reclaim = Arc::new(OnceLock::new());
-        Self { ingest: Share::new(ingest_bytes), egress: Share::new(egress_bytes), reclaim }
+        Self {
+            ingest: Share::new(ingest_bytes),
+            egress: Share::new(egress_bytes),
+            reclaim: Arc::default(),
+            reclaim_egress: Arc::default(),
+        }
     }
 
     /// Names what holds ingest bytes and can give way. Only the first call counts.
     pub fn set_reclaim(&self, reclaim: Weak<dyn Reclaim>) {
         let _ = self.reclaim.set(reclaim);
+    }
+
+    /// Names what holds egress bytes and can give way. Only the first call counts.
+    pub fn set_reclaim_egress(&self, reclaim: Weak<dyn Reclaim>) {
+        let _ = self.reclaim_egress.set(reclaim);
     }
 
     /// Takes bytes for entries that a front-end is about to read. Waits while there are none;
@@ -210,6 +221,9 @@ impl ByteBudget {
             return permit;
         }
         let _waiting = Waiting::new(&self.egress);
+        if let Some(reclaim) = self.reclaim_egress.get().and_then(Weak::upgrade) {
+            reclaim.reclaim(u64::from(bytes));
+        }
         self.egress.acquire(bytes).await
     }
 
@@ -217,6 +231,12 @@ impl ByteBudget {
     #[must_use]
     pub fn try_acquire_egress(&self, bytes: u64) -> Option<BytePermit> {
         self.egress.try_acquire(self.egress.clamp(bytes))
+    }
+
+    /// True while somebody waits for egress bytes.
+    #[must_use]
+    pub fn has_egress_waiters(&self) -> bool {
+        self.egress.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// True while somebody waits for ingest bytes.

@@ -17,6 +17,7 @@ use crate::core::budget::ByteBudget;
 use crate::core::cache::TailCache;
 use crate::core::config::BrokerConfig;
 use crate::core::metrics::Metrics;
+use crate::core::read_ahead::AheadList;
 
 /// Closed ledgers that are kept open for reading. A handle is small; opening one costs a read
 /// from the metadata.
@@ -35,6 +36,8 @@ pub struct Context {
     pub ledgers: LedgerStore,
     /// Bytes of entries in memory.
     pub budget: ByteBudget,
+    /// What was read before it was asked for.
+    pub read_ahead: Arc<AheadList>,
     /// The newest entries.
     pub cache: Arc<TailCache>,
     /// Closed ledgers that were read lately.
@@ -62,6 +65,9 @@ impl Context {
         let cache = Arc::new(TailCache::new(config.tail_cache_bytes, budget.clone()));
         let weak = Arc::downgrade(&cache);
         budget.set_reclaim(weak);
+        let read_ahead = Arc::<AheadList>::default();
+        let weak = Arc::downgrade(&read_ahead);
+        budget.set_reclaim_egress(weak);
         Arc::new(Self {
             managed_ledger_ids: IdAllocator::new(Arc::clone(&meta), env.clone()),
             incarnations: IdAllocator::new(Arc::clone(&meta), env.clone()),
@@ -74,6 +80,7 @@ impl Context {
             ledgers,
             budget,
             cache,
+            read_ahead,
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::core::cursor::EntrySpan;
 use crate::core::dispatch::{EntryRun, ReadRequest, ReadTarget, ReadToken, ReadyEntry};
 use crate::core::state_log::CursorId;
 use crate::core::topic::log::{Log, Place, Source};
-use crate::core::topic::subscriptions::{ReadAhead, SubscriptionSlot};
+use crate::core::topic::subscriptions::SubscriptionSlot;
 use crate::core::topic::{State, Status, Topic};
 
 /// Wait before a failed read is tried again.
@@ -84,25 +84,6 @@ pub fn parse(ledger: LedgerId, stored: &StoredEntry) -> Result<(EntrySpan, Paylo
     Ok((span, Payload::new(head, entry)))
 }
 
-impl ReadAhead {
-    /// What of it is asked for now, if it has that.
-    fn take(&mut self, first: Position, request: &ReadRequest) -> Option<Vec<ReadyEntry>> {
-        let skip = self.entries.iter().position(|entry| entry.span.position == first)?;
-        // Reading only goes on, so what is before it won't be asked for. What is taken may be, if
-        // there is no credit for it.
-        self.entries.drain(..skip);
-        self.stale = false;
-        let mut bytes = 0_u64;
-        let fits = |entry: &&ReadyEntry| {
-            let first = bytes == 0;
-            bytes = bytes.saturating_add(entry.payload.len() as u64);
-            first || bytes <= request.max_bytes
-        };
-        let wanted = usize::try_from(request.max_entries).unwrap_or(usize::MAX).max(1);
-        Some(self.entries.iter().take(wanted).take_while(fits).cloned().collect())
-    }
-}
-
 impl Topic {
     /// What was read ahead, if it is what is asked for now. Anything else that was read ahead is
     /// of no use any more.
@@ -141,10 +122,13 @@ impl Topic {
     /// Reads the range behind `last`, or behind what was read ahead already, if that is half used
     /// up. It is a luxury: only with bytes that nobody waits for.
     fn prefetch(&self, log: &Log, slot: &mut SubscriptionSlot, last: Position) {
-        let ahead = slot.ahead.get_or_insert_default();
-        let end = ahead.entries.back().map_or(last, |entry| entry.span.position.max(last));
-        let behind = ahead.entries.iter().rev().take_while(|entry| entry.span.position > last);
-        let left: u64 = behind.map(|entry| entry.payload.len() as u64).sum();
+        if self.context.budget.has_egress_waiters() {
+            return;
+        }
+        let new = || Box::new(self.context.read_ahead.add());
+        let ahead = slot.ahead.get_or_insert_with(new);
+        let end = ahead.last().map_or(last, |end| end.max(last));
+        let left = ahead.bytes_after(last);
         let config = &self.context.config;
         let wanted = config.read_ahead_bytes.min(config.egress_bytes() / 16);
         let next = Position::new(end.ledger, end.entry.next());
@@ -168,11 +152,13 @@ impl Topic {
             let Some(ahead) = slot.and_then(|slot| slot.ahead.as_mut()) else { return };
             ahead.fetching = false;
             // It was all used up and asked for again meanwhile, or went on elsewhere.
-            if ahead.entries.back().is_some_and(|entry| entry.span.position != end) {
+            if ahead.last().is_some_and(|last| last != end) {
                 return;
             }
             match result {
-                Ok(entries) => ahead.entries.extend(entries),
+                // Somebody needs the bytes more.
+                Ok(_) if topic.context.budget.has_egress_waiters() => {}
+                Ok(entries) => ahead.extend(entries),
                 // Whoever needs it reads it, and hears why that fails.
                 Err(error) => tracing::debug!(topic = %topic.name, %error, "not read ahead"),
             }
@@ -221,7 +207,7 @@ impl Topic {
         self.forget_read(log, subscriptions);
     }
 
-    fn retry_later(&self, name: &str, cursor: CursorId) {
+    pub(super) fn retry_later(&self, name: &str, cursor: CursorId) {
         let (topic, name) = (self.me.clone(), name.to_owned());
         self.context.runtime.spawn(async move {
             tokio::time::sleep(RETRY).await;

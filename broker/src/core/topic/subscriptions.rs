@@ -1,14 +1,15 @@
 //! [`Subscriptions`]: the subscriptions of a loaded topic with the consumers attached to them.
 //! Lives under the topic's lock; what a subscription decides, `topic::dispatch` executes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use geminga_proto::id::{ConsumerId, MessageIndex, Position};
 use tokio::sync::oneshot;
 
 use crate::core::api::{ConsumerSink, TopicError};
-use crate::core::dispatch::{ConsumerKey, ReadyEntry};
+use crate::core::dispatch::ConsumerKey;
+use crate::core::read_ahead::ReadAhead;
 use crate::core::state_log::CursorId;
 use crate::core::stats::{ConsumerStats, CursorStats, SubscriptionStats};
 use crate::core::subscription::{Subscription, SubscriptionNumbers};
@@ -47,17 +48,6 @@ pub struct SubscriptionSlot {
     pub deleting: bool,
     /// Entries read ahead of what was asked for.
     pub ahead: Option<Box<ReadAhead>>,
-}
-
-/// Entries that were read before they were asked for.
-#[derive(Debug, Default)]
-pub struct ReadAhead {
-    /// In order, one after the other.
-    pub entries: VecDeque<ReadyEntry>,
-    /// True while the next range is being read.
-    pub fetching: bool,
-    /// Set by housekeeping, cleared by use: what nobody asks for goes.
-    pub stale: bool,
 }
 
 impl SubscriptionSlot {

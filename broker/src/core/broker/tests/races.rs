@@ -204,3 +204,35 @@ async fn acknowledging_a_damaged_entry_says_that_it_is_damaged() {
     });
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn what_was_read_ahead_gives_way_to_whoever_waits_to_deliver() {
+    let cluster = Cluster::new();
+    let config = BrokerConfig {
+        memory_budget_bytes: 32 << 20,
+        tail_cache_bytes: 64 << 10,
+        read_ahead_bytes: 64 << 10,
+        housekeeping_interval: Duration::from_secs(3_600),
+        ..Cluster::config()
+    };
+    let broker = cluster.broker(config).await;
+    let (producer, ear) = producer(&broker, "orders").await;
+    publish(&broker, &producer, 0, &vec!["x".repeat(1_000); 300]).await;
+    ear.until("receipts", |heard| heard.receipts.len() == 300).await;
+    let (stopped, consumed) = consumer(&broker, "orders", "work").await;
+    stopped.flow(10, ALL);
+    consumed.until("messages", |heard| heard.deliveries.len() >= 10).await;
+    consumed.look(|heard| heard.deliveries.clear());
+    let budget = broker.budget().clone();
+    eventually("reading ahead", async || budget.egress().used_bytes >= 30_000).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let free = budget.egress().capacity_bytes - budget.egress().used_bytes;
+    let _hog = budget.acquire_egress(free).await;
+    let waiting = tokio::time::timeout(Duration::from_secs(5), budget.acquire_egress(20_000));
+    assert!(waiting.await.is_ok(), "read-ahead is kept while others wait");
+    // It is read again when it is asked for.
+    stopped.flow(20, ALL);
+    drop(_hog);
+    consumed.until("more messages", |heard| heard.deliveries.len() >= 20).await;
+    broker.shutdown().await;
+}
