@@ -112,7 +112,8 @@ pub enum ClientError {
     },
     /// The broker speaks no protocol version that this client speaks.
     #[error(
-        "the broker chose protocol {chosen}, this client speaks {min} to {max}; upgrade the older one"
+        "the broker chose protocol {chosen}, this client speaks {min} to {max}; \
+         upgrade the older one"
     )]
     Protocol {
         /// Version that the broker chose.

@@ -1,6 +1,7 @@
 //! Runs the simulation for many seeds, or shows which planted defects it catches.
 //!
-//! `cargo run -p geminga-ledger --example simulate -- --seeds 10000 [--from N] [--mutants] [--theme NAME]`
+//! `cargo run -p geminga-ledger --example simulate -- --seeds 10000 [--from N] [--theme NAME]`
+//! `cargo run -p geminga-ledger --example simulate -- --seeds 10000 --mutants`
 //! `cargo run -p geminga-ledger --example simulate -- --trace SEED [--mutant NAME]`
 #![allow(clippy::print_stdout, reason = "a program for people")]
 

@@ -198,7 +198,8 @@ impl<R: Record> Follower<R> {
                     return revision;
                 }
                 Err(error) => {
-                    tracing::warn!(prefix = self.prefix, %error, "metadata can't be read; retrying");
+                    let prefix = &self.prefix;
+                    tracing::warn!(prefix, %error, "metadata can't be read; retrying");
                     // The wait stops growing at the policy's limit.
                     attempt = attempt.saturating_add(1);
                 }

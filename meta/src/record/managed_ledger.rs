@@ -180,7 +180,10 @@ fn links_to_json(links: &[LedgerLink]) -> Value {
             "closed_ms": closed.closed_ms,
         })
     };
-    let link = |link: &LedgerLink| json!({ "ledger_id": link.ledger.0, "closed": link.closed.map(closed) });
+    let link = |link: &LedgerLink| {
+        let closed = link.closed.map(closed);
+        json!({ "ledger_id": link.ledger.0, "closed": closed })
+    };
     links.iter().map(link).collect()
 }
 

@@ -323,6 +323,7 @@ async fn a_damaged_pair_goes_with_its_lease_and_the_store_goes_on() {
 /// What the faulty device fails at, and how.
 #[derive(Debug, Default)]
 struct Plan {
+    syncs: AtomicU64,
     fail_syncs: std::sync::atomic::AtomicBool,
     fail_growth: std::sync::atomic::AtomicBool,
     panic_in_writes: std::sync::atomic::AtomicBool,
@@ -354,6 +355,7 @@ impl StorageBackend for FaultyFile {
         if self.plan.fail_syncs.load(Ordering::Relaxed) {
             return Err(std::io::Error::from_raw_os_error(5));
         }
+        self.plan.syncs.fetch_add(1, Ordering::Relaxed);
         self.inner.sync_data()
     }
 
@@ -380,6 +382,22 @@ async fn assert_poisoned(store: &EmbeddedStore, watch: &mut Box<dyn Watch>) {
     assert!(store.get("a").await.as_ref().is_err_and(says));
     assert!(store.grant_lease(Duration::from_secs(1)).await.is_err());
     assert!(matches!(watch.next().await, Err(crate::store::WatchError::Lost(_))));
+}
+
+#[tokio::test]
+async fn a_first_start_takes_few_syncs_and_its_file_is_found_again_after_a_kill() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let plan = Arc::<Plan>::default();
+    let store = open_faulty(&dir, &plan);
+    let syncs = plan.syncs.load(Ordering::Relaxed);
+    assert!(syncs <= 4, "{syncs} syncs");
+    // What is on the disk now is what a kill would leave: the store was never closed.
+    let killed = TempDir::new().expect("a temporary directory");
+    let file = "metadata.redb";
+    std::fs::copy(dir.path().join(file), killed.path().join(file)).expect("copied");
+    drop(store);
+    let store = open(&killed).expect("opened");
+    assert!(matches!(store.txn(Txn::default().put("a", "1")).await, Ok(TxnOutcome::Applied(_))));
 }
 
 #[tokio::test]
