@@ -26,3 +26,4 @@ pub mod stats;
 pub mod subscription;
 mod topic;
 mod topic_map;
+mod watched;

@@ -12,8 +12,8 @@ mod sweep;
 mod tenancy;
 mod topics;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use geminga_ledger::store::LedgerStore;
 use geminga_meta::store::MetadataStore;
@@ -33,6 +33,7 @@ use crate::core::namespace::Namespaces;
 use crate::core::ownership::{Ownership, OwnershipError};
 use crate::core::topic::{Create, Home, Topic};
 use crate::core::topic_map::{Claim, TopicMap};
+use crate::core::watched;
 
 pub use crate::core::consumer::Consumer;
 pub use crate::core::producer::Producer;
@@ -112,8 +113,11 @@ impl Broker {
         let broker = Self { inner };
         broker.bootstrap().await?;
         let runtime = &broker.inner.context.runtime;
-        runtime.spawn(keeper::run(Arc::downgrade(&broker.inner)));
-        runtime.spawn(sweep::run(Arc::downgrade(&broker.inner)));
+        let weak = Arc::downgrade(&broker.inner);
+        let housekeeping = move || keeper::run(Weak::clone(&weak));
+        runtime.spawn(watched::again("housekeeping", housekeeping));
+        let weak = Arc::downgrade(&broker.inner);
+        runtime.spawn(watched::again("retention sweep", move || sweep::run(Weak::clone(&weak))));
         Ok(broker)
     }
 

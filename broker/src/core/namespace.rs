@@ -20,6 +20,7 @@ use crate::core::api::TopicError;
 use crate::core::bundle::{Bundle, BundleSlot};
 use crate::core::context::{Context, unavailable};
 use crate::core::managed_ledger::list::Retention;
+use crate::core::watched;
 
 /// Wait before a lost watch is set up again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -127,7 +128,9 @@ impl Namespaces {
         let (context, known) = (Arc::clone(context), Mutex::default());
         let namespaces = Arc::new(Self { context, known, deleted: Box::new(deleted) });
         let context = &namespaces.context;
-        context.runtime.spawn(follow(Arc::downgrade(&namespaces)));
+        let weak = Arc::downgrade(&namespaces);
+        let following = move || follow(Weak::clone(&weak));
+        context.runtime.spawn(watched::again("following namespaces", following));
         namespaces
     }
 

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 
 use crate::core::api::Lookup;
 use crate::core::context::Context;
+use crate::core::watched;
 
 /// Waits before a keep-alive that was not answered is sent again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -65,7 +66,9 @@ impl Ownership {
             released: AtomicBool::new(false),
         });
         ownership.announce(lease).await?;
-        context.runtime.spawn(keep_alive(Arc::downgrade(&ownership), lost));
+        let (weak, lost) = (Arc::downgrade(&ownership), Arc::new(lost));
+        let keep = move || keep_alive(Weak::clone(&weak), Arc::clone(&lost));
+        context.runtime.spawn(watched::again("keeping the lease", keep));
         Ok(ownership)
     }
 
@@ -167,7 +170,7 @@ fn elsewhere(owner: OwnershipRecord) -> Lookup {
 
 /// Keeps the lease until the broker is gone. A lost lease ends what was owned, and a new one is
 /// taken.
-async fn keep_alive(ownership: Weak<Ownership>, lost: impl Fn() + Send + Sync) {
+async fn keep_alive(ownership: Weak<Ownership>, lost: Arc<impl Fn() + Send + Sync>) {
     let mut wait = None;
     loop {
         let pause = match (&wait, ownership.upgrade()) {

@@ -51,6 +51,7 @@ use crate::core::topic::log::{Generation, Log};
 use crate::core::topic::producers::{Overdrawn, Producers};
 use crate::core::topic::subscriptions::Subscriptions;
 use crate::core::topic_map::TopicMap;
+use crate::core::watched;
 
 pub use consumers::ConsumerRef;
 pub use delete::forget_cursors;
@@ -430,6 +431,27 @@ impl Topic {
     fn start_maintenance(&self, state: &mut State) {
         let Some(topic) = self.me.upgrade() else { return };
         state.maintaining = true;
-        self.context.runtime.spawn(maintenance::run(topic));
+        let failing = Arc::clone(&topic);
+        let panicked = move || {
+            failing.fail_inside("its maintenance");
+            failing.state.lock().maintaining = false;
+        };
+        watched::spawn(&self.context.runtime, "maintenance", maintenance::run(topic), panicked);
+    }
+
+    /// Gives the topic up because something of it panicked: loading it again begins anew.
+    fn fail_inside(&self, what: &str) {
+        self.fail(&unavailable(format!("{what} failed inside the broker")));
+    }
+
+    /// Runs a task of the topic; should it panic, the topic is given up.
+    fn spawn_watched(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let topic = self.me.clone();
+        let panicked = move || {
+            if let Some(topic) = topic.upgrade() {
+                topic.fail_inside(what);
+            }
+        };
+        watched::spawn(&self.context.runtime, what, task, panicked);
     }
 }

@@ -4,6 +4,7 @@ mod deletion;
 mod dispatching;
 mod faults;
 mod lifecycle;
+mod panics;
 mod races;
 
 use std::time::Duration;

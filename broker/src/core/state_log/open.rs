@@ -15,6 +15,8 @@ use geminga_proto::id::{EntryId, Epoch, LedgerId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use crate::core::watched;
+
 use super::cursors::{Cursors, Replay};
 use super::engine::Engine;
 use super::keeper::Keeper;
@@ -239,7 +241,14 @@ fn start(
     });
     // Should the ledger have failed before it was heard, the first append finds out.
     let _ = observer.log.set(Arc::downgrade(&shared));
-    let keeper = tokio::spawn(Keeper::new(Arc::clone(&shared), stored).run());
+    let keeper = Keeper::new(Arc::clone(&shared), stored).run();
+    let ending = Arc::downgrade(&shared);
+    let panicked = move || {
+        if let Some(shared) = ending.upgrade() {
+            shared.end(unavailable("its keeper failed inside the broker"));
+        }
+    };
+    let keeper = watched::spawn(&shared.runtime, "keeper of a state log", keeper, panicked);
     if chain_is_long {
         shared.drive(Driver::Log, Engine::want_round);
     }

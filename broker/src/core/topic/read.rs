@@ -112,7 +112,7 @@ impl Topic {
     pub(super) fn spawn_read(&self, slot: &SubscriptionSlot, request: ReadRequest) {
         let Some(topic) = self.me.upgrade() else { return };
         let (name, cursor) = (Arc::clone(slot.subscription.name()), slot.cursor);
-        self.context.runtime.spawn(async move {
+        self.spawn_watched("reading", async move {
             let permit = topic.context.budget.acquire_egress(request.max_bytes.max(1)).await;
             let result = topic.fetch(&request, permit).await;
             topic.deliver_read(&name, cursor, &request, result);
@@ -145,7 +145,7 @@ impl Topic {
         let target = ReadTarget::From(next);
         let token = ReadToken::default();
         let request = ReadRequest { token, target, max_entries: u32::MAX, max_bytes: wanted };
-        self.context.runtime.spawn(async move {
+        self.spawn_watched("reading ahead", async move {
             let result = topic.fetch(&request, permit).await;
             let mut state = topic.state.lock();
             let slot = state.subscriptions.get_mut(&name).filter(|slot| slot.cursor == cursor);
@@ -209,7 +209,7 @@ impl Topic {
 
     pub(super) fn retry_later(&self, name: &str, cursor: CursorId) {
         let (topic, name) = (self.me.clone(), name.to_owned());
-        self.context.runtime.spawn(async move {
+        self.spawn_watched("reading again", async move {
             tokio::time::sleep(RETRY).await;
             let Some(topic) = topic.upgrade() else { return };
             let mut guard = topic.state.lock();
