@@ -108,8 +108,12 @@ pub trait DeviceFile: Send + Sync + Debug + 'static {
     }
 
     /// Makes the file at least `bytes` long with its space reserved, so that writes below that
-    /// never fail for want of space.
+    /// never fail for want of space. Durable after [`DeviceFile::sync_length`].
     fn preallocate(&self, bytes: u64) -> Result<(), DeviceError>;
+
+    /// Makes length and reserved space durable, which [`DeviceFile::sync`] does only as far as
+    /// what was written needs it.
+    fn sync_length(&self) -> Result<(), DeviceError>;
 
     /// Cuts the file to `bytes` and gives the space back.
     fn truncate(&self, bytes: u64) -> Result<(), DeviceError>;

@@ -264,6 +264,9 @@ impl DeviceFile for TrapFile {
     fn preallocate(&self, bytes: u64) -> Result<(), DeviceError> {
         self.file.preallocate(bytes)
     }
+    fn sync_length(&self) -> Result<(), DeviceError> {
+        self.file.sync_length()
+    }
     fn truncate(&self, bytes: u64) -> Result<(), DeviceError> {
         self.file.truncate(bytes)
     }

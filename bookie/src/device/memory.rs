@@ -391,6 +391,13 @@ impl DeviceFile for MemoryFile {
         })
     }
 
+    fn sync_length(&self) -> Result<(), DeviceError> {
+        self.with(Some(Operation::Sync), |disk, _| {
+            disk.syncs += 1;
+            Ok(())
+        })
+    }
+
     fn truncate(&self, bytes: u64) -> Result<(), DeviceError> {
         self.with(None, |_, image| {
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);

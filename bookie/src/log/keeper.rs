@@ -26,7 +26,7 @@ const PREWRITE_BYTES: usize = 128 << 10;
 /// groups gain little from blocks that were written before, so they must not pay for them.
 const PREWRITE_PAUSE: u32 = 8;
 /// How long the first start may spend on writing its first segment once.
-const FIRST_PREWRITE: Duration = Duration::from_millis(25);
+const FIRST_PREWRITE: Duration = Duration::from_millis(10);
 
 impl Log {
     /// Does the most urgent chore. False if there is none.
@@ -281,6 +281,8 @@ fn create(
         device.remove(&name)?;
         return Err(error);
     }
+    file.sync_length()?;
+    // Makes the manifest's name durable, too, when this is the first start.
     device.sync_dir()?;
     manifest.next_slot += 1;
     Ok((Slot { number, written: false, capacity_bytes, state: SlotState::Free }, file))

@@ -100,6 +100,8 @@ pub(crate) struct Manifest {
 pub(crate) enum ManifestError {
     #[error("neither copy is whole")]
     Damaged,
+    #[error("the first one was never written completely")]
+    Unfinished,
     #[error("it has format version {0}, newer than this release reads")]
     Newer(u16),
     #[error("it belongs to another log")]
@@ -226,7 +228,9 @@ impl Manifest {
             return Ok(None);
         }
         let mut best: Option<&Self> = None;
-        let mut error = ManifestError::Damaged;
+        let never_written = copies.iter().any(|copy| matches!(copy, Ok(None)));
+        let mut error =
+            if never_written { ManifestError::Unfinished } else { ManifestError::Damaged };
         for copy in &copies {
             match copy {
                 Ok(Some(copy)) if best.is_none_or(|best| copy.sequence > best.sequence) => {
@@ -254,15 +258,18 @@ impl Manifest {
 
     /// Writes a copy anew: from now on there are two again.
     fn mend(&self, device: &dyn Device, name: &str) -> Result<(), DeviceError> {
-        self.reserve(device, self.slots.len())?;
+        if self.reserve(device, self.slots.len())? {
+            device.sync_dir()?;
+        }
         let file = device.open(name)?;
         file.write_at(0, self.encode().as_slice())?;
         file.sync()
     }
 
     /// Reserves room for `slots` slots and the ranges of deleted ledgers in both copies, so that a
-    /// change never meets a full disk.
-    pub(crate) fn reserve(&self, device: &dyn Device, slots: usize) -> Result<(), DeviceError> {
+    /// change never meets a full disk. True if a copy had to be made: its name is durable only with
+    /// the directory's next sync.
+    pub(crate) fn reserve(&self, device: &dyn Device, slots: usize) -> Result<bool, DeviceError> {
         // Doubling keeps the number of times that this has anything to do small.
         let slots = slots.next_power_of_two().max(512);
         let ranges = self.deleted.ranges().len().next_power_of_two().max(LEAST_RANGES);
@@ -281,7 +288,7 @@ impl Manifest {
                 file.preallocate(bytes)?;
             }
         }
-        if created { device.sync_dir() } else { Ok(()) }
+        Ok(created)
     }
 
     /// Notes that ledgers are gone. On a full disk as many as there is room for, the youngest ones.
@@ -301,7 +308,7 @@ impl Manifest {
                 deleted.keep_highest(room.max(LEAST_RANGES));
                 Ok(())
             }
-            reserved => reserved,
+            reserved => reserved.map(|_| ()),
         }
     }
 

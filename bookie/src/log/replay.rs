@@ -108,17 +108,13 @@ fn load_manifest(device: &dyn Device, origin: Origin) -> Result<Manifest, OpenEr
     match Manifest::load(device, instance) {
         Ok(Some(manifest)) => Ok(manifest),
         Ok(None) if initialized => Err(OpenError::ManifestLost { directory }),
-        Ok(None) => {
-            let full = |error| match error {
-                DeviceError::Full { .. } => OpenError::Full { directory: directory.clone() },
-                other => OpenError::Device(other),
-            };
-            let mut manifest = Manifest::new(instance);
-            manifest.reserve(device, 1).map_err(full)?;
-            manifest.store(device).map_err(full)?;
-            Ok(manifest)
+        // Stored with the first segment.
+        Ok(None) => Ok(Manifest::new(instance)),
+        // The first start was cut short, before anything was stored.
+        Err(ManifestError::Unfinished) if !initialized => Ok(Manifest::new(instance)),
+        Err(ManifestError::Damaged | ManifestError::Unfinished) => {
+            Err(OpenError::ManifestLost { directory })
         }
-        Err(ManifestError::Damaged) => Err(OpenError::ManifestLost { directory }),
         Err(ManifestError::Newer(version)) => {
             let known = manifest::VERSION;
             Err(OpenError::NewerFormat { what: "manifest", directory, version, known })

@@ -39,7 +39,8 @@ fn sample() -> Manifest {
 fn stored() -> (MemoryDevice, Manifest) {
     let device = MemoryDevice::new(1 << 20);
     let mut manifest = sample();
-    manifest.reserve(&device, 1).expect("reserves");
+    assert_eq!(manifest.reserve(&device, 1), Ok(true));
+    device.sync_dir().expect("syncs");
     manifest.store(&device).expect("stores");
     (device, manifest)
 }

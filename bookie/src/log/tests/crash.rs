@@ -155,6 +155,28 @@ fn restarts_do_not_eat_up_the_disk() {
 }
 
 #[test]
+fn a_first_start_waits_for_the_disk_a_few_times_only() {
+    let rig = Rig::new();
+    // Zeros for the first segment, its header, and the manifest's copies.
+    assert_eq!(rig.device.operations().0, 4);
+}
+
+#[test]
+fn a_first_start_that_is_cut_short_anywhere_is_begun_anew() {
+    for cut in 1..=4 {
+        for tear in [Tear::Lost, Tear::Prefix(100), Tear::Whole] {
+            let device = MemoryDevice::new(4096 * KIB);
+            device.cut_power_at_write(cut);
+            assert!(Rig::open(device.clone(), &config()).is_err(), "cut {cut}");
+            let mut rig = Rig::on(device.crash(tear));
+            rig.fill(1, 0..3, 100);
+            let rig = Rig::on(rig.device.crash(Tear::Lost));
+            assert_eq!(rig.read(1, 0, 10).map(|entries| entries.len()), Ok(3));
+        }
+    }
+}
+
+#[test]
 fn an_io_error_poisons_the_log_and_is_never_tried_again() {
     for operation in [Operation::Write, Operation::Sync] {
         let mut rig = Rig::new();

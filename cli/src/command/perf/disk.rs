@@ -77,7 +77,8 @@ pub(super) fn run(args: &DiskArgs) -> Outcome {
 
 /// Writes every block once.
 fn prepare(file: &dyn DeviceFile, bytes: u64, random: &dyn Random) -> anyhow::Result<()> {
-    file.preallocate(bytes).context("can't reserve the space")?;
+    let reserved = file.preallocate(bytes).and_then(|()| file.sync_length());
+    reserved.context("can't reserve the space")?;
     let buffer = filled(PREPARE_BYTES, random);
     let mut at = 0;
     while at < bytes {
