@@ -102,16 +102,13 @@ impl Broker {
     async fn ledgers_of(&self, id: ManagedLedgerId) -> Result<Vec<LedgerId>, AdminError> {
         let mut found = Vec::new();
         self.each(keys::LEDGERS, |pair| {
-            match (Key::parse(&pair.key), LedgerRecord::decode(&pair.value)) {
-                (Some(Key::Ledger(ledger)), Ok((record, _))) => {
-                    if record.owner == LedgerOwner::ManagedLedger(id) {
-                        found.push(ledger);
-                    }
+            let Some(Key::Ledger(ledger)) = Key::parse(&pair.key) else { return };
+            match LedgerRecord::decode(&pair.value) {
+                Ok((record, _)) if record.owner == LedgerOwner::ManagedLedger(id) => {
+                    found.push(ledger);
                 }
-                (_, Err(error)) => {
-                    tracing::warn!(key = pair.key, %error, "whose ledger is unknown")
-                }
-                (_, Ok(_)) => tracing::warn!(key = pair.key, "no ledger's key"),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(key = pair.key, %error, "whose it is is unknown"),
             }
         })
         .await?;

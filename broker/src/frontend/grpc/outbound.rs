@@ -13,9 +13,12 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::Stream;
 use geminga_proto::env::{Clock, Monotonic};
+use geminga_proto::v1::ErrorCode;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tonic::Status;
+use tonic::{Code, Status};
+
+use crate::frontend::grpc::error;
 
 /// A message takes further events until it has this many bytes.
 const MESSAGE_BYTES: usize = 1024 * 1024;
@@ -258,6 +261,18 @@ impl<I: Item> Outbound<I> {
         // Outside the lock: what it holds gives its memory back.
         drop(dropped);
         self.finish();
+    }
+}
+
+/// Ends a stream with the task that serves it, however that ends: after a panic nobody else would,
+/// and the client would wait for ever.
+pub(super) struct EndWithTask<I: Item>(pub(super) Arc<Outbound<I>>);
+
+impl<I: Item> Drop for EndWithTask<I> {
+    fn drop(&mut self) {
+        // Nothing changes if it has ended already.
+        let message = "serving the stream failed inside the broker";
+        self.0.end(Some(error::status(Code::Internal, ErrorCode::Internal, message)));
     }
 }
 

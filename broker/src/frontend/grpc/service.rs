@@ -12,7 +12,7 @@ use crate::core::api::Lookup;
 use crate::frontend::grpc::GrpcState;
 use crate::frontend::grpc::config::GrpcConfig;
 use crate::frontend::grpc::consume::{ConsumeStream, Told};
-use crate::frontend::grpc::outbound::{Outbound, OutboundStream};
+use crate::frontend::grpc::outbound::{EndWithTask, Outbound, OutboundStream};
 use crate::frontend::grpc::produce::{Answer, ProduceStream};
 use crate::frontend::grpc::{convert, error};
 
@@ -128,9 +128,10 @@ impl Messaging for MessagingService {
         let (broker, config) = (self.state.broker.clone(), Arc::clone(&self.config));
         let stream = ProduceStream::new(broker, config, Arc::clone(&outbound));
         let stopping = self.stopping.clone();
+        let ends = EndWithTask(Arc::clone(&outbound));
         tokio::spawn(async move {
             stream.run(request.into_inner(), stopping).await;
-            drop(listed);
+            drop((listed, ends));
         });
         Ok(Response::new(OutboundStream(outbound)))
     }
@@ -147,9 +148,10 @@ impl Messaging for MessagingService {
         let (broker, config) = (self.state.broker.clone(), Arc::clone(&self.config));
         let stream = ConsumeStream::new(broker, config, Arc::clone(&outbound));
         let stopping = self.stopping.clone();
+        let ends = EndWithTask(Arc::clone(&outbound));
         tokio::spawn(async move {
             stream.run(request.into_inner(), stopping).await;
-            drop(listed);
+            drop((listed, ends));
         });
         Ok(Response::new(OutboundStream(outbound)))
     }

@@ -169,3 +169,21 @@ fn events_that_merge_leave_nothing_counted_and_requests_are_read_again() {
     };
     assert_eq!(left_over(1_000, delivery), (0, true));
 }
+
+#[tokio::test]
+async fn a_stream_whose_task_panics_ends_with_a_status() {
+    let (outbound, mut stream, _) = queue(100);
+    let ends = EndWithTask(Arc::clone(&outbound));
+    let task = tokio::spawn(async move {
+        let _ends = ends;
+        panic!("a defect");
+    });
+    assert!(task.await.is_err());
+    let status = stream.next().now_or_never().flatten().expect("a status").expect_err("an error");
+    assert_eq!(status.code(), Code::Internal);
+    // One that ended well stays so.
+    let (outbound, mut stream, _) = queue(100);
+    outbound.end(None);
+    drop(EndWithTask(outbound));
+    assert!(stream.next().now_or_never().expect("over").is_none());
+}
