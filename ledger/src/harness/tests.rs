@@ -56,7 +56,7 @@ fn first_seed(mutant: Mutant) -> u64 {
     match mutant {
         Mutant::FailedMemberNotRetried => 550,
         Mutant::LiveLacInRecovery => 480,
-        Mutant::UnseenLedgerNotFenced => 385,
+        Mutant::UnseenLedgerNotFenced => 355,
         _ => 0,
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use geminga_proto::id::LedgerId;
 
+use crate::harness::checker::Checker;
+
 /// When each ledger was first fenced.
 #[derive(Debug, Default)]
 pub(super) struct Fences(BTreeMap<LedgerId, u64>);
@@ -19,6 +21,13 @@ impl Fences {
     /// Whether an entry of the ledger that was begun at `begun` may be confirmed.
     pub(super) fn allow(&self, ledger: LedgerId, begun: u64) -> bool {
         self.0.get(&ledger).is_none_or(|fenced| begun <= *fenced)
+    }
+}
+
+impl Checker {
+    /// A recovery holds the ledger's fence to be complete.
+    pub fn fenced(&mut self, ledger: LedgerId, at: u64) {
+        self.fences.complete(ledger, at);
     }
 }
 

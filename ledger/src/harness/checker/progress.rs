@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use geminga_proto::id::BookieId;
 
+use crate::harness::checker::Checker;
 use crate::metadata::LedgerMetadata;
 use crate::observer::{StallReason, WriterFailure};
 
@@ -43,6 +44,27 @@ impl Progress {
     pub(super) fn may_fail(&self, owner: usize, failure: &WriterFailure) -> bool {
         *failure != WriterFailure::QuorumLost
             || self.stalled.get(&owner) != Some(&StallReason::DiskFull)
+    }
+}
+
+impl Checker {
+    /// A recovery heard that a bookie has fenced; whether it goes on or has ended.
+    pub fn fence_heard(
+        &mut self,
+        recovery: usize,
+        bookie: &BookieId,
+        record: &LedgerMetadata,
+        goes_on: bool,
+    ) {
+        if self.progress.fenced(recovery, bookie, record) && !goes_on {
+            let ledger = record.id;
+            self.broken(|| format!("the recovery of {ledger} waits though its fence is complete"));
+        }
+    }
+
+    /// An owner was told why its ledger doesn't move, or that it does.
+    pub fn stalled(&mut self, writer: usize, reason: Option<StallReason>) {
+        self.progress.stalled(writer, reason);
     }
 }
 
