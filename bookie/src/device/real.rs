@@ -17,6 +17,15 @@ use super::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError, DeviceFile, Space};
 const LOCK_FILE: &str = "lock";
 const PROBE_FILE: &str = "probe";
 
+/// `O_DSYNC`. The library's constant of that name is `O_SYNC` on Linux, with which each write waits
+/// for its timestamp, too: one more commit of the file system's journal.
+const DSYNC: u32 =
+    if cfg!(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")) {
+        0x1000
+    } else {
+        OFlags::DSYNC.bits()
+    };
+
 /// A locked directory.
 #[derive(Debug)]
 pub struct RealDevice {
@@ -105,8 +114,7 @@ fn options(sync_mode: SyncMode) -> OpenOptions {
     options.read(true).write(true);
     if sync_mode == SyncMode::DirectDsync {
         // The bits are the same non-negative constants that open(2) takes.
-        let flags = (OFlags::DIRECT | OFlags::DSYNC).bits();
-        options.custom_flags(i32::try_from(flags).unwrap_or(0));
+        options.custom_flags(i32::try_from(OFlags::DIRECT.bits() | DSYNC).unwrap_or(0));
     }
     options
 }
@@ -329,6 +337,18 @@ mod tests {
         assert!(matches!(second, Err(DeviceError::Locked { .. })), "{second:?}");
         drop(first);
         RealDevice::open(home.path()).expect("the lock went with its holder");
+    }
+
+    #[test]
+    fn a_write_waits_for_data_and_not_for_timestamps() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let path = home.path().join("a");
+        let file = options(SyncMode::DirectDsync).create(true).truncate(true).open(path);
+        // tmpfs refuses direct I/O.
+        let Ok(file) = file else { return };
+        let flags = rustix::fs::fcntl_getfl(&file).expect("answers").bits();
+        assert_eq!(flags & OFlags::SYNC.bits(), DSYNC, "{flags:#o}");
+        assert!(flags & OFlags::DIRECT.bits() != 0, "{flags:#o}");
     }
 
     #[test]
