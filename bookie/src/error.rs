@@ -71,9 +71,9 @@ pub enum OpenError {
     /// Segments are lost or damaged.
     #[error(
         "{directory} has lost data: {list}. Restore the files from where they were moved, or \
-         give up what is lost with accept_damage in the settings: the rest is then served, and \
-         what was lost answers \"unknown\". A ledger that was being written then can't be \
-         recovered while no other bookie has a copy of it",
+         accept the damage in the settings, bookie.accept_damage: what is lost is then given up \
+         and answers \"unknown\", the rest is served. A ledger that was being written can't be \
+         recovered then while no other bookie has a copy of it",
         list = list(damage)
     )]
     Damaged {
