@@ -15,7 +15,9 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::backoff::Backoff;
 use crate::client::ClientInner;
+use crate::connection::Connection;
 use crate::error::{ClientError, ErrorCode};
+use crate::link::{Link, Protocol};
 
 /// What the task drives.
 pub(crate) trait Endpoint: Send + Sync + 'static {
@@ -45,6 +47,92 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
 }
 
 type Opened = oneshot::Sender<Result<(), ClientError>>;
+
+/// A producer's or consumer's place on a link.
+pub(crate) enum Session<P: Protocol> {
+    None,
+    Opening { id: u64, link: Arc<Link<P>>, connection: Arc<Connection>, reply: Opened },
+    Open { id: u64, link: Arc<Link<P>>, connection: Arc<Connection> },
+}
+
+impl<P: Protocol> Session<P> {
+    pub(crate) fn id(&self) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::Opening { id, .. } | Self::Open { id, .. } => Some(*id),
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self, Self::Open { .. })
+    }
+
+    /// Sends a frame if the session is open.
+    pub(crate) fn push(&self, frame: impl FnOnce(u64) -> P::Frame) -> bool {
+        match self {
+            Self::Open { id, link, .. } => {
+                link.push(frame(*id));
+                true
+            }
+            Self::None | Self::Opening { .. } => false,
+        }
+    }
+
+    /// Leaves the link of one's own accord; the broker is told.
+    pub(crate) fn leave(self, close: impl FnOnce(u64) -> P::Frame) {
+        match self {
+            Self::None => {}
+            Self::Opening { id, link, .. } | Self::Open { id, link, .. } => {
+                link.unregister(id);
+                link.push(close(id));
+            }
+        }
+    }
+
+    /// The session is over. Answers why if it was open; else whoever opens it hears it.
+    pub(crate) fn end(
+        self,
+        close: impl FnOnce(u64) -> P::Frame,
+        error: impl FnOnce(&str) -> ClientError,
+    ) -> Option<ClientError> {
+        match self {
+            Self::None => None,
+            Self::Opening { id, link, connection, reply } => {
+                link.unregister(id);
+                // The session's task may have stopped waiting.
+                let _ = reply.send(Err(error(connection.url())));
+                None
+            }
+            Self::Open { id, link, connection } => {
+                link.unregister(id);
+                // Tells a broker that is still there not to expect more of this session.
+                link.push(close(id));
+                Some(error(connection.url()))
+            }
+        }
+    }
+}
+
+/// Waits for the broker's answer to the opening of a session; gives it up with `leave`.
+pub(crate) async fn opened(
+    answer: oneshot::Receiver<Result<(), ClientError>>,
+    url: String,
+    timeout: Duration,
+    leave: impl FnOnce(),
+) -> Result<(), ClientError> {
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => {
+            let why = "the attempt was given up".to_owned();
+            Err(ClientError::Disconnected { url, why })
+        }
+        Err(_) => {
+            leave();
+            let why = format!("no answer within {timeout:?}");
+            Err(ClientError::Disconnected { url, why })
+        }
+    }
+}
 type Attempt = Pin<Box<dyn Future<Output = Result<(), ClientError>> + Send>>;
 
 /// Starts the task and waits for the first session.

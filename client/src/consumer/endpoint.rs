@@ -15,7 +15,7 @@ use super::{InitialPosition, SubscriptionPosition};
 use crate::client::ClientInner;
 use crate::error::{BrokerError, ClientError, ConsumerError};
 use crate::link::Sink;
-use crate::session::Endpoint;
+use crate::session::{self, Endpoint};
 
 impl Endpoint for Shared {
     const BUSY: v1::ErrorCode = v1::ErrorCode::ConsumerBusy;
@@ -85,19 +85,7 @@ impl Endpoint for Shared {
             return Err(ClientError::Disconnected { url, why });
         }
         link.push(Frame::Subscribe(self.subscribe_frame(id, consumer_name)));
-        let timeout = self.client.operation_timeout;
-        match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => {
-                let why = "the attempt was given up".to_owned();
-                Err(ClientError::Disconnected { url, why })
-            }
-            Err(_) => {
-                self.leave();
-                let why = format!("no answer within {timeout:?}");
-                Err(ClientError::Disconnected { url, why })
-            }
-        }
+        session::opened(answer, url, self.client.operation_timeout, || self.leave()).await
     }
 
     fn finish(&self, error: &ClientError) {
@@ -150,6 +138,10 @@ impl Sink<Event> for Shared {
             why: why.to_owned(),
         });
     }
+}
+
+fn close_frame(consumer_id: u64) -> Frame {
+    Frame::Close(v1::CloseConsumer { consumer_id })
 }
 
 fn position(at: Option<v1::EntryPosition>) -> Option<Position> {
@@ -342,22 +334,10 @@ impl Shared {
             acks.nacks.clear();
             Self::session_ended(&mut inbox)
         };
-        match session {
-            Session::None => {}
-            Session::Opening { id, link, connection, reply } => {
-                link.unregister(id);
-                // The session's task may have stopped waiting.
-                let _ = reply.send(Err(error(connection.url())));
-            }
-            Session::Open { id, link, connection } => {
-                link.unregister(id);
-                // Tells a broker that is still there that this session is given up.
-                link.push(Frame::Close(v1::CloseConsumer { consumer_id: id }));
-                let error = error(connection.url());
-                tracing::debug!(topic = %self.topic, %error, "a consumer's session is over");
-                if !error.is_retryable() && error != ClientError::Closed {
-                    self.inbox.lock().end.get_or_insert(error);
-                }
+        if let Some(error) = session.end(close_frame, error) {
+            tracing::debug!(topic = %self.topic, %error, "a consumer's session is over");
+            if !error.is_retryable() && error != ClientError::Closed {
+                self.inbox.lock().end.get_or_insert(error);
             }
         }
         for reply in positions {
@@ -387,13 +367,7 @@ impl Shared {
             let mut inbox = self.inbox.lock();
             Self::session_ended(&mut inbox)
         };
-        match session {
-            Session::None => {}
-            Session::Opening { id, link, .. } | Session::Open { id, link, .. } => {
-                link.unregister(id);
-                link.push(Frame::Close(v1::CloseConsumer { consumer_id: id }));
-            }
-        }
+        session.leave(close_frame);
         for reply in positions {
             let _ = reply.send(Err(ConsumerError::Disconnected));
         }

@@ -81,7 +81,7 @@ impl Shared {
     /// Sends what waits, as far as receipts are not owed for too much already.
     pub(super) fn send_acks(&self, acks: &mut Acks) {
         let inbox = self.inbox.lock();
-        if !matches!(inbox.session, Session::Open { .. }) {
+        if !inbox.session.is_open() {
             // A new session sends it.
             return;
         }
@@ -152,7 +152,7 @@ impl Shared {
         }
         self.send_acks(acks);
         let inbox = self.inbox.lock();
-        let open = matches!(inbox.session, Session::Open { .. });
+        let open = inbox.session.is_open();
         if !open || acks.tracker.is_waiting() {
             return;
         }

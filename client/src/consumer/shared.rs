@@ -23,42 +23,15 @@ use super::acks::AckTracker;
 use super::nacks::NackTracker;
 use super::{ConsumerConfig, Queued, SubscriptionPosition};
 use crate::client::ClientInner;
-use crate::connection::Connection;
 use crate::decode::{open_entry, position_of};
 use crate::error::{ClientError, ConsumerError, ReceiveError};
-use crate::link::{Consume, Link};
+use crate::link::Consume;
 use crate::message::ReceivedMessage;
+use crate::session;
 
-pub(super) type OpenReply = oneshot::Sender<Result<(), ClientError>>;
+pub(super) type Session = session::Session<Consume>;
 pub(super) type AckReply = oneshot::Sender<Result<(), ConsumerError>>;
 pub(super) type PositionReply = oneshot::Sender<Result<SubscriptionPosition, ConsumerError>>;
-
-/// The consumer's place on a link.
-pub(super) enum Session {
-    None,
-    Opening { id: u64, link: Arc<Link<Consume>>, connection: Arc<Connection>, reply: OpenReply },
-    Open { id: u64, link: Arc<Link<Consume>>, connection: Arc<Connection> },
-}
-
-impl Session {
-    pub(super) fn id(&self) -> Option<u64> {
-        match self {
-            Self::None => None,
-            Self::Opening { id, .. } | Self::Open { id, .. } => Some(*id),
-        }
-    }
-
-    /// Sends a frame if the session is open.
-    pub(super) fn push(&self, frame: impl FnOnce(u64) -> Frame) -> bool {
-        match self {
-            Self::Open { id, link, .. } => {
-                link.push(frame(*id));
-                true
-            }
-            Self::None | Self::Opening { .. } => false,
-        }
-    }
-}
 
 /// How a consumer is to be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -290,7 +263,7 @@ impl Shared {
     }
 
     pub(super) fn is_connected(&self) -> bool {
-        matches!(self.inbox.lock().session, Session::Open { .. })
+        self.inbox.lock().session.is_open()
     }
 
     pub(super) fn queued(&self) -> Queued {

@@ -8,13 +8,13 @@ use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
 use geminga_proto::v1;
 use tokio::sync::{Notify, oneshot};
 
-use super::shared::{Session, Shared, send_error};
+use super::shared::{Session, Shared, close_frame, send_error};
 use crate::client::ClientInner;
 use crate::completion::EntryReceipt;
 use crate::error::{BrokerError, ClientError, SendError};
 use crate::link::Sink;
 use crate::resend::Answered;
-use crate::session::Endpoint;
+use crate::session::{self, Endpoint};
 
 impl Endpoint for Shared {
     const BUSY: v1::ErrorCode = v1::ErrorCode::ProducerBusy;
@@ -100,19 +100,7 @@ impl Endpoint for Shared {
             properties,
         };
         link.push(v1::produce_frame::Frame::Open(open));
-        let timeout = self.client.operation_timeout;
-        match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => {
-                let why = "the attempt was given up".to_owned();
-                Err(ClientError::Disconnected { url, why })
-            }
-            Err(_) => {
-                self.end_session();
-                let why = format!("no answer within {timeout:?}");
-                Err(ClientError::Disconnected { url, why })
-            }
-        }
+        session::opened(answer, url, self.client.operation_timeout, || self.end_session()).await
     }
 
     fn finish(&self, error: &ClientError) {
@@ -290,20 +278,9 @@ impl Shared {
             state.queue.session_ended();
             std::mem::replace(&mut state.session, Session::None)
         };
-        match session {
-            Session::None => {}
-            Session::Opening { id, link, connection, reply } => {
-                link.unregister(id);
-                let _ = reply.send(Err(error(connection.url())));
-            }
-            Session::Open { id, link, connection } => {
-                link.unregister(id);
-                // Tells a broker that is still there not to expect more of this session.
-                link.push(v1::produce_frame::Frame::Close(v1::CloseProducer { producer_id: id }));
-                let error = error(connection.url());
-                tracing::debug!(topic = %self.topic, %error, "a producer's session is over");
-                self.session_error(error);
-            }
+        if let Some(error) = session.end(close_frame, error) {
+            tracing::debug!(topic = %self.topic, %error, "a producer's session is over");
+            self.session_error(error);
         }
         self.wake.notify_one();
     }

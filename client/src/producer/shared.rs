@@ -18,18 +18,18 @@ use geminga_proto::env::Monotonic;
 use geminga_proto::topic_name::TopicName;
 use geminga_proto::v1;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore};
 
 use super::ProducerConfig;
 use crate::batch::{BatchBuilder, EntryHead, SealedBatch};
 use crate::client::ClientInner;
 use crate::completion::{Callback, Completion, Outcome, SendFuture};
 use crate::compression::Compression;
-use crate::connection::Connection;
 use crate::error::{ClientError, SendError};
-use crate::link::{Link, Produce};
+use crate::link::Produce;
 use crate::message::Message;
 use crate::resend::{ResendQueue, SlotId};
+use crate::session;
 
 /// Room that an entry's own metadata may need beyond its messages: names and fixed fields.
 const ENTRY_OVERHEAD_BYTES: usize = 1024;
@@ -58,22 +58,10 @@ pub(super) struct Leaving {
     done: Vec<(Pending, Outcome)>,
 }
 
-pub(super) type OpenReply = oneshot::Sender<Result<(), ClientError>>;
+pub(super) type Session = session::Session<Produce>;
 
-/// The producer's place on a link.
-pub(super) enum Session {
-    None,
-    Opening { id: u64, link: Arc<Link<Produce>>, connection: Arc<Connection>, reply: OpenReply },
-    Open { id: u64, link: Arc<Link<Produce>>, connection: Arc<Connection> },
-}
-
-impl Session {
-    pub(super) fn id(&self) -> Option<u64> {
-        match self {
-            Self::None => None,
-            Self::Opening { id, .. } | Self::Open { id, .. } => Some(*id),
-        }
-    }
+pub(super) fn close_frame(producer_id: u64) -> v1::produce_frame::Frame {
+    v1::produce_frame::Frame::Close(v1::CloseProducer { producer_id })
 }
 
 pub(super) struct State {
@@ -216,7 +204,7 @@ impl Shared {
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        matches!(self.state.lock().session, Session::Open { .. })
+        self.state.lock().session.is_open()
     }
 
     // ---- room in flight
@@ -487,14 +475,7 @@ impl Shared {
             state.queue.session_ended();
             std::mem::replace(&mut state.session, Session::None)
         };
-        match session {
-            Session::None => {}
-            Session::Opening { id, link, .. } | Session::Open { id, link, .. } => {
-                link.unregister(id);
-                let close = v1::CloseProducer { producer_id: id };
-                link.push(v1::produce_frame::Frame::Close(close));
-            }
-        }
+        session.leave(close_frame);
     }
 
     /// True if a batch gathered behind others that are gone: what comes later may never come, and
