@@ -1,16 +1,15 @@
 //! [`BookieService`]: the gRPC face of a [`Bookie`].
 //!
 //! Decodes, calls, encodes; decides nothing. Append and read are streams: answers that are ready
-//! together go out together. Everything is bounded: appends in flight on a stream, reads in
-//! flight, bytes of a message. What makes no sense ends in a status that says why.
+//! together go out together. Everything is bounded: streams, appends in flight on one, reads in
+//! flight and the bytes of their answers, bytes of a message. What makes no sense ends in a status
+//! that says why.
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::Stream;
 use geminga_proto::PROTOCOL;
 use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken};
 use geminga_proto::payload::Payload;
-use geminga_proto::storage::{
-    AddKind, AppendRequest, BookieError, FenceRequest, ReadRequest, ReadResult,
-};
+use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest};
 use geminga_proto::v1 as pb;
 use geminga_proto::v1::bookie_server::BookieServer;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,15 +17,16 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::bookie::Bookie;
 
 mod append_stream;
+mod guard;
+mod read_stream;
 
 use append_stream::AppendStream;
+use guard::{Guarded, StreamLimit, check_meant};
 
 /// Appends of one stream that may wait for their answer; more are not read from the socket.
 const MAX_APPENDS_IN_FLIGHT: usize = 16_384;
-/// Reads of one stream that run at once.
-const MAX_READS_IN_FLIGHT: usize = 16;
-/// Answers go into one message up to this size.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Streams that may be open at once, of all connections.
+const MAX_STREAMS: usize = 1_024;
 /// Largest message that is taken, beside one entry of the largest size.
 const MAX_BATCH_BYTES: usize = 16 << 20;
 /// Most ledgers in one hint.
@@ -39,13 +39,14 @@ const FLAG_STATE_LOG: u32 = 2;
 #[derive(Debug, Clone)]
 pub struct BookieService {
     bookie: Bookie,
+    streams: StreamLimit,
 }
 
 impl BookieService {
     /// A service for `bookie`.
     #[must_use]
     pub fn new(bookie: Bookie) -> Self {
-        Self { bookie }
+        Self { bookie, streams: StreamLimit::new(MAX_STREAMS) }
     }
 
     /// The server to add to a router, with its message limits.
@@ -95,32 +96,28 @@ impl pb::bookie_server::Bookie for BookieService {
         &self,
         request: Request<Streaming<pb::AppendBatch>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
+        check_meant(request.metadata(), self.bookie.identity())?;
+        let place = self.streams.take()?;
         let requests = request.into_inner();
         let answers = AppendStream::start(self.bookie.clone(), requests, MAX_APPENDS_IN_FLIGHT);
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(Box::pin(Guarded::new(answers, place))))
     }
 
     async fn read(
         &self,
         request: Request<Streaming<pb::ReadBatch>>,
     ) -> Result<Response<Self::ReadStream>, Status> {
-        let bookie = self.bookie.clone();
-        let requests = request.into_inner().flat_map(|batch| match batch {
-            Ok(batch) => stream::iter(batch.requests.into_iter().map(Ok).collect::<Vec<_>>()),
-            Err(status) => stream::iter(vec![Err(status)]),
-        });
-        let answers = requests
-            .map(move |request| answer_read(bookie.clone(), request))
-            .buffer_unordered(MAX_READS_IN_FLIGHT)
-            .ready_chunks(MAX_READS_IN_FLIGHT)
-            .flat_map(|ready| stream::iter(coalesce(ready)));
-        Ok(Response::new(Box::pin(answers)))
+        check_meant(request.metadata(), self.bookie.identity())?;
+        let place = self.streams.take()?;
+        let answers = read_stream::answer(self.bookie.clone(), request.into_inner());
+        Ok(Response::new(Box::pin(Guarded::new(Box::pin(answers), place))))
     }
 
     async fn fence(
         &self,
         request: Request<pb::FenceRequest>,
     ) -> Result<Response<pb::FenceAnswer>, Status> {
+        check_meant(request.metadata(), self.bookie.identity())?;
         let request = request.into_inner();
         let fenced = self.bookie.fence(FenceRequest {
             ledger: LedgerId(request.ledger_id),
@@ -139,6 +136,7 @@ impl pb::bookie_server::Bookie for BookieService {
         &self,
         request: Request<pb::DeleteHintRequest>,
     ) -> Result<Response<pb::DeleteHintAnswer>, Status> {
+        check_meant(request.metadata(), self.bookie.identity())?;
         let ledgers = request.into_inner().ledger_ids;
         if ledgers.len() > MAX_HINTED {
             let text = format!("at most {MAX_HINTED} ledgers fit into one hint");
@@ -204,61 +202,6 @@ fn append_request(request: pb::AppendRequest) -> Result<AppendRequest, BookieErr
         kind,
         payload: Payload::from(request.payload),
     })
-}
-
-async fn answer_read(
-    bookie: Bookie,
-    request: Result<pb::ReadRequest, Status>,
-) -> Result<pb::ReadAnswer, Status> {
-    let request = request?;
-    let read = bookie.read(ReadRequest {
-        ledger: LedgerId(request.ledger_id),
-        first: EntryId(request.first_entry_id),
-        max_entries: request.max_entries,
-        max_bytes: request.max_bytes,
-        fence: request.fence.then_some(LedgerToken(request.token)),
-    });
-    Ok(read_answer(request.request_id, read.await))
-}
-
-fn read_answer(request_id: u64, read: ReadResult) -> pb::ReadAnswer {
-    let (status, entries) = match read {
-        Ok(entries) => (pb::BookieStatus::Ok, entries),
-        Err(error) => (status_of(error), Vec::new()),
-    };
-    let entries = entries.into_iter().map(|entry| pb::StoredEntry {
-        entry_id: entry.entry.0,
-        lac: entry.lac.to_wire(),
-        payload: entry.payload,
-    });
-    pb::ReadAnswer { request_id, status: status.into(), entries: entries.collect() }
-}
-
-/// Puts answers that are ready together into as few messages as their size allows.
-fn coalesce(ready: Vec<Result<pb::ReadAnswer, Status>>) -> Vec<Result<pb::ReadAnswers, Status>> {
-    let mut messages: Vec<Result<pb::ReadAnswers, Status>> = Vec::new();
-    let mut bytes = 0;
-    for answer in ready {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(status) => {
-                messages.push(Err(status));
-                continue;
-            }
-        };
-        let size: usize = answer.entries.iter().map(|entry| entry.payload.len() + 32).sum();
-        match messages.last_mut() {
-            Some(Ok(last)) if bytes + size <= MAX_ANSWER_BYTES => {
-                bytes += size;
-                last.answers.push(answer);
-            }
-            _ => {
-                bytes = size;
-                messages.push(Ok(pb::ReadAnswers { answers: vec![answer] }));
-            }
-        }
-    }
-    messages
 }
 
 /// The wire's name of an error.

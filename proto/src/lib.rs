@@ -32,5 +32,9 @@ pub mod pulsar {
     }
 }
 
+/// Header of a request to a bookie: the cluster that it is meant for.
+pub const CLUSTER_HEADER: &str = "geminga-cluster";
+/// Header of a request to a bookie: the bookie that it is meant for.
+pub const BOOKIE_HEADER: &str = "geminga-bookie";
 /// The protocol versions of the gRPC APIs that this build speaks.
 pub const PROTOCOL: std::ops::RangeInclusive<u32> = 1..=1;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use geminga_proto::env::Env;
 use geminga_proto::id::{BookieId, ClusterId};
 use geminga_proto::v1::bookie_client::BookieClient;
 use proptest::prelude::*;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Channel, Server};
 
 use super::*;
@@ -29,9 +30,13 @@ fn bookie() -> Bookie {
 }
 
 async fn connect(bookie: Bookie) -> BookieClient<Channel> {
+    connect_to(BookieService::new(bookie)).await
+}
+
+async fn connect_to(service: BookieService) -> BookieClient<Channel> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("bound");
-    let server = Server::builder().add_service(BookieService::new(bookie).into_server());
+    let server = Server::builder().add_service(service.into_server());
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     BookieClient::connect(format!("http://{address}")).await.expect("connects")
 }
@@ -174,16 +179,73 @@ async fn a_handshake_tells_another_cluster_bookie_or_protocol_what_is_wrong() {
     }
 }
 
-#[test]
-fn small_answers_share_a_message_and_large_ones_do_not() {
-    let answer = |request_id, bytes: usize| {
-        let entry = pb::StoredEntry { entry_id: 0, lac: -1, payload: Bytes::from(vec![0; bytes]) };
-        Ok(pb::ReadAnswer { request_id, status: 1, entries: vec![entry] })
-    };
-    let ready = vec![answer(1, 10), answer(2, 10), answer(3, 900_000), answer(4, 900_000)];
-    let sizes: Vec<_> =
-        coalesce(ready).into_iter().map(|message| message.map(|m| m.answers.len()).ok()).collect();
-    assert_eq!(sizes, [Some(3), Some(1)]);
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_meant_for_somebody_else_is_refused() {
+    let mut client = connect(bookie()).await;
+    for (header, value) in
+        [(geminga_proto::CLUSTER_HEADER, "other"), (geminga_proto::BOOKIE_HEADER, "other")]
+    {
+        let value: tonic::metadata::MetadataValue<_> = value.parse().expect("a header");
+        let mut fence = Request::new(pb::FenceRequest { ledger_id: 5, token: 1 });
+        fence.metadata_mut().insert(header, value.clone());
+        let refused = client.fence(fence).await.expect_err("refused");
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        assert!(refused.message().contains("other"), "{refused}");
+        let mut hint = Request::new(pb::DeleteHintRequest { ledger_ids: vec![5] });
+        hint.metadata_mut().insert(header, value.clone());
+        assert!(client.delete_hint(hint).await.is_err());
+        let mut appends = Request::new(stream::iter(Vec::<pb::AppendBatch>::new()));
+        appends.metadata_mut().insert(header, value.clone());
+        assert!(client.append(appends).await.is_err());
+        let mut reads = Request::new(stream::iter(Vec::<pb::ReadBatch>::new()));
+        reads.metadata_mut().insert(header, value);
+        assert!(client.read(reads).await.is_err());
+    }
+    let mut fence = Request::new(pb::FenceRequest { ledger_id: 5, token: 1 });
+    fence.metadata_mut().insert(geminga_proto::CLUSTER_HEADER, "c".parse().expect("a header"));
+    fence.metadata_mut().insert(geminga_proto::BOOKIE_HEADER, "b".parse().expect("a header"));
+    assert!(client.fence(fence).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_beyond_the_limit_are_refused_until_others_end() {
+    let service = BookieService { streams: StreamLimit::new(2), ..BookieService::new(bookie()) };
+    let mut client = connect_to(service).await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let (requests, asked) = tokio::sync::mpsc::channel::<pb::ReadBatch>(1);
+        let reads = client.read(ReceiverStream::new(asked)).await;
+        open.push((requests, reads.expect("a stream")));
+    }
+    let refused = client.append(stream::pending::<pb::AppendBatch>()).await;
+    assert_eq!(refused.expect_err("refused").code(), tonic::Code::ResourceExhausted);
+    open.clear();
+    for _ in 0..500 {
+        if client.append(stream::iter(Vec::<pb::AppendBatch>::new())).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the place of an ended stream is never free again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_claim_more_than_a_stream_may_hold_are_all_answered() {
+    let mut client = connect(bookie()).await;
+    let payload = Bytes::from(vec![7; 100_000]);
+    let appends =
+        (0..20).map(|entry| pb::AppendRequest { payload: payload.clone(), ..add(entry, 5, entry) });
+    append(&mut client, appends.collect()).await;
+    let requests =
+        (0..60).map(|id| pb::ReadRequest { max_bytes: u64::MAX, ..read(id, 5, id % 10) });
+    let batch = pb::ReadBatch { requests: requests.collect() };
+    let mut reads = client.read(stream::iter([batch])).await.expect("a stream").into_inner();
+    let mut answered = 0;
+    while let Some(answers) = reads.message().await.expect("an answer") {
+        assert!(answers.answers.iter().all(|answer| answer.entries.len() == 10));
+        answered += answers.answers.len();
+    }
+    assert_eq!(answered, 60);
 }
 
 proptest! {
