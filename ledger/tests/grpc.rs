@@ -30,6 +30,7 @@ use geminga_proto::storage::{
 };
 use geminga_proto::v1;
 use geminga_proto::v1::bookie_server::{Bookie, BookieServer};
+use geminga_proto::{BOOKIE_HEADER, CLUSTER_HEADER};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -78,6 +79,20 @@ fn code(error: BookieError) -> i32 {
 }
 
 impl State {
+    /// Refuses a request that doesn't say it is meant for this bookie.
+    fn check_meant<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let behaviour = self.behaviour.lock();
+        for (header, name) in
+            [(CLUSTER_HEADER, &behaviour.cluster), (BOOKIE_HEADER, &behaviour.name)]
+        {
+            let meant = request.metadata().get(header).and_then(|name| name.to_str().ok());
+            if meant != Some(name.as_str()) {
+                return Err(Status::failed_precondition(format!("{header} is {meant:?}")));
+            }
+        }
+        Ok(())
+    }
+
     fn perform(&self, ask: Ask) -> Answer {
         let mut disk = self.disk.lock();
         match disk.ask(0, ask) {
@@ -162,6 +177,7 @@ impl Bookie for TestBookie {
         &self,
         request: Request<Streaming<v1::AppendBatch>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
+        self.0.check_meant(&request)?;
         let (state, mut batches) = (Arc::clone(&self.0), request.into_inner());
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
@@ -187,6 +203,7 @@ impl Bookie for TestBookie {
         &self,
         request: Request<Streaming<v1::ReadBatch>>,
     ) -> Result<Response<Self::ReadStream>, Status> {
+        self.0.check_meant(&request)?;
         let (state, mut batches) = (Arc::clone(&self.0), request.into_inner());
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
@@ -204,6 +221,7 @@ impl Bookie for TestBookie {
         &self,
         request: Request<v1::FenceRequest>,
     ) -> Result<Response<v1::FenceAnswer>, Status> {
+        self.0.check_meant(&request)?;
         let request = request.into_inner();
         let ask =
             FenceRequest { ledger: LedgerId(request.ledger_id), token: LedgerToken(request.token) };

@@ -1,7 +1,8 @@
 //! Who may open a stream, and how many there are.
 //!
-//! A request that names a cluster or a bookie in its headers is refused by any other, also on a
-//! connection whose handshake was with somebody else, as behind an address that has changed hands.
+//! A request names in its headers which cluster and bookie it is meant for, and is refused by any
+//! other, also on a connection whose handshake was with somebody else, as behind an address that has
+//! changed hands.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,12 +17,16 @@ use tonic::metadata::MetadataMap;
 use super::clipped;
 use crate::cookie::Identity;
 
-/// Refuses a request that is meant for another cluster or bookie.
+/// Refuses a request that is meant for another cluster or bookie, or doesn't say for which.
 pub(super) fn check_meant(metadata: &MetadataMap, identity: &Identity) -> Result<(), Status> {
     for (header, ours) in
         [(CLUSTER_HEADER, identity.cluster.as_str()), (BOOKIE_HEADER, identity.bookie.as_str())]
     {
-        let Some(meant) = metadata.get(header) else { continue };
+        let Some(meant) = metadata.get(header) else {
+            return Err(Status::failed_precondition(format!(
+                "this request doesn't say whom it is meant for: set the header {header}"
+            )));
+        };
         if meant.as_bytes() != ours.as_bytes() {
             let meant = clipped(&String::from_utf8_lossy(meant.as_bytes()));
             return Err(Status::failed_precondition(format!(

@@ -7,9 +7,12 @@ use futures_util::{StreamExt, stream};
 use geminga_proto::env::Env;
 use geminga_proto::id::{BookieId, ClusterId};
 use geminga_proto::v1::bookie_client::BookieClient;
+use geminga_proto::{BOOKIE_HEADER, CLUSTER_HEADER};
 use proptest::prelude::*;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::transport::{Channel, Server};
+use tonic::metadata::MetadataValue;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Server};
 
 use super::*;
 use crate::config::BookieConfig;
@@ -29,16 +32,36 @@ fn bookie() -> Bookie {
     Bookie::open(config, identity, device, Env::system()).expect("opens").0
 }
 
-async fn connect(bookie: Bookie) -> BookieClient<Channel> {
+type Client =
+    BookieClient<InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>>;
+
+/// Says whom a request is meant for, unless the test says otherwise.
+#[expect(clippy::result_large_err, reason = "the shape that interceptors have")]
+fn addressed(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let headers = request.metadata_mut();
+    for (header, name) in [(CLUSTER_HEADER, "c"), (BOOKIE_HEADER, "b")] {
+        if !headers.contains_key(header) {
+            headers.insert(header, MetadataValue::from_static(name));
+        }
+    }
+    Ok(request)
+}
+
+async fn connect(bookie: Bookie) -> Client {
     connect_to(BookieService::new(bookie)).await
 }
 
-async fn connect_to(service: BookieService) -> BookieClient<Channel> {
+async fn connect_to(service: BookieService) -> Client {
+    BookieClient::with_interceptor(channel_to(service).await, addressed)
+}
+
+async fn channel_to(service: BookieService) -> Channel {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("bound");
     let server = Server::builder().add_service(service.into_server());
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    BookieClient::connect(format!("http://{address}")).await.expect("connects")
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
+    endpoint.connect().await.expect("connects")
 }
 
 fn add(request_id: u64, ledger_id: u64, entry_id: u64) -> pb::AppendRequest {
@@ -54,7 +77,7 @@ fn add(request_id: u64, ledger_id: u64, entry_id: u64) -> pb::AppendRequest {
 }
 
 async fn append(
-    client: &mut BookieClient<Channel>,
+    client: &mut Client,
     requests: Vec<pb::AppendRequest>,
 ) -> Vec<(u64, pb::BookieStatus)> {
     let batch = pb::AppendBatch { requests };
@@ -182,29 +205,36 @@ async fn a_handshake_tells_another_cluster_bookie_or_protocol_what_is_wrong() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_meant_for_somebody_else_is_refused() {
     let mut client = connect(bookie()).await;
-    for (header, value) in
-        [(geminga_proto::CLUSTER_HEADER, "other"), (geminga_proto::BOOKIE_HEADER, "other")]
-    {
-        let value: tonic::metadata::MetadataValue<_> = value.parse().expect("a header");
+    for header in [CLUSTER_HEADER, BOOKIE_HEADER] {
+        let other = MetadataValue::from_static("other");
         let mut fence = Request::new(pb::FenceRequest { ledger_id: 5, token: 1 });
-        fence.metadata_mut().insert(header, value.clone());
+        fence.metadata_mut().insert(header, other.clone());
         let refused = client.fence(fence).await.expect_err("refused");
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
         assert!(refused.message().contains("other"), "{refused}");
         let mut hint = Request::new(pb::DeleteHintRequest { ledger_ids: vec![5] });
-        hint.metadata_mut().insert(header, value.clone());
+        hint.metadata_mut().insert(header, other.clone());
         assert!(client.delete_hint(hint).await.is_err());
         let mut appends = Request::new(stream::iter(Vec::<pb::AppendBatch>::new()));
-        appends.metadata_mut().insert(header, value.clone());
+        appends.metadata_mut().insert(header, other.clone());
         assert!(client.append(appends).await.is_err());
         let mut reads = Request::new(stream::iter(Vec::<pb::ReadBatch>::new()));
-        reads.metadata_mut().insert(header, value);
+        reads.metadata_mut().insert(header, other);
         assert!(client.read(reads).await.is_err());
     }
-    let mut fence = Request::new(pb::FenceRequest { ledger_id: 5, token: 1 });
-    fence.metadata_mut().insert(geminga_proto::CLUSTER_HEADER, "c".parse().expect("a header"));
-    fence.metadata_mut().insert(geminga_proto::BOOKIE_HEADER, "b".parse().expect("a header"));
-    assert!(client.fence(fence).await.is_ok());
+    assert!(client.fence(pb::FenceRequest { ledger_id: 5, token: 1 }).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_does_not_say_whom_it_is_meant_for_is_refused() {
+    let mut client = BookieClient::new(channel_to(BookieService::new(bookie())).await);
+    let refused = client.fence(pb::FenceRequest { ledger_id: 5, token: 1 }).await;
+    let refused = refused.expect_err("refused");
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains(CLUSTER_HEADER), "{refused}");
+    assert!(client.delete_hint(pb::DeleteHintRequest { ledger_ids: vec![5] }).await.is_err());
+    assert!(client.append(stream::iter(Vec::<pb::AppendBatch>::new())).await.is_err());
+    assert!(client.read(stream::iter(Vec::<pb::ReadBatch>::new())).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,12 +17,15 @@ use geminga_proto::storage::{
     ReadResult,
 };
 use geminga_proto::v1::bookie_client::BookieClient;
-use geminga_proto::{PROTOCOL, v1};
+use geminga_proto::{BOOKIE_HEADER, CLUSTER_HEADER, PROTOCOL, v1};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
 
 use crate::transport::AppendSink;
 use crate::transport::grpc::{BookieDirectory, GrpcTransportConfig, wire};
@@ -119,6 +122,8 @@ enum Broken {
     Status(#[from] tonic::Status),
     #[error("it says that it is {found:?} instead of {expected:?}")]
     OtherNode { found: String, expected: String },
+    #[error("the name {0:?} can't be sent")]
+    Name(String),
     #[error("it speaks protocol {0}, this node {PROTOCOL:?}")]
     Protocol(u32),
     #[error("it closed the connection")]
@@ -127,9 +132,28 @@ enum Broken {
     Confused,
 }
 
+/// Every request says whom it is meant for.
+type Client = BookieClient<InterceptedService<Channel, Addressee>>;
+
+/// The cluster and bookie that requests are meant for: the address may lead to another one by now.
+#[derive(Debug, Clone)]
+struct Addressee {
+    cluster: MetadataValue<Ascii>,
+    bookie: MetadataValue<Ascii>,
+}
+
+impl Interceptor for Addressee {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let headers = request.metadata_mut();
+        headers.insert(CLUSTER_HEADER, self.cluster.clone());
+        headers.insert(BOOKIE_HEADER, self.bookie.clone());
+        Ok(request)
+    }
+}
+
 /// The two streams of a live connection.
 struct Streams {
-    client: BookieClient<Channel>,
+    client: Client,
     appends: mpsc::Sender<v1::AppendBatch>,
     append_answers: Streaming<v1::AppendAnswers>,
     reads: mpsc::Sender<v1::ReadBatch>,
@@ -323,10 +347,15 @@ async fn connect(connection: &Connection) -> Result<Streams, Broken> {
         .http2_keep_alive_interval(keep_alive)
         .keep_alive_timeout(keep_alive)
         .keep_alive_while_idle(true);
+    let name = |name: &str| name.parse().map_err(|_| Broken::Name(name.to_owned()));
+    let addressee = Addressee {
+        cluster: name(config.cluster_id.as_str())?,
+        bookie: name(connection.bookie.as_str())?,
+    };
     let opening = async {
         let channel = endpoint.connect().await?;
-        let mut client =
-            BookieClient::new(channel).max_decoding_message_size(config.max_message_bytes);
+        let mut client = BookieClient::with_interceptor(channel, addressee)
+            .max_decoding_message_size(config.max_message_bytes);
         shake_hands(connection, &mut client).await?;
         let (appends, batches) = mpsc::channel(STREAM_DEPTH);
         let append_answers = client.append(ReceiverStream::new(batches)).await?.into_inner();
@@ -337,10 +366,7 @@ async fn connect(connection: &Connection) -> Result<Streams, Broken> {
     tokio::time::timeout(config.connect_timeout(), opening).await.map_err(|_| Broken::Timeout)?
 }
 
-async fn shake_hands(
-    connection: &Connection,
-    client: &mut BookieClient<Channel>,
-) -> Result<(), Broken> {
+async fn shake_hands(connection: &Connection, client: &mut Client) -> Result<(), Broken> {
     let config = &connection.config;
     let request = v1::BookieHandshakeRequest {
         min_protocol: *PROTOCOL.start(),
@@ -460,7 +486,7 @@ fn appended(
 }
 
 /// Asks something that has no stream, beside the streams.
-fn ask(connection: &Connection, client: &BookieClient<Channel>, job: Job) {
+fn ask(connection: &Connection, client: &Client, job: Job) {
     let mut client = client.clone();
     let timeout = Duration::from_millis(connection.config.request_timeout_ms);
     let bookie = connection.bookie.clone();
