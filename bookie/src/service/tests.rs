@@ -36,7 +36,6 @@ type Client =
     BookieClient<InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>>;
 
 /// Says whom a request is meant for, unless the test says otherwise.
-#[expect(clippy::result_large_err, reason = "the shape that interceptors have")]
 fn addressed(mut request: Request<()>) -> Result<Request<()>, Status> {
     let headers = request.metadata_mut();
     for (header, name) in [(CLUSTER_HEADER, "c"), (BOOKIE_HEADER, "b")] {
