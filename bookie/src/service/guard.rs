@@ -1,8 +1,8 @@
 //! Who may open a stream, and how many there are.
 //!
 //! A request names in its headers which cluster and bookie it is meant for, and is refused by any
-//! other, also on a connection whose handshake was with somebody else, as behind an address that has
-//! changed hands.
+//! other, also on a connection whose handshake was with somebody else, as behind an address that
+//! has changed hands.
 
 use std::pin::Pin;
 use std::sync::Arc;

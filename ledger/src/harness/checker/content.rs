@@ -1,7 +1,6 @@
 //! In the end every confirmed entry can be read, with its content, in an order that respects who
-//! was
-//! confirmed before whom was begun, unless its ledger was deleted; and no entry that its owner was
-//! told is not stored is there.
+//! was confirmed before whom was begun, unless its ledger was deleted; and no entry that its owner
+//! was told is not stored is there.
 
 use std::collections::BTreeSet;
 
