@@ -31,6 +31,8 @@ const QUIET: Duration = Duration::from_millis(20);
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// How often it is asked why nothing comes.
 const ASKED: usize = 3;
+/// How long that may take in all, since the command's own time is up by then.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
 /// Limit of single requests, and of the connection.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -214,15 +216,22 @@ impl Run<'_> {
         Failed::timeout(format!("no progress for {timeout:?}: received {wanted}. {why}"))
     }
 
-    /// What the next message waits for, if the admin port tells.
+    /// What the next message waits for, if the admin port of the same host soon tells.
     async fn waits_for(&self) -> Option<String> {
+        if host(&self.settings.admin_url) != host(&self.settings.service_url) {
+            // Another server may have a topic and a subscription of the same names.
+            return None;
+        }
+        tokio::time::timeout(ASK_LIMIT, self.blocked_on()).await.ok().flatten()
+    }
+
+    async fn blocked_on(&self) -> Option<String> {
         let topic: TopicName = self.consumer.topic().parse().ok()?;
         let path = format!("{}/stats", topic_path(&topic));
         let api = AdminApi::new(&self.settings.admin_url);
         let mut why = None;
         for _ in 0..ASKED {
-            let answer = tokio::time::timeout(OPERATION_TIMEOUT, api.get(&path)).await;
-            let stats = answer.ok()?.ok()?;
+            let stats = api.get(&path).await.ok()?;
             let one = &stats["subscriptions"][&self.args.subscription];
             let now = one["geminga"]["blockedOn"].as_str()?.to_owned();
             // A read that failed is tried again at intervals, and this may be the moment.
@@ -235,4 +244,9 @@ impl Run<'_> {
         }
         why
     }
+}
+
+fn host(url: &str) -> Option<String> {
+    let url: hyper::Uri = url.parse().ok()?;
+    url.host().map(str::to_owned)
 }
