@@ -14,7 +14,7 @@ use crate::core::api::{
 use crate::frontend::grpc::error::refusal;
 
 /// Positions of one acknowledgement or redelivery.
-const MAX_POSITIONS: usize = 10_000;
+pub(super) const MAX_POSITIONS: usize = 10_000;
 /// Bytes of batch indexes in one acknowledgement.
 const MAX_INDEX_BYTES: usize = 1024 * 1024;
 /// Bytes of a producer's or consumer's name.

@@ -3,8 +3,9 @@
 //!
 //! Bounded twice: a consumer with more than its share waiting is closed, and while all of a stream
 //! together have more than [`STREAM_BYTES`] waiting, nothing is read from it. Credit, and what is
-//! to be handed out again, add up to one frame as long as nothing stands in between, so what the
-//! protocol lets a client have under way fits with ease.
+//! to be handed out again, add up to one frame as long as nothing stands in between and the frame
+//! stays one that a client may send, so what the protocol lets a client have under way fits with
+//! ease.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::frontend::grpc::consume::consumer::Request;
+use crate::frontend::grpc::convert::MAX_POSITIONS;
 
 /// Frames of one consumer that may wait.
 const FRAMES: usize = 4_096;
@@ -52,6 +54,9 @@ fn merge(last: &mut Request, next: Request) -> Option<Request> {
             // Naming none means all.
             if last.positions.is_empty() || next.positions.is_empty() {
                 last.positions.clear();
+            } else if last.positions.len() + next.positions.len() > MAX_POSITIONS {
+                // Together they would be refused.
+                return Some(Request::Redeliver(next));
             } else {
                 last.positions.append(&mut next.positions);
             }
@@ -192,6 +197,7 @@ impl Drop for Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frontend::grpc::convert;
     use futures_util::FutureExt;
 
     fn mailbox() -> (Arc<Mailbox>, Arc<Waiting>) {
@@ -248,6 +254,18 @@ mod tests {
             mailbox.put(Request::Position { request_id });
         }
         assert!(mailbox.overfull().now_or_never().is_none());
+        let mut again = 0;
+        for _ in 0..1_042 {
+            match mailbox.next().now_or_never().flatten().expect("it was put in") {
+                Request::Redeliver(frame) => {
+                    again += convert::redeliver(&frame).expect("valid").len()
+                }
+                Request::Ack(frame) => drop(convert::ack(frame).expect("valid")),
+                _ => {}
+            }
+        }
+        assert!(mailbox.next().now_or_never().is_none());
+        assert_eq!(again, 100_000);
         while !mailbox.state.lock().overfull {
             mailbox.put(ack(1_000));
         }
