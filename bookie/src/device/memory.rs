@@ -4,7 +4,7 @@
 //! last directory sync. A crash keeps only that, plus as much of the unsynced writes as the
 //! chosen [`Tear`] says. Faults are switched on by tests and simulations; nothing is random here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use geminga_proto::storage::SyncMode;
@@ -48,6 +48,8 @@ struct Image {
     durable: Vec<u8>,
     /// Ranges of `current` that no sync has made durable, oldest first.
     unsynced: Vec<(usize, usize)>,
+    /// Blocks that can't be read until they are written again.
+    unreadable: BTreeSet<usize>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -159,6 +161,16 @@ impl MemoryDevice {
         change(&mut image.durable);
     }
 
+    /// Makes the disk fail to read a block of a file, until it is written again.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn spoil(&self, name: &str, block: usize) {
+        let mut disk = self.disk.lock();
+        let id = disk.names[name];
+        disk.files.get_mut(&id).expect("every name has a file").unreadable.insert(block);
+    }
+
     /// Bytes of a file as they are now.
     #[must_use]
     pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
@@ -233,21 +245,21 @@ impl Image {
     }
 }
 
+fn failed(name: &str, why: &str) -> DeviceError {
+    let (name, why) = (name.to_owned(), why.to_owned());
+    DeviceError::Io { operation: "the operation", name, why }
+}
+
 impl Disk {
     fn check(&mut self, operation: Operation, name: &str) -> Result<(), DeviceError> {
-        let failed = |why: &str| DeviceError::Io {
-            operation: "the operation",
-            name: name.to_owned(),
-            why: why.to_owned(),
-        };
         if self.dead {
-            return Err(failed("the power is cut"));
+            return Err(failed(name, "the power is cut"));
         }
         match self.failing_after.get_mut(&operation) {
             Some(0) if operation == Operation::Open => {
                 Err(DeviceError::TooManyFiles { name: name.to_owned() })
             }
-            Some(0) => Err(failed("input/output error")),
+            Some(0) => Err(failed(name, "input/output error")),
             Some(left) => {
                 *left -= 1;
                 Ok(())
@@ -420,6 +432,7 @@ impl DeviceFile for MemoryFile {
             }
             image.current[start..end].copy_from_slice(data);
             image.unsynced.push((start, data.len()));
+            image.unreadable.retain(|block| !(start..end).contains(&(block * BLOCK_BYTES)));
             disk.last_written = Some(self.id);
             disk.writes += 1;
             if let Some(left) = &mut disk.writes_left {
@@ -445,6 +458,9 @@ impl DeviceFile for MemoryFile {
             let start = usize::try_from(offset).unwrap_or(usize::MAX);
             let end = start.saturating_add(data.len());
             let short = || DeviceError::Short { name: self.name.clone(), end: end as u64 };
+            if image.unreadable.iter().any(|block| (start..end).contains(&(block * BLOCK_BYTES))) {
+                return Err(failed(&self.name, "input/output error"));
+            }
             data.copy_from_slice(image.current.get(start..end).ok_or_else(short)?);
             Ok(())
         })

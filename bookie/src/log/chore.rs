@@ -214,7 +214,7 @@ impl LogState {
         for row in rows {
             // Deleted while the footer was being written.
             let Some(ledger) = self.table.get_mut(&row.ledger) else { continue };
-            ledger.push_ref(sealed.segment, row);
+            ledger.insert_ref(sealed.segment, row);
             live += 1;
             live_with_entries += u32::from(row.count > 0);
         }

@@ -256,7 +256,7 @@ pub(crate) fn prepare(
     let header = segment::encode_header(id, manifest.instance, slot.capacity_bytes);
     file.write_at(0, header.as_slice())?;
     file.sync()?;
-    slot.state = SlotState::Unsealed { segment: id };
+    slot.state = SlotState::Unsealed { segment: id, lost_up_to: None };
     for known in &mut manifest.slots {
         if known.number == slot.number {
             *known = slot;

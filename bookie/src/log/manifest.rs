@@ -36,8 +36,9 @@ const FLAG_DAMAGED: u8 = 2;
 pub(crate) enum SlotState {
     /// Nothing that counts.
     Free,
-    /// A segment that takes groups, or took them when the process ended.
-    Unsealed { segment: SegmentId },
+    /// A segment that takes groups, or took them when the process ended. `lost_up_to`: it could
+    /// not be read at a start, and no younger ledger can be in it.
+    Unsealed { segment: SegmentId, lost_up_to: Option<LedgerId> },
     /// A segment that is complete, with its index.
     Sealed(Sealed),
 }
@@ -347,7 +348,7 @@ impl Slot {
     pub(crate) fn segment(&self) -> Option<SegmentId> {
         match self.state {
             SlotState::Free => None,
-            SlotState::Unsealed { segment } => Some(segment),
+            SlotState::Unsealed { segment, .. } => Some(segment),
             SlotState::Sealed(sealed) => Some(sealed.segment),
         }
     }
@@ -374,8 +375,10 @@ impl Slot {
         put_u64(out, 8, self.capacity_bytes);
         out[4] = match self.state {
             SlotState::Free => 1,
-            SlotState::Unsealed { segment } => {
+            SlotState::Unsealed { segment, lost_up_to } => {
                 put_u64(out, 16, segment.0);
+                put_u64(out, 40, lost_up_to.map_or(0, |highest| highest.0));
+                flags |= if lost_up_to.is_some() { FLAG_DAMAGED } else { 0 };
                 2
             }
             SlotState::Sealed(sealed) => {
@@ -393,16 +396,18 @@ impl Slot {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let segment = SegmentId(get_u64(bytes, 16));
+        let highest_ledger = LedgerId(get_u64(bytes, 40));
+        let damaged = bytes[5] & FLAG_DAMAGED != 0;
         let state = match bytes[4] {
             1 => SlotState::Free,
-            2 => SlotState::Unsealed { segment },
+            2 => SlotState::Unsealed { segment, lost_up_to: damaged.then_some(highest_ledger) },
             3 => SlotState::Sealed(Sealed {
                 segment,
                 data_end: get_u64(bytes, 24),
                 ledgers: get_u32(bytes, 32),
                 entries: get_u32(bytes, 36),
-                highest_ledger: LedgerId(get_u64(bytes, 40)),
-                damaged: bytes[5] & FLAG_DAMAGED != 0,
+                highest_ledger,
+                damaged,
             }),
             _ => return None,
         };

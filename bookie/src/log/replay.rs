@@ -6,12 +6,15 @@
 //! was lost answers *unknown* or *corrupt*, and ledgers that may have had a fence there take no
 //! ordinary adds any more.
 
+use std::sync::Arc;
+
 use geminga_proto::env::Env;
 use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::SyncMode;
 
 use super::codec::Home;
 use super::footer::{self, FooterHeader, Row};
+use super::group::Link;
 use super::manifest::{self, Manifest, ManifestError, Sealed, Slot, SlotState};
 use super::record::RecordKind;
 use super::scan::{self, Scan};
@@ -20,7 +23,7 @@ use super::state::{Counters, LogState, Turns, Unsealed};
 use super::table::{Fence, Ledger, LedgerTable};
 use super::{Origin, keeper};
 use crate::config::Limits;
-use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError};
+use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError, DeviceFile};
 use crate::error::{Damage, OpenError};
 
 /// What a start found.
@@ -54,10 +57,18 @@ struct Opening<'a> {
     limbo_up_to: Option<LedgerId>,
     /// Directories of readable sealed segments, and the unreadable ones as `None`.
     sealed: Vec<(Slot, Sealed, Option<Vec<Row>>)>,
-    /// Unsealed segments that can't be read.
-    lost: Vec<(Slot, SegmentId)>,
-    scanned: Vec<(Unsealed, bool)>,
+    /// Unsealed segments that can't be read, and the highest ledger that may be in each.
+    lost: Vec<(Slot, SegmentId, LedgerId)>,
+    scanned: Vec<Scanned>,
     report: OpenReport,
+}
+
+/// An unsealed segment whose records are in memory.
+struct Scanned {
+    unsealed: Unsealed,
+    damaged: bool,
+    /// May be in what is damaged, beyond those that headers tell of.
+    highest_ledger: LedgerId,
 }
 
 /// Opens the log of `origin`.
@@ -182,19 +193,19 @@ impl Opening<'_> {
 
     /// The rows of a sealed segment, or why they can't be had.
     fn directory(&self, slot: &Slot, sealed: &Sealed) -> Result<Vec<Row>, Loss> {
-        let file = self.device.open(&segment::file_name(slot.number))?;
+        let file = self.open_segment(slot)?;
         let mut block = AlignedBuffer::new(BLOCK_BYTES);
-        file.read_at(0, block.as_mut_slice())?;
+        file.read_at(0, block.as_mut_slice()).map_err(Loss::lost)?;
         segment::check_header(block.as_slice(), sealed.segment, self.manifest.instance)?;
         let end = sealed.data_end + sealed.footer_bytes();
-        let len = file.len()?;
+        let len = file.len().map_err(Loss::Device)?;
         if len < end {
             return Err(Loss::Lost(format!("it ends at byte {len} and should reach {end}")));
         }
         let home = Home { instance: self.manifest.instance, segment: sealed.segment };
         let bytes = footer::directory_bytes(sealed.ledgers);
         let mut buffer = AlignedBuffer::new(usize::try_from(bytes).unwrap_or(usize::MAX));
-        file.read_at(sealed.data_end, buffer.as_mut_slice())?;
+        file.read_at(sealed.data_end, buffer.as_mut_slice()).map_err(Loss::lost)?;
         let header = FooterHeader::decode(buffer.as_slice(), home, sealed.data_end);
         let matches = |header: &FooterHeader| {
             (header.ledgers, header.entries, header.data_end)
@@ -206,66 +217,89 @@ impl Opening<'_> {
         rows.ok_or_else(|| Loss::Lost("its index is damaged or another segment's".to_owned()))
     }
 
-    /// Scans what a crash left, newest first: each first group tells where the one before ended.
+    /// Opens a segment's file. Only one that isn't there is lost: what else is in the way may be
+    /// over at the next start, and nothing may be given up for it.
+    fn open_segment(&self, slot: &Slot) -> Result<Arc<dyn DeviceFile>, Loss> {
+        self.device.open(&segment::file_name(slot.number)).map_err(|error| match error {
+            DeviceError::NotFound { .. } | DeviceError::NotADirectory { .. } => Loss::lost(error),
+            passing => Loss::Device(passing),
+        })
+    }
+
+    /// Scans what a crash left.
     fn scan_unsealed(&mut self) -> Result<(), OpenError> {
-        let mut unsealed: Vec<(SegmentId, Slot)> = self
+        let mut unsealed: Vec<(SegmentId, Slot, Option<LedgerId>)> = self
             .manifest
             .slots
             .iter()
             .filter_map(|slot| match slot.state {
-                SlotState::Unsealed { segment } => Some((segment, *slot)),
+                SlotState::Unsealed { segment, lost_up_to } => Some((segment, *slot, lost_up_to)),
                 SlotState::Free | SlotState::Sealed(_) => None,
             })
             .collect();
-        unsealed.sort_unstable_by_key(|(segment, _)| std::cmp::Reverse(*segment));
-        let mut proof = None;
-        let mut scans = Vec::new();
-        for (segment, slot) in unsealed {
-            match self.scan_one(&slot, segment, proof) {
-                Ok((scan, first_follows)) => {
-                    proof = first_follows;
-                    scans.push((slot, segment, scan));
-                }
+        unsealed.sort_unstable_by_key(|(segment, ..)| *segment);
+        for (segment, slot, lost_up_to) in unsealed {
+            // If it was lost before, what is younger than at that time isn't in it.
+            let youngest = lost_up_to.unwrap_or(LedgerId::MAX).min(self.youngest_ledger);
+            match self.scan_one(&slot, segment) {
+                Ok(scan) => self.replay(&slot, segment, &scan, youngest),
                 Err(why) => {
-                    proof = None;
-                    self.lose(&slot, segment, why, self.youngest_ledger)?;
-                    self.lost.push((slot, segment));
+                    self.lose(&slot, segment, why, youngest)?;
+                    self.lost.push((slot, segment, youngest));
                 }
             }
         }
-        for (slot, segment, scan) in scans.into_iter().rev() {
-            self.replay(&slot, segment, &scan);
-        }
         // Only now: what is lost may have been of a ledger that a later segment tells of.
-        if self.scanned.iter().any(|(_, damaged)| *damaged) {
-            self.raise_limbo(self.highest_ledger);
+        let damaged = self.scanned.iter().filter(|scanned| scanned.damaged);
+        let beyond = damaged.map(|scanned| scanned.highest_ledger).max();
+        if let Some(beyond) = beyond {
+            self.raise_limbo(self.highest_ledger.max(beyond));
         }
         Ok(())
     }
 
-    fn scan_one(
-        &self,
-        slot: &Slot,
-        segment: SegmentId,
-        proof: Option<super::group::Link>,
-    ) -> Result<(Scan, Option<super::group::Link>), Loss> {
-        let file = self.device.open(&segment::file_name(slot.number))?;
+    fn scan_one(&self, slot: &Slot, segment: SegmentId) -> Result<Scan, Loss> {
+        let file = self.open_segment(slot)?;
         let mut block = AlignedBuffer::new(BLOCK_BYTES);
-        file.read_at(0, block.as_mut_slice())?;
-        segment::check_header(block.as_slice(), segment, self.manifest.instance)?;
-        let len = file.len()?;
+        let header = file.read_at(0, block.as_mut_slice());
+        if header.is_ok() {
+            segment::check_header(block.as_slice(), segment, self.manifest.instance)?;
+        }
+        let len = file.len().map_err(Loss::Device)?;
         if len < slot.capacity_bytes {
             let capacity = slot.capacity_bytes;
             return Err(Loss::Lost(format!("it ends at byte {len} and should reach {capacity}")));
         }
         let home = Home { instance: self.manifest.instance, segment };
-        let scan = scan::scan(file.as_ref(), home, slot.capacity_bytes, proof)?;
-        let follows = scan::predecessor_of_first(file.as_ref(), home)?;
-        Ok((scan, follows))
+        let proof = self.named_by_next(segment)?;
+        let mut scan =
+            scan::scan(file.as_ref(), home, slot.capacity_bytes, proof).map_err(Loss::lost)?;
+        match header {
+            // Groups know their segment without it; but then there must be some.
+            Err(_) if scan.groups > 0 => scan.damaged.insert(0, 0..segment::DATA_START),
+            Err(error) => return Err(Loss::lost(error)),
+            Ok(()) => {}
+        }
+        Ok(scan)
+    }
+
+    /// The group that the first one of the segment after `segment` follows, if it can be told.
+    fn named_by_next(&self, segment: SegmentId) -> Result<Option<Link>, Loss> {
+        let slots = self.manifest.slots.iter();
+        let later = slots.filter_map(|slot| Some((slot.segment()?, slot)));
+        let next = later.filter(|(id, _)| *id > segment).min_by_key(|(id, _)| *id);
+        let Some((next, slot)) = next else { return Ok(None) };
+        let home = Home { instance: self.manifest.instance, segment: next };
+        match self.open_segment(slot) {
+            Ok(file) => Ok(scan::predecessor_of_first(file.as_ref(), home).unwrap_or_default()),
+            Err(Loss::Device(error)) => Err(Loss::Device(error)),
+            // It is listed as lost itself.
+            Err(Loss::Lost(_) | Loss::Newer(_)) => Ok(None),
+        }
     }
 
     /// Takes the records of a scan into memory.
-    fn replay(&mut self, slot: &Slot, segment: SegmentId, scan: &Scan) {
+    fn replay(&mut self, slot: &Slot, segment: SegmentId, scan: &Scan, youngest: LedgerId) {
         let mut unsealed = Unsealed::new(segment, slot.number, slot.capacity_bytes);
         unsealed.tail = scan.data_end;
         unsealed.last_group = scan.last;
@@ -310,7 +344,8 @@ impl Opening<'_> {
                 what: format!("bytes {} to {} are damaged", range.start, range.end),
             });
         }
-        self.scanned.push((unsealed, damaged));
+        let highest_ledger = if scan.open_ended { youngest } else { LedgerId(0) };
+        self.scanned.push(Scanned { unsealed, damaged, highest_ledger });
     }
 
     fn lose(
@@ -328,6 +363,7 @@ impl Opening<'_> {
                 let (what, known) = ("segment", segment::VERSION);
                 return Err(OpenError::NewerFormat { what, directory, version, known });
             }
+            Loss::Device(error) => return Err(error.into()),
         };
         self.report.clean = false;
         self.report.damage.push(Damage { segment, file, what });
@@ -368,7 +404,7 @@ impl Opening<'_> {
         let space = device.space()?;
         // The last group of all, wherever it was: the chain goes on from there.
         let mut chain = self.manifest.last_group;
-        for (unsealed, _) in &self.scanned {
+        for Scanned { unsealed, .. } in &self.scanned {
             if unsealed.last_group.sequence > chain.sequence {
                 chain = unsealed.last_group;
             }
@@ -408,9 +444,10 @@ impl Opening<'_> {
         for (slot, sealed, rows) in &self.sealed {
             state.attach(slot, sealed, rows.as_deref().unwrap_or_default(), rows.is_some());
         }
-        give_up(device, &mut state, &self.lost, self.youngest_ledger)?;
-        for (unsealed, damaged) in &self.scanned {
-            let job = state.seal_job(unsealed, *damaged, true);
+        set_aside(device, &mut state, &self.lost)?;
+        for Scanned { unsealed, damaged, highest_ledger } in &self.scanned {
+            let mut job = state.seal_job(unsealed, *damaged, true);
+            job.highest_ledger = job.highest_ledger.max(*highest_ledger);
             let (manifest, rows) = keeper::seal(device, state.manifest.clone(), &job)?;
             state.sealed(manifest, unsealed.segment, &rows);
         }
@@ -447,29 +484,31 @@ fn begin(device: &dyn Device, state: &mut LogState, env: &Env) -> Result<(), Ope
     }
 }
 
-/// Notes unsealed segments that can't be read as sealed ones that can't be read. So it is durable
-/// that no ledger younger than those of now can have been in them, and such ledgers take adds.
-fn give_up(
+/// Notes of unsealed segments that can't be read which ledgers can have been in them, durably:
+/// younger ones take adds. They stay unsealed: a later start, which may find them whole, looks
+/// again.
+fn set_aside(
     device: &dyn Device,
     state: &mut LogState,
-    lost: &[(Slot, SegmentId)],
-    highest_ledger: LedgerId,
+    lost: &[(Slot, SegmentId, LedgerId)],
 ) -> Result<(), DeviceError> {
     if lost.is_empty() {
         return Ok(());
     }
     let mut manifest = state.manifest.clone();
-    for (_, segment) in lost {
-        let (segment, data_end) = (*segment, segment::DATA_START);
+    for (_, segment, highest_ledger) in lost {
+        let (segment, highest_ledger, data_end) = (*segment, *highest_ledger, segment::DATA_START);
         let (ledgers, entries, damaged) = (0, 0, true);
         let sealed = Sealed { segment, data_end, ledgers, entries, highest_ledger, damaged };
         if let Some(slot) = manifest.slot_of_mut(segment) {
-            slot.state = SlotState::Sealed(sealed);
+            slot.state = SlotState::Unsealed { segment, lost_up_to: Some(highest_ledger) };
             state.attach(slot, &sealed, &[], false);
         }
     }
-    manifest.store(device)?;
-    state.install(manifest);
+    if manifest != state.manifest {
+        manifest.store(device)?;
+        state.install(manifest);
+    }
     Ok(())
 }
 
@@ -477,10 +516,12 @@ fn give_up(
 enum Loss {
     Lost(String),
     Newer(u16),
+    /// It may be whole: the start fails, whatever the settings accept.
+    Device(DeviceError),
 }
 
-impl From<DeviceError> for Loss {
-    fn from(error: DeviceError) -> Self {
+impl Loss {
+    fn lost(error: DeviceError) -> Self {
         Self::Lost(error.to_string())
     }
 }

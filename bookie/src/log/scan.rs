@@ -5,6 +5,9 @@
 //! segment, which names its predecessor. Then it is damage: whatever records in it can still be
 //! recognized are kept (their payloads are checked when they are read), and the segment counts as
 //! damaged, so that nothing it may have held answers *no such entry*. Never panics on any bytes.
+//!
+//! A block that can't be read is damage, and never the end: a group that begins in one or has one
+//! may have been durable. In the tail behind the end such a block is of no meaning.
 
 use geminga_proto::id::LedgerId;
 
@@ -14,8 +17,9 @@ use super::record::{self, StoredRecord};
 use super::segment::DATA_START;
 use crate::device::{AlignedBuffer, BLOCK_BYTES, DeviceError, DeviceFile, whole_blocks};
 
-/// Blocks are read ahead in pieces of this size.
-const READ_AHEAD_BYTES: usize = 1 << 20;
+mod window;
+
+use window::Window;
 
 /// What was found in a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub(crate) struct Scan {
     pub damaged: Vec<std::ops::Range<u64>>,
     /// From the last header that was read.
     pub highest_ledger: LedgerId,
+    /// The damage reaches to the end, so that no header tells which ledgers may be in it.
+    pub open_ended: bool,
 }
 
 /// Reads the segment `home` from `file`. `proof` is its last group as the next segment names it.
@@ -43,7 +49,7 @@ pub(crate) fn scan(
     proof: Option<Link>,
 ) -> Result<Scan, DeviceError> {
     let end = capacity_bytes.min(file.len()?) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-    let mut window = Window { file, start: 0, buffer: AlignedBuffer::default(), end };
+    let mut window = Window::new(file, end);
     let proof = proof.filter(|proof| proof.segment == home.segment);
     let mut found = Scan {
         data_end: DATA_START,
@@ -52,6 +58,7 @@ pub(crate) fn scan(
         records: Vec::new(),
         damaged: Vec::new(),
         highest_ledger: LedgerId(0),
+        open_ended: false,
     };
     loop {
         let offset = found.data_end;
@@ -71,8 +78,9 @@ pub(crate) fn scan(
             continue;
         }
         let proven = proof.is_some_and(|proof| proof.offset >= offset);
+        let unreadable = is_unreadable(&mut window, home, offset)?;
         let later = later_group(&mut window, home, offset, end, found.last.sequence)?;
-        let damage_end = match (later, proven) {
+        let damage_end = match (later, proven || unreadable) {
             (Some(later), _) => later,
             (None, true) => end,
             (None, false) => return Ok(found),
@@ -86,6 +94,7 @@ pub(crate) fn scan(
             None => salvaged_end(&found.records[before..], offset),
         };
         if later.is_none() {
+            found.open_ended = !proven;
             return Ok(found);
         }
     }
@@ -143,6 +152,17 @@ fn whole_group(
     }
 }
 
+/// True if there is a block that can't be read where a group would begin, or in the group that
+/// begins there.
+fn is_unreadable(window: &mut Window<'_>, home: Home, offset: u64) -> Result<bool, DeviceError> {
+    let Some(block) = window.get(offset, BLOCK_BYTES)? else { return Ok(false) };
+    let header = GroupHeader::decode(block, home, offset);
+    let total = header.map_or(BLOCK_BYTES as u64, |header| header.total_bytes());
+    let whole = usize::try_from(total).unwrap_or(usize::MAX);
+    // What reaches beyond the end was never written.
+    Ok(window.get(offset, whole)?.is_some() && window.has_unreadable(offset..offset + total))
+}
+
 /// Offset of the first intact header behind `offset` that was written after the group that
 /// follows `sequence`: it proves that that one had been durable.
 fn later_group(
@@ -188,33 +208,6 @@ fn salvage(
         }
     }
     Ok(())
-}
-
-/// A file seen through a buffer that reads ahead.
-struct Window<'a> {
-    file: &'a dyn DeviceFile,
-    start: u64,
-    buffer: AlignedBuffer,
-    end: u64,
-}
-
-impl Window<'_> {
-    /// `len` bytes at `offset`, both whole blocks; `None` beyond the end.
-    fn get(&mut self, offset: u64, len: usize) -> Result<Option<&[u8]>, DeviceError> {
-        if offset.checked_add(len as u64).is_none_or(|end| end > self.end) {
-            return Ok(None);
-        }
-        let inside =
-            offset >= self.start && offset + len as u64 <= self.start + self.buffer.len() as u64;
-        if !inside {
-            let left = usize::try_from(self.end - offset).unwrap_or(usize::MAX);
-            let mut buffer = AlignedBuffer::new(len.max(READ_AHEAD_BYTES).min(left));
-            self.file.read_at(offset, buffer.as_mut_slice())?;
-            (self.start, self.buffer) = (offset, buffer);
-        }
-        let at = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
-        Ok(self.buffer.as_slice().get(at..at + len))
-    }
 }
 
 #[cfg(test)]

@@ -84,17 +84,19 @@ impl Ledger {
         self.fence = self.fence.max(fence);
     }
 
-    /// Adds what a newer segment holds.
-    pub(crate) fn push_ref(&mut self, segment: SegmentId, row: &Row) {
+    /// Adds what a segment holds: the newest one, but for one that was lost and is there again.
+    pub(crate) fn insert_ref(&mut self, segment: SegmentId, row: &Row) {
         // Most ledgers live in one segment; doubling would waste three places on each.
         self.refs.reserve_exact(1);
-        self.refs.push(SegmentRef {
+        let at = self.refs.partition_point(|held| held.segment < segment);
+        let held = SegmentRef {
             segment,
             first_entry: row.first_entry,
             last_entry: row.last_entry,
             first_index: row.first_index,
             count: row.count,
-        });
+        };
+        self.refs.insert(at, held);
     }
 }
 

@@ -6,3 +6,4 @@ mod fences;
 mod model;
 mod rig;
 mod space;
+mod unreadable;

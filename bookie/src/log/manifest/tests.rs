@@ -8,6 +8,10 @@ use crate::device::memory::{MemoryDevice, Tear};
 /// Three slots and two ranges of deleted ledgers.
 const SAMPLE_BYTES: usize = HEADER_BYTES + 3 * SLOT_BYTES + 2 * RANGE_BYTES;
 
+fn unsealed(segment: u64) -> SlotState {
+    SlotState::Unsealed { segment: SegmentId(segment), lost_up_to: None }
+}
+
 fn sample() -> Manifest {
     let sealed = Sealed {
         segment: SegmentId(3),
@@ -29,7 +33,7 @@ fn sample() -> Manifest {
         last_group: Link { segment: SegmentId(3), offset: 4096, sequence: 12, crc: 13 },
         slots: vec![
             slot(1, SlotState::Sealed(sealed)),
-            slot(2, SlotState::Unsealed { segment: SegmentId(4) }),
+            slot(2, unsealed(4)),
             slot(3, SlotState::Free),
         ],
         deleted: Arc::new(deleted),
@@ -127,9 +131,9 @@ fn more_deleted_ledgers_than_there_is_room_for_are_forgotten_oldest_first() {
 #[test]
 fn a_manifest_that_uses_a_segment_twice_is_damaged() {
     let mut manifest = sample();
-    manifest.slots[1].state = SlotState::Unsealed { segment: SegmentId(3) };
+    manifest.slots[1].state = unsealed(3);
     assert!(!manifest.is_valid());
-    manifest.slots[1].state = SlotState::Unsealed { segment: SegmentId(5) };
+    manifest.slots[1].state = unsealed(5);
     assert!(!manifest.is_valid(), "an id that was not handed out");
 }
 
