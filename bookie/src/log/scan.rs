@@ -33,7 +33,8 @@ pub(crate) struct Scan {
     pub records: Vec<(StoredRecord, u64)>,
     /// Ranges that are damaged.
     pub damaged: Vec<std::ops::Range<u64>>,
-    /// From the last header that was read.
+    /// From all headers that were read, those of torn groups too: no younger ledger can be in what
+    /// is damaged before them.
     pub highest_ledger: LedgerId,
     /// The damage reaches to the end, so that no header tells which ledgers may be in it.
     pub open_ended: bool,
@@ -62,8 +63,12 @@ pub(crate) fn scan(
     };
     loop {
         let offset = found.data_end;
-        if let Some(header) = whole_group(&mut window, home, offset, &mut found.records)?
+        let header = header_at(&mut window, home, offset)?;
+        let highest = header.map_or(LedgerId(0), |header| header.highest_ledger);
+        found.highest_ledger = found.highest_ledger.max(highest);
+        if let Some(header) = header
             && (found.last.sequence == 0 || header.link.sequence > found.last.sequence)
+            && is_whole(&mut window, home, &header, &mut found.records)?
         {
             // Right behind a whole group must come the one that names it. Only what follows a
             // damaged range names another.
@@ -73,12 +78,12 @@ pub(crate) fn scan(
             }
             found.groups += 1;
             found.last = header.link;
-            found.highest_ledger = header.highest_ledger;
             found.data_end = offset + header.total_bytes();
             continue;
         }
         let proven = proof.is_some_and(|proof| proof.offset >= offset);
-        let unreadable = is_unreadable(&mut window, home, offset)?;
+        let bytes = header.map_or(BLOCK_BYTES as u64, |header| header.total_bytes());
+        let unreadable = window.has_unreadable(offset..offset.saturating_add(bytes).min(end));
         let later = later_group(&mut window, home, offset, end, found.last.sequence)?;
         let damage_end = match (later, proven || unreadable) {
             (Some(later), _) => later,
@@ -116,17 +121,26 @@ fn salvaged_end(records: &[(StoredRecord, u64)], offset: u64) -> u64 {
     end.next_multiple_of(BLOCK_BYTES as u64)
 }
 
-/// Reads the group at `offset` and appends its records, if every byte of it is as written.
-fn whole_group(
+/// The header at `offset`, if there is an intact one.
+fn header_at(
     window: &mut Window<'_>,
     home: Home,
     offset: u64,
-    records: &mut Vec<(StoredRecord, u64)>,
 ) -> Result<Option<GroupHeader>, DeviceError> {
-    let Some(block) = window.get(offset, BLOCK_BYTES)? else { return Ok(None) };
-    let Some(header) = GroupHeader::decode(block, home, offset) else { return Ok(None) };
+    let block = window.get(offset, BLOCK_BYTES)?;
+    Ok(block.and_then(|block| GroupHeader::decode(block, home, offset)))
+}
+
+/// Reads the group of `header` and appends its records, if every byte of it is as written.
+fn is_whole(
+    window: &mut Window<'_>,
+    home: Home,
+    header: &GroupHeader,
+    records: &mut Vec<(StoredRecord, u64)>,
+) -> Result<bool, DeviceError> {
+    let offset = header.link.offset;
     let total = usize::try_from(header.total_bytes()).unwrap_or(usize::MAX);
-    let Some(bytes) = window.get(offset, total)? else { return Ok(None) };
+    let Some(bytes) = window.get(offset, total)? else { return Ok(false) };
     let end = group::HEADER_BYTES + header.body_bytes as usize;
     let before = records.len();
     let (mut at, mut digest) = (group::HEADER_BYTES, 0);
@@ -144,23 +158,11 @@ fn whole_group(
         at += stored.stored_bytes();
     }
     let count = records.len() - before;
-    if at == end && digest == header.digest && count == header.records as usize {
-        Ok(Some(header))
-    } else {
+    let whole = at == end && digest == header.digest && count == header.records as usize;
+    if !whole {
         records.truncate(before);
-        Ok(None)
     }
-}
-
-/// True if there is a block that can't be read where a group would begin, or in the group that
-/// begins there.
-fn is_unreadable(window: &mut Window<'_>, home: Home, offset: u64) -> Result<bool, DeviceError> {
-    let Some(block) = window.get(offset, BLOCK_BYTES)? else { return Ok(false) };
-    let header = GroupHeader::decode(block, home, offset);
-    let total = header.map_or(BLOCK_BYTES as u64, |header| header.total_bytes());
-    let whole = usize::try_from(total).unwrap_or(usize::MAX);
-    // What reaches beyond the end was never written.
-    Ok(window.get(offset, whole)?.is_some() && window.has_unreadable(offset..offset + total))
+    Ok(whole)
 }
 
 /// Offset of the first intact header behind `offset` that was written after the group that
@@ -174,8 +176,7 @@ fn later_group(
 ) -> Result<Option<u64>, DeviceError> {
     let mut at = offset + BLOCK_BYTES as u64;
     while at < end {
-        let Some(block) = window.get(at, BLOCK_BYTES)? else { return Ok(None) };
-        if let Some(header) = GroupHeader::decode(block, home, at)
+        if let Some(header) = header_at(window, home, at)?
             && header.link.sequence > sequence
         {
             return Ok(Some(at));

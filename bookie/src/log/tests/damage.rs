@@ -310,6 +310,30 @@ fn a_ledger_of_which_only_a_later_segment_tells_is_not_taken_for_one_that_was_ne
 }
 
 #[test]
+fn a_ledger_of_which_only_a_torn_last_group_tells_is_not_taken_for_one_that_was_never_here() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..2, 5_000);
+    rig.fill(50, 0..1, 5_000);
+    rig.fill(1, 2..3, 5_000);
+    let file = rig.active_file();
+    let device = rig.device.crash(Tear::Lost);
+    // Groups of two blocks: that of ledger 50 is gone, and the last one's second block.
+    for block in [5, 6, 8] {
+        let bytes = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
+        device.edit(&file, |content| content[bytes.clone()].fill(0));
+    }
+    assert!(matches!(Rig::open(device.fork(), &config()), Err(OpenError::Damaged { .. })));
+    let mut rig = Rig::open(device, &accepting()).expect("opens");
+    for _ in 0..2 {
+        assert_eq!(rig.get(1, 1), Ok(payload(1, 1, 5_000)));
+        assert_eq!(rig.get(50, 0), Err(BookieError::UnknownEntry));
+        assert_eq!(rig.put(append(50, 1, 10)), Err(BookieError::ReadOnly));
+        assert_eq!(rig.get(51, 0), Err(BookieError::NoSuchEntry), "a younger one");
+        rig = Rig::open(rig.device.crash(Tear::Lost), &accepting()).expect("opens");
+    }
+}
+
+#[test]
 fn damage_larger_than_any_group_is_not_taken_for_the_torn_end() {
     let large = BookieConfig {
         segment_bytes: Some(1 << 20),
