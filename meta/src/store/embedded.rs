@@ -56,8 +56,8 @@ pub struct EmbeddedConfig {
     pub history: HistoryLimits,
     /// How often leases are looked at while there are any.
     pub lease_check: Duration,
-    /// While the disk has less than this left, transactions that add keys and delete none are
-    /// refused.
+    /// While the disk has less than this left, transactions that add keys, other than ones that go
+    /// with a lease, and delete none are refused.
     pub min_free_bytes: u64,
     /// While it has less than this left, everything but deletions is refused.
     pub last_free_bytes: u64,

@@ -8,6 +8,7 @@ use geminga_proto::env::{Clock, ManualClock, SeededRandom};
 use tempfile::TempDir;
 
 use super::*;
+use crate::store::Compare;
 use crate::store::contract::Harness;
 
 struct Embedded {
@@ -271,6 +272,48 @@ async fn a_nearly_full_disk_takes_what_frees_space_and_what_only_changes_keys() 
     free.store(config.last_free_bytes - 1, Ordering::Relaxed);
     assert!(matches!(trim("ledger/2").await, Err(StoreError::Full(_))));
     assert!(store.txn(Txn::default().delete("ledger/2")).await.is_ok());
+}
+
+#[tokio::test]
+async fn on_a_nearly_full_disk_a_broker_starts_again_owns_and_frees_space() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let free = Arc::new(AtomicU64::new(u64::MAX));
+    let (config, env) = (config(&dir), env(&Arc::default()));
+    let open = || {
+        let probe = Arc::clone(&free);
+        let probe: FreeBytes = Arc::new(move || Ok(probe.load(Ordering::Relaxed)));
+        EmbeddedStore::open_with(&config, &env, probe, ZeroedFile::new).expect("opened")
+    };
+    let announce = |lease| {
+        let absent = Compare::Absent("brokers/b".to_owned());
+        Txn::default().when(absent).put_leased("brokers/b", "1", lease)
+    };
+    let store = open();
+    let lease = store.grant_lease(Duration::from_secs(9)).await.expect("granted");
+    store.txn(announce(lease)).await.expect("announced");
+    store.txn(Txn::default().put("head", "1").put("ledger/1", "1")).await.expect("written");
+    drop(store);
+    free.store(config.min_free_bytes - 1, Ordering::Relaxed);
+    let store = open();
+    assert_eq!(store.get("brokers/b").await, Ok(None), "it went with its lease");
+    let lease = store.grant_lease(Duration::from_secs(9)).await.expect("granted");
+    let announced = store.txn(announce(lease)).await;
+    assert!(matches!(announced, Ok(TxnOutcome::Applied(_))), "{announced:?}");
+    let owned = Txn::default().when(Compare::Present("brokers/b".to_owned())).put_leased(
+        "ownership/1",
+        "b",
+        lease,
+    );
+    let owned = store.txn(owned).await;
+    assert!(matches!(owned, Ok(TxnOutcome::Applied(_))), "{owned:?}");
+    // What would stay is refused, beside such a key too.
+    let mixed = Txn::default().put_leased("ownership/2", "b", lease).put("ledger/2", "1");
+    assert!(matches!(store.txn(mixed).await, Err(StoreError::Full(_))));
+    let trimmed = store.txn(Txn::default().put("head", "2").delete("ledger/1")).await;
+    assert!(matches!(trimmed, Ok(TxnOutcome::Applied(_))), "{trimmed:?}");
+    free.store(config.last_free_bytes - 1, Ordering::Relaxed);
+    let last = store.txn(Txn::default().put_leased("ownership/3", "b", lease)).await;
+    assert!(matches!(last, Err(StoreError::Full(_))), "{last:?}");
 }
 
 #[tokio::test]

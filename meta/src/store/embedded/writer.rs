@@ -427,7 +427,7 @@ impl Writer {
 #[derive(Debug)]
 enum Space {
     Enough,
-    /// For what doesn't make the store grow: what frees space writes keys, too.
+    /// For what doesn't make the store grow for good: what frees space writes keys, too.
     Little(StoreError),
     /// For deletions.
     None(StoreError),
@@ -445,7 +445,10 @@ impl Space {
                 let (mut adds, mut deletes) = (false, false);
                 for op in &txn.ops {
                     match op {
-                        Op::Put { key, .. } => adds |= tables.modified(key)?.is_none(),
+                        // Few, small, and gone with whoever holds the lease. Without them a broker
+                        // that starts again could not own what has to be consumed and trimmed.
+                        Op::Put { lease: Some(_), .. } => {}
+                        Op::Put { key, lease: None, .. } => adds |= tables.modified(key)?.is_none(),
                         Op::Delete(key) => deletes |= tables.modified(key)?.is_some(),
                     }
                 }
