@@ -29,15 +29,16 @@ impl Ran {
         self
     }
 
-    /// Demands a failure whose text contains `words`, and no panic.
+    /// Demands a failure with this exit code, whose text contains `words`, and no panic.
     ///
     /// # Panics
-    /// With what the command printed.
-    pub fn failed_with(self, words: &[&str]) {
-        assert!(self.code.is_some_and(|code| code != 0), "it passed:\n{}", self.stderr);
+    /// With what the command printed; without words, which would demand nothing.
+    pub fn failed_with(self, code: i32, words: &[&str]) {
+        assert!(code != 0 && !words.is_empty(), "a failure has a code and a reason");
+        assert_eq!(self.code, Some(code), "{}", self.stderr);
         assert!(!self.stderr.contains("panicked at"), "it panicked:\n{}", self.stderr);
         for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is missing in:\n{}", self.stderr);
+            assert!(!word.is_empty() && self.stderr.contains(word), "{word:?}:\n{}", self.stderr);
         }
     }
 

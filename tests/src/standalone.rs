@@ -43,8 +43,8 @@ pub fn home() -> TempDir {
     tempfile::Builder::new().prefix("geminga-scenario-").tempdir().expect("a temporary directory")
 }
 
-/// Starts a server that must refuse to, on free ports, and demands these words of it. Answers
-/// all that it said.
+/// Starts a server that must refuse to, on free ports, and demands exit code 1 and these words of
+/// it. Answers all that it said.
 ///
 /// # Panics
 /// When it starts, says something else, panics, or doesn't end.
@@ -58,7 +58,7 @@ pub fn refused_start(data: &Path, flags: &[&str], words: &[&str]) -> String {
     }
     let ran = cli::run_to_its_end(command, PATIENCE);
     let text = ran.stderr.clone();
-    ran.failed_with(words);
+    ran.failed_with(1, words);
     text
 }
 
@@ -171,9 +171,17 @@ impl Standalone {
         format!("http://{}", self.ports.admin)
     }
 
+    /// The process's number.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.child.as_ref().expect("the server runs").id()
+    }
+
     fn pid(&self) -> Pid {
-        let child = self.child.as_ref().expect("the server runs");
-        let raw = i32::try_from(child.id()).expect("process ids fit");
+        let raw = i32::try_from(self.process_id()).expect("process ids fit");
         Pid::from_raw(raw).expect("a child's id is not 0")
     }
 

@@ -52,7 +52,7 @@ fn serves(server: &mut Standalone, lines: &[u8]) {
 fn reads_fail(server: &Standalone, lines: &[u8], words: &[&str]) {
     let ran = consume(server, "keep");
     let handed_out = ran.stdout.clone();
-    ran.failed_with(words);
+    ran.failed_with(1, words);
     assert!(handed_out.len() < lines.len(), "what is lost was handed out");
     assert!(lines.starts_with(&handed_out), "what was handed out is not what was sent");
 }

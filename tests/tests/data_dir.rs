@@ -220,9 +220,9 @@ fn refuses_what_the_user_may_not_write(home: &Path) {
         set_mode(&dir, 0o555);
     }
     let ran = run_to_its_end(without_rights(home, &data), PATIENCE);
-    ran.failed_with(&["data", "can't be written", "owner"]);
+    ran.failed_with(1, &["data", "can't be written", "owner"]);
     let ran = run_to_its_end(without_rights(home, &data.join("new")), PATIENCE);
-    ran.failed_with(&["new", "can't be made", "name a directory"]);
+    ran.failed_with(1, &["new", "can't be made", "name a directory"]);
     for dir in [data.clone(), data.join("metadata"), data.join("bookie")] {
         set_mode(&dir, 0o755);
     }

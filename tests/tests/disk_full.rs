@@ -52,9 +52,9 @@ fn fill_with_messages(server: &Standalone, input: &[u8]) -> usize {
     let acknowledged = ran.json()["messages"].as_u64().expect("a count");
     assert!(acknowledged > 1_000, "{acknowledged}");
     let said = ["storage is full", "space is freed", "STORAGE_FULL"];
-    ran.failed_with(&said);
+    ran.failed_with(1, &said);
     // Not only what was under way: everything from now on.
-    produce(server, "t", b"one more\n").failed_with(&said);
+    produce(server, "t", b"one more\n").failed_with(1, &said);
     usize::try_from(acknowledged).expect("it fits")
 }
 
@@ -210,11 +210,11 @@ fn a_disk_that_somebody_else_fills_under_a_server_costs_no_message() {
     drop(produce(&server, "t", &before).ok());
     disk.fill();
     // A new topic needs the metadata; an old one goes on as long as the log has room of its own.
-    produce(&server, "new", b"x\n").failed_with(&["full"]);
+    produce(&server, "new", b"x\n").failed_with(1, &["full"]);
     let text = lines(INPUT_LINES);
     let ran = produce(&server, "t", &text);
     let acknowledged = ran.json()["messages"].as_u64().expect("a count") as usize;
-    ran.failed_with(&["full"]);
+    ran.failed_with(1, &["full"]);
     let expected = [before.as_slice(), &text].concat();
     let consumed = consume(&server, "t");
     check_nothing_lost(&consumed, &expected, 2_000 + acknowledged);

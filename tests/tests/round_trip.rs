@@ -76,7 +76,7 @@ fn a_last_line_without_newline_is_sent_and_the_summary_says_so() {
     let home = home();
     let mut server = Standalone::start(home.path());
     let sent = against_with_input(&server, &["produce", "t", "--file", "-"], b"one\n\nthree").ok();
-    assert!(sent.stderr.contains("newline"), "{}", sent.stderr);
+    assert!(sent.stderr.contains("the last line had no newline"), "{}", sent.stderr);
     let read = against(&server, &["consume", "t", "-s", "s", "--until-caught-up"]).ok();
     assert_eq!(read.stdout, b"one\n\nthree\n");
     server.stop();

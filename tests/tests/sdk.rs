@@ -1,7 +1,7 @@
 //! The SDK against a real broker process: what applications that use the crate rely on.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use geminga_client::{
     Client, ClientError, Compression, Consumer, ConsumerError, ErrorCode, InitialPosition, Message,
@@ -121,7 +121,6 @@ async fn messages_of_a_batch_are_acknowledged_one_by_one_and_the_rest_comes_agai
 async fn producer_and_consumer_go_on_after_the_broker_was_killed() {
     let home = home();
     let mut server = Standalone::start(home.path());
-    let ports = server.ports().grpc.clone();
     let client = client(&server);
     let producer = client.producer("t").max_batch_messages(10).send_timeout(None).open();
     let producer = soon(producer).await.expect("opens");
@@ -140,10 +139,6 @@ async fn producer_and_consumer_go_on_after_the_broker_was_killed() {
         }
         server.kill();
         server.restart();
-        if server.ports().grpc != ports {
-            // The port was free to choose: another process took it. Nothing to test then.
-            return;
-        }
     }
     let mut last = None;
     for future in futures {
@@ -247,7 +242,6 @@ async fn one_stalled_consumer_of_a_hundred_holds_back_nobody() {
         consumers.push(soon(consumer).await.expect("subscribes"));
     }
     let stalled = consumers.pop().expect("there are some");
-    let started = Instant::now();
     for number in 0..MESSAGES {
         soon(producer.send_one_way(number.to_string())).await.expect("taken");
     }
@@ -257,7 +251,6 @@ async fn one_stalled_consumer_of_a_hundred_holds_back_nobody() {
             receive(consumer, MESSAGES as usize).await.iter().map(number).collect();
         assert_eq!(numbers, (0..MESSAGES).collect::<Vec<_>>());
     }
-    assert!(started.elapsed() < PATIENCE);
     // What the stalled one holds is what it granted, and one entry that may overdraw it.
     let queued = stalled.queued().messages;
     assert!((1..=25).contains(&queued), "{queued}");
