@@ -14,6 +14,8 @@ use geminga_tests::standalone::{Standalone, home};
 use parking_lot::Mutex;
 
 const TOPIC: &str = "killed";
+/// Long enough for any machine; a test that needs it has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Enough to be in the middle of batches, groups and ledgers; small enough to read back quickly.
 const PAUSE_US: u64 = 300;
 
@@ -30,18 +32,22 @@ struct History {
     stop: AtomicBool,
 }
 
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens within the test's patience")
+}
+
 fn client(server: &Standalone) -> Client {
     Client::builder().service_url(server.service_url()).build().expect("a good URL")
 }
 
 /// Publishes rising numbers until told to stop, then waits for all their receipts.
 async fn publish(client: Client, history: Arc<History>) {
-    let producer = client.producer(TOPIC).open().await.expect("the server is up");
+    let producer = soon(client.producer(TOPIC).open()).await.expect("the server is up");
     let mut tasks = Vec::new();
     while !history.stop.load(Ordering::Relaxed) {
         let number = history.sent.fetch_add(1, Ordering::Relaxed);
         let message = Message::new(number.to_string());
-        let future = producer.enqueue(message).await.expect("the SDK waits for the server");
+        let future = soon(producer.enqueue(message)).await.expect("the SDK waits for the server");
         let history = Arc::clone(&history);
         tasks.push(tokio::spawn(async move {
             future.await.expect("the SDK sends until there is a receipt");
@@ -51,9 +57,9 @@ async fn publish(client: Client, history: Arc<History>) {
             tokio::time::sleep(Duration::from_micros(PAUSE_US)).await;
         }
     }
-    producer.flush().await.expect("everything gets its receipt");
+    soon(producer.flush()).await.expect("everything gets its receipt");
     for task in tasks {
-        task.await.expect("no task panics");
+        soon(task).await.expect("no task panics");
     }
 }
 
@@ -63,10 +69,8 @@ async fn consume(client: Client, history: Arc<History>) {
         .consumer(TOPIC, "holes")
         .initial_position(InitialPosition::Earliest)
         .receiver_queue_messages(500)
-        .subscribe()
-        .await
-        .expect("the server is up");
-    let consumer = Arc::new(consumer);
+        .subscribe();
+    let consumer = Arc::new(soon(consumer).await.expect("the server is up"));
     while !history.stop.load(Ordering::Relaxed) {
         let received = tokio::time::timeout(Duration::from_millis(50), consumer.receive()).await;
         let Ok(message) = received else { continue };
@@ -89,24 +93,30 @@ async fn consume(client: Client, history: Arc<History>) {
     }
 }
 
+/// Waits until some more messages have a receipt, and some more have come.
+async fn both_get_on(history: &History) {
+    let progress = || (history.stored.lock().len(), history.received.load(Ordering::Relaxed));
+    let (stored, received) = progress();
+    while progress().0 < stored + 100 || progress().1 < received + 100 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Reads the whole topic and demands every number with a receipt, in order.
 async fn check(client: Client, history: &History) {
-    let consumer = client
-        .consumer(TOPIC, "checker")
-        .initial_position(InitialPosition::Earliest)
-        .subscribe()
-        .await
-        .expect("the server is up");
-    let last = consumer.last_position().await.expect("it is up").expect("there are messages");
+    let consumer =
+        client.consumer(TOPIC, "checker").initial_position(InitialPosition::Earliest).subscribe();
+    let consumer = soon(consumer).await.expect("the server is up");
+    let last = soon(consumer.last_position()).await.expect("it is up").expect("there are messages");
     // A resend whose receipt was lost may store a message twice; its first place counts.
     let mut first_places: BTreeMap<u64, usize> = BTreeMap::new();
     let mut place = 0;
     loop {
-        let message = consumer.receive().await.expect("it is up");
+        let message = soon(consumer.receive()).await.expect("it is up");
         let number = String::from_utf8_lossy(&message.payload).parse().expect("a number");
         first_places.entry(number).or_insert(place);
         place += 1;
-        consumer.ack(&message.id).await.expect("it is up");
+        soon(consumer.ack(&message.id)).await.expect("it is up");
         let id = message.id;
         let ends_entry = id.batch_index.is_none_or(|index| index + 1 == id.batch_size);
         if id.position == last && ends_entry {
@@ -129,23 +139,28 @@ async fn nothing_with_a_receipt_is_lost_or_comes_again_when_the_server_is_killed
     let home = home();
     let mut server = Standalone::start(home.path());
     let history = Arc::new(History::default());
-    let publisher = tokio::spawn(publish(client(&server), Arc::clone(&history)));
-    let consumer = tokio::spawn(consume(client(&server), Arc::clone(&history)));
-    for _ in 0..rounds {
-        tokio::time::sleep(Duration::from_millis(random.below(120))).await;
-        tokio::task::block_in_place(|| {
-            server.kill();
-            server.restart();
-        });
-    }
-    // The last server is up: both sides must get on by themselves.
-    let received = history.received.load(Ordering::Relaxed);
-    while history.received.load(Ordering::Relaxed) < received + 100 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    let mut publisher = tokio::spawn(publish(client(&server), Arc::clone(&history)));
+    let mut consumer = tokio::spawn(consume(client(&server), Arc::clone(&history)));
+    let killing = async {
+        for _ in 0..rounds {
+            tokio::time::sleep(Duration::from_millis(random.below(120))).await;
+            tokio::task::block_in_place(|| {
+                server.kill();
+                server.restart();
+            });
+        }
+        // The last server is up: both sides must get on by themselves.
+        soon(both_get_on(&history)).await;
+    };
+    // A side that is over before it was told to has failed.
+    tokio::select! {
+        () = killing => {}
+        ended = &mut publisher => panic!("the producer must go on: {ended:?}"),
+        ended = &mut consumer => panic!("the consumer must go on: {ended:?}"),
     }
     history.stop.store(true, Ordering::Relaxed);
-    publisher.await.expect("the producer goes on");
-    consumer.await.expect("the consumer goes on");
+    soon(publisher).await.expect("the producer goes on");
+    soon(consumer).await.expect("the consumer goes on");
     check(client(&server), &history).await;
     let violations = history.violations.lock();
     assert!(violations.is_empty(), "{violations:?}");
