@@ -3,6 +3,8 @@
 
 use std::process::ExitCode;
 
+use geminga_client::ClientError;
+
 /// Exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -45,7 +47,11 @@ pub type Outcome = Result<(), Failed>;
 impl<E: Into<anyhow::Error>> From<E> for Failed {
     fn from(error: E) -> Self {
         let error = error.into();
-        let usage = error.downcast_ref::<crate::config::ConfigError>().is_some();
+        let usage = error.downcast_ref::<crate::config::ConfigError>().is_some()
+            || matches!(
+                error.downcast_ref::<ClientError>(),
+                Some(ClientError::Name(_) | ClientError::Config { .. })
+            );
         Self { exit: if usage { Exit::Usage } else { Exit::Failure }, error }
     }
 }

@@ -178,13 +178,13 @@ impl ClientError {
 pub enum SendError {
     /// Too large; it was not sent.
     #[error(
-        "the message has {bytes} bytes, more than max_message_size ({limit}); split it, or raise \
-         the broker's limit"
+        "the message has {bytes} bytes, more than the {limit} that the broker's max_message_size \
+         leaves it; split it, or raise broker.max_message_bytes"
     )]
     TooLarge {
-        /// Its size with key and properties, before compression.
+        /// Its payload's size, before compression.
         bytes: u64,
-        /// The broker's limit.
+        /// What the broker's limit leaves of it to the payload, beside key and properties.
         limit: u64,
     },
     /// It can't be encoded; it was not sent.

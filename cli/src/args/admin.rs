@@ -1,5 +1,7 @@
 //! Flags of `geminga admin`.
 
+use std::convert::Infallible;
+
 use clap::{Args, Subcommand};
 
 use super::{ClientArgs, OutputFormat};
@@ -70,6 +72,9 @@ pub enum TopicsCommand {
     Create {
         /// The topic
         topic: String,
+        /// Partitioned topics are not built yet
+        #[arg(long, value_name = "N", hide = true, value_parser = no_partitions)]
+        partitions: Option<Infallible>,
     },
     /// Delete a topic with its data
     #[command(after_help = "Example: geminga admin topics delete orders --force")]
@@ -139,6 +144,10 @@ Examples:
     },
 }
 
+fn no_partitions(_count: &str) -> Result<Infallible, String> {
+    Err("partitioned topics are not built yet; create several topics instead".to_owned())
+}
+
 /// A place in a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -159,7 +168,12 @@ impl std::str::FromStr for Place {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("{text:?} is no place: use earliest, latest or ledger:entry");
+        let refuse = || {
+            format!(
+                "{text:?} is no place: use earliest, latest or ledger:entry. Moving to a time or \
+                 into a batch is not built yet"
+            )
+        };
         match text {
             "earliest" => Ok(Self::Earliest),
             "latest" => Ok(Self::Latest),

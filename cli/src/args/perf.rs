@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::{ClientArgs, OutputFormat};
-use crate::config::units::{parse_bytes, parse_duration};
+use crate::config::units::{parse_bytes, parse_duration, parse_some_duration};
 
 /// `geminga perf`.
 #[derive(Debug, Subcommand)]
@@ -60,7 +60,7 @@ pub struct LoadArgs {
     /// Messages a second, over all producers; 0 is as fast as possible
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub rate: u64,
-    /// Producers on each topic
+    /// Producers on each topic, where messages are published
     #[arg(
         long,
         value_name = "N",
@@ -68,7 +68,7 @@ pub struct LoadArgs {
         value_parser = clap::value_parser!(u32).range(1..=10_000)
     )]
     pub producers: u32,
-    /// Consumers on each topic
+    /// Consumers on each topic, where messages are received
     #[arg(
         long,
         value_name = "N",
@@ -93,7 +93,7 @@ pub struct LoadArgs {
     )]
     pub in_flight: u32,
     /// How long to measure
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "8s")]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_duration, default_value = "8s")]
     pub duration: Duration,
     /// Load before the measuring starts
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
@@ -190,7 +190,7 @@ pub struct StorageArgs {
     )]
     pub in_flight: u32,
     /// How long to measure
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "8s")]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_duration, default_value = "8s")]
     pub duration: Duration,
     /// Load before the measuring starts
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
@@ -213,7 +213,7 @@ pub struct DiskArgs {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "1GiB")]
     pub file_size: u64,
     /// How long to measure
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "8s")]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_duration, default_value = "8s")]
     pub duration: Duration,
     /// What the result on stdout looks like
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value = "text")]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{ClientArgs, OutputFormat};
-use crate::config::units::{parse_bytes, parse_duration};
+use crate::config::units::{parse_bytes, parse_some_duration};
 
 /// `geminga produce`.
 #[derive(Debug, Args)]
@@ -28,7 +28,12 @@ pub struct ProduceArgs {
     #[arg(long)]
     pub whole_file: bool,
     /// What stands before the first of these in a line is the message's key
-    #[arg(long, value_name = "TEXT", conflicts_with = "whole_file")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "whole_file",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
     pub key_separator: Option<String>,
     /// none, lz4 or zstd
     #[arg(long, value_name = "CODEC", default_value = "none")]
@@ -40,7 +45,7 @@ pub struct ProduceArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub rate: u64,
     /// How long a message may wait for its receipt
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_duration, default_value = "30s")]
     pub timeout: Duration,
     /// What the summary on stdout looks like
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value = "text")]

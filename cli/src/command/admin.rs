@@ -106,7 +106,7 @@ impl Admin<'_> {
                 let stats = self.api.get(&format!("{path}/internalStats")).await?;
                 self.show(&stats, show::internal_stats)
             }
-            TopicsCommand::Create { topic } => {
+            TopicsCommand::Create { topic, partitions: _ } => {
                 let topic = self.topic(topic)?;
                 self.api.put(&topic_path(&topic), None).await?;
                 self.done(&format!("created {topic}"))

@@ -204,7 +204,10 @@ impl Run<'_> {
         let timeout = self.timeout.unwrap_or_default();
         let wanted = match self.args.count {
             Some(count) => format!("{} of {} messages", self.messages, count),
-            None => format!("{} messages, and not all that were stored", self.messages),
+            None if self.args.until_caught_up => {
+                format!("{} messages, and not all that were stored", self.messages)
+            }
+            None => format!("{} messages", self.messages),
         };
         let (topic, name) = (&self.args.topic, &self.args.subscription);
         let why = match self.waits_for().await {

@@ -1,8 +1,8 @@
 //! `geminga produce`: publishes a file's lines, or a file as one message.
 //!
 //! A thread of its own reads ahead by a bounded number of chunks; this task hands the lines to the
-//! SDK, which batches and waits while too much is in flight. The first failure ends the reading;
-//! what was handed over before still gets its outcome.
+//! SDK, which batches and waits while too much is in flight. The first failure or Ctrl-C ends the
+//! reading; what was handed over before still gets its outcome, after Ctrl-C for a few seconds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,11 +26,15 @@ mod progress;
 use input::{Chunk, Input};
 use progress::Progress;
 
+/// How long receipts are waited for after Ctrl-C; another one ends that at once.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What became of the messages so far.
 #[derive(Debug, Default)]
 struct Tally {
     acknowledged: u64,
-    failed: u64,
+    /// Their payloads'.
+    bytes: u64,
     first: Option<MessageId>,
     last: Option<MessageId>,
     error: Option<(u64, SendError)>,
@@ -41,6 +45,9 @@ struct Tally {
 /// # Errors
 /// Not every message was acknowledged.
 pub async fn run(args: &ProduceArgs, settings: &Settings) -> Outcome {
+    if args.batch_bytes == 0 {
+        return Err(Failed::usage("--batch-bytes must be more than 0"));
+    }
     let input = Input::open(&args.file)?;
     let client = super::connect(settings, args.timeout).await?;
     let batch_bytes = usize::try_from(args.batch_bytes).unwrap_or(usize::MAX);
@@ -54,23 +61,35 @@ pub async fn run(args: &ProduceArgs, settings: &Settings) -> Outcome {
         .with_context(|| format!("can't publish to topic {:?}", args.topic))?;
     let topic = producer.topic();
     let progress = Progress::start(input.bytes());
-    let mut run = Run { args, producer, progress, tally: Arc::default(), sent: 0, bytes: 0 };
+    let mut run = Run { args, producer, progress, tally: Arc::default(), sent: 0, read: 0 };
     let started = Instant::now();
-    let stopped = run.send_all(input).await;
-    let Run { producer, progress, tally, sent, bytes, .. } = run;
-    let closed = producer.close().await;
+    let stopped = tokio::select! {
+        end = run.send_all(input) => end,
+        _ = tokio::signal::ctrl_c() => Err(Failed::interrupted("interrupted")),
+    };
+    let Run { producer, progress, tally, sent, .. } = run;
+    let patience = if stopped.is_err() { PATIENCE } else { Duration::MAX };
+    let closed = tokio::select! {
+        closed = tokio::time::timeout(patience, producer.close()) => Some(closed),
+        _ = tokio::signal::ctrl_c() => None,
+    };
     progress.end();
     client.close();
-    let unterminated = stopped.as_ref().is_ok_and(|end| end.unterminated);
+    let end = stopped.as_ref().copied().unwrap_or_default();
     let tally = std::mem::take(&mut *tally.lock());
-    let summary = Summary { topic, sent, bytes, elapsed: started.elapsed(), unterminated, tally };
+    let summary = Summary { topic, sent, elapsed: started.elapsed(), end, tally };
     summary.show(args.output)?;
     stopped?;
     if let Some((number, error)) = summary.tally.error {
         return Err(Failed::from(anyhow::Error::new(error).context(format!("message {number}"))));
     }
-    closed.context("the producer didn't close cleanly")?;
-    Ok(())
+    match closed {
+        None => Err(Failed::interrupted("interrupted while messages waited for their receipts")),
+        Some(closed) => {
+            closed.context("the producer didn't close in time")??;
+            Ok(())
+        }
+    }
 }
 
 struct Run<'a> {
@@ -78,8 +97,10 @@ struct Run<'a> {
     producer: Producer,
     progress: Progress,
     tally: Arc<Mutex<Tally>>,
+    /// Messages handed over, and the one that was refused.
     sent: u64,
-    bytes: u64,
+    /// Bytes of the input that they are.
+    read: u64,
 }
 
 /// How the input ended.
@@ -87,6 +108,8 @@ struct Run<'a> {
 struct End {
     /// The last line had no newline.
     unterminated: bool,
+    /// A failure ended the reading.
+    early: bool,
 }
 
 impl Run<'_> {
@@ -95,48 +118,44 @@ impl Run<'_> {
         let mut chunks = input.read(self.args.whole_file);
         let mut pace = Pace::new(self.args.rate);
         let mut end = End::default();
-        let interrupted = tokio::signal::ctrl_c();
-        tokio::pin!(interrupted);
-        loop {
-            let chunk = tokio::select! {
-                chunk = chunks.recv() => chunk,
-                _ = &mut interrupted => return Err(Failed::interrupted("interrupted")),
-            };
-            let Some(chunk) = chunk else { return Ok(end) };
+        while let Some(chunk) = chunks.recv().await {
             let Chunk { lines, unterminated } = chunk.context("can't read the input")?;
             end.unterminated |= unterminated;
             for line in lines {
                 if self.tally.lock().error.is_some() {
-                    return Ok(end);
+                    return Ok(End { early: true, ..end });
                 }
                 pace.wait().await;
-                if let Err(error) = self.send(line).await? {
+                let bytes = line.len() as u64 + u64::from(!self.args.whole_file);
+                let handed = self.send(line).await?;
+                self.sent += 1;
+                self.read += bytes;
+                if let Err(error) = handed {
                     self.tally.lock().error.get_or_insert((self.sent, error));
-                    return Ok(end);
+                    return Ok(End { early: true, ..end });
                 }
             }
-            self.progress.at(self.bytes, self.sent);
+            self.progress.at(self.read, self.sent);
         }
+        Ok(end)
     }
 
     /// Hands one line over.
-    async fn send(&mut self, line: Bytes) -> Result<Result<(), SendError>, Failed> {
-        self.sent += 1;
-        self.bytes += line.len() as u64;
-        let number = self.sent;
+    async fn send(&self, line: Bytes) -> Result<Result<(), SendError>, Failed> {
+        let number = self.sent + 1;
         let message = message(line, self.args.key_separator.as_deref())
             .with_context(|| format!("message {number}"))?;
-        let tally = Arc::clone(&self.tally);
+        let (tally, bytes) = (Arc::clone(&self.tally), message.payload.len() as u64);
         let done = move |result: Result<SendReceipt, SendError>| {
             let mut tally = tally.lock();
             match result {
                 Ok(receipt) => {
                     tally.acknowledged += 1;
+                    tally.bytes += bytes;
                     tally.first.get_or_insert(receipt.id);
                     tally.last = Some(receipt.id);
                 }
                 Err(error) => {
-                    tally.failed += 1;
                     tally.error.get_or_insert((number, error));
                 }
             }
@@ -147,9 +166,7 @@ impl Run<'_> {
 
 /// A line as a message; what stands before the separator is its key.
 fn message(line: Bytes, separator: Option<&str>) -> anyhow::Result<Message> {
-    let Some(separator) = separator.map(str::as_bytes).filter(|text| !text.is_empty()) else {
-        return Ok(Message::new(line));
-    };
+    let Some(separator) = separator.map(str::as_bytes) else { return Ok(Message::new(line)) };
     match line.windows(separator.len()).position(|window| window == separator) {
         None => Ok(Message::new(line)),
         Some(at) => {
@@ -188,26 +205,27 @@ impl Pace {
 struct Summary {
     topic: String,
     sent: u64,
-    bytes: u64,
     elapsed: Duration,
-    unterminated: bool,
+    end: End,
     tally: Tally,
 }
 
 impl Summary {
     fn show(&self, output: OutputFormat) -> anyhow::Result<()> {
-        let Tally { acknowledged, failed, first, last, .. } = &self.tally;
+        let Tally { acknowledged, bytes, first, last, .. } = &self.tally;
         let seconds = self.elapsed.as_secs_f64();
-        let rate = if seconds > 0.0 { *acknowledged as f64 / seconds } else { 0.0 };
+        let a_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         eprintln!(
             "{}: {} of {} acknowledged ({}) in {seconds:.2} s, {}/s",
             self.topic,
             show_count(*acknowledged),
             show_messages(self.sent),
-            show_bytes(self.bytes),
-            show_count(rate as u64),
+            show_bytes(*bytes),
+            show_count(a_second(*acknowledged) as u64),
         );
-        if self.unterminated {
+        if self.end.early {
+            eprintln!("nothing after message {} of the input was sent", show_count(self.sent));
+        } else if self.end.unterminated {
             eprintln!("the last line had no newline; it was sent all the same");
         }
         if output == OutputFormat::Json {
@@ -215,14 +233,14 @@ impl Summary {
                 "topic": self.topic,
                 "messages": acknowledged,
                 "sent": self.sent,
-                "failed": failed,
-                "bytes": self.bytes,
+                "failed": self.sent.saturating_sub(*acknowledged),
+                "bytes": bytes,
                 "seconds": seconds,
-                "messages_per_s": rate,
-                "bytes_per_s": if seconds > 0.0 { self.bytes as f64 / seconds } else { 0.0 },
+                "messages_per_s": a_second(*acknowledged),
+                "bytes_per_s": a_second(*bytes),
                 "first_id": first.map(|id| id.to_string()),
                 "last_id": last.map(|id| id.to_string()),
-                "last_line_without_newline": self.unterminated,
+                "last_line_without_newline": self.end.unterminated,
             }))?;
         }
         Ok(())

@@ -101,6 +101,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.trim().is_empty() { Err(refuse()) } else { Ok(Duration::from_micros(micros)) }
 }
 
+/// Reads a time span that takes time.
+///
+/// # Errors
+/// What a time span looks like, or that it is none.
+pub fn parse_some_duration(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("it must be more than 0".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
 impl fmt::Display for ByteSize {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whole = |shift: u32| self.0 != 0 && self.0.trailing_zeros() >= shift;

@@ -76,7 +76,6 @@ async fn ledgers_of(
             Ok(info) => {
                 let mut json = ledger_json(&info);
                 json["entries"] = json!(one.entries);
-                // The record of an open ledger doesn't know its size yet.
                 json["bytes"] = json!(one.bytes);
                 ledgers.push(json);
             }
@@ -102,13 +101,15 @@ fn ledger_json(info: &LedgerInfo) -> Value {
         .iter()
         .map(|(first, bookies)| json!({ "first_entry": first, "bookies": bookies }))
         .collect();
+    // The record of a ledger that isn't closed doesn't know its size yet.
+    let bytes = (info.state == "closed").then_some(info.bytes);
     json!({
         "ledger_id": info.ledger.0,
         "state": info.state,
         "write_quorum": info.write_quorum,
         "ack_quorum": info.ack_quorum,
         "last_entry": info.last_entry,
-        "bytes": info.bytes,
+        "bytes": bytes,
         "created_ms": info.created_ms,
         "state_log": info.state_log,
         "under_replicated": info.under_replicated,

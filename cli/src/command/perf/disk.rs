@@ -27,8 +27,8 @@ impl Scratch {
     /// Makes a directory of a new name in `dir`.
     pub fn new(dir: &Path, env: &Env) -> anyhow::Result<Self> {
         let path = dir.join(format!("geminga-perf-{:016x}", env.random.next_u64()));
-        std::fs::create_dir_all(&path)
-            .with_context(|| format!("can't make a directory in {}", dir.display()))?;
+        std::fs::create_dir(&path)
+            .with_context(|| format!("can't make a directory in --dir {}", dir.display()))?;
         Ok(Self(path))
     }
 }

@@ -15,7 +15,7 @@ impl Progress {
         }
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10));
         let template = match total {
-            Some(_) => "{bar:30} {percent:>3}%  {bytes}  {bytes_per_sec}  {msg}  ETA {eta}",
+            Some(_) => "{bar:15} {percent:>3}%  {bytes_per_sec}  {msg}  ETA {eta}",
             None => "{spinner} {bytes}  {bytes_per_sec}  {msg}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -24,7 +24,7 @@ impl Progress {
         Self(Some(bar))
     }
 
-    /// So many bytes and messages are handed over.
+    /// So many bytes of the input, as so many messages, are handed over.
     pub fn at(&self, bytes: u64, messages: u64) {
         if let Some(bar) = &self.0 {
             bar.set_position(bytes);
