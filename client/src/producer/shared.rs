@@ -212,8 +212,11 @@ impl Shared {
     fn check_size(&self, message: &Message) -> Result<usize, SendError> {
         let cost = message.cost_bytes();
         let limit = self.max_message_bytes.load(Ordering::Relaxed);
-        if cost > limit.saturating_sub(ENTRY_OVERHEAD_BYTES) {
-            return Err(SendError::TooLarge { bytes: cost as u64, limit: limit as u64 });
+        let room = limit.saturating_sub(ENTRY_OVERHEAD_BYTES);
+        if cost > room {
+            let bytes = message.payload.len();
+            let limit = room.saturating_sub(cost - bytes);
+            return Err(SendError::TooLarge { bytes: bytes as u64, limit: limit as u64 });
         }
         Ok(cost)
     }
