@@ -303,10 +303,14 @@ impl Manifest {
         deleted.keep_highest(MAX_RANGES);
         match self.reserve(device, self.slots.len()) {
             Err(DeviceError::Full { .. }) => {
-                let deleted = Arc::make_mut(&mut self.deleted);
-                // What the last reservation that worked was good for.
-                let room = deleted.ranges().len().next_power_of_two() / 2;
-                deleted.keep_highest(room.max(LEAST_RANGES));
+                let mut room = u64::MAX;
+                for name in FILES {
+                    room = room.min(device.open(name)?.len()?);
+                }
+                let taken = HEADER_BYTES + self.slots.len() * SLOT_BYTES;
+                let ranges = room.saturating_sub(taken as u64) / RANGE_BYTES as u64;
+                let ranges = usize::try_from(ranges).unwrap_or(MAX_RANGES);
+                Arc::make_mut(&mut self.deleted).keep_highest(ranges);
                 Ok(())
             }
             reserved => reserved.map(|_| ()),

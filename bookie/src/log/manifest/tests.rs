@@ -123,9 +123,32 @@ fn more_deleted_ledgers_than_there_is_room_for_are_forgotten_oldest_first() {
     };
     let roomy = store(&MemoryDevice::new(1 << 20));
     assert!(ids.iter().all(|id| roomy.contains(*id)));
+    // Slots that aren't in use leave room, too.
     let full = store(&MemoryDevice::new(100 * 1024));
-    assert_eq!(full.ranges().len(), 2 * LEAST_RANGES);
-    assert!(!full.contains(ids[0]) && full.contains(ids[ids.len() - 1]));
+    assert!(ids.iter().all(|id| full.contains(*id)));
+}
+
+#[test]
+fn on_a_full_disk_no_more_deleted_ledgers_are_noted_than_were_reserved_for() {
+    for (slots, most) in [(300, 1_610), (512, 762)] {
+        let device = MemoryDevice::new(100 * 1024);
+        let mut manifest = Manifest::new(0x0a0b);
+        manifest.next_slot = slots + 1;
+        let state = SlotState::Free;
+        let slot = |number| Slot { number, written: false, capacity_bytes: 4096, state };
+        manifest.slots = (1..=slots).map(slot).collect();
+        manifest.reserve(&device, manifest.slots.len()).expect("reserves");
+        manifest.store(&device).expect("stores");
+        let mut ids: Vec<LedgerId> = (0..512).map(|id| LedgerId(2 * id)).collect();
+        manifest.note_deleted(&device, &ids).expect("notes");
+        assert_eq!(manifest.deleted.ranges().len(), 512);
+        ids = (512..5_512).map(|id| LedgerId(2 * id)).collect();
+        manifest.note_deleted(&device, &ids).expect("notes");
+        manifest.store(&device).expect("fits into what was reserved");
+        assert_eq!(manifest.deleted.ranges().len(), most);
+        assert!(manifest.deleted.contains(LedgerId(2 * 5_511)), "the youngest ones");
+        assert_eq!(Manifest::load(&device, 0x0a0b), Ok(Some(manifest)));
+    }
 }
 
 #[test]
