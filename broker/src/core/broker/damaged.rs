@@ -1,8 +1,13 @@
 //! Deletes a topic that is too damaged to be loaded, from whatever of its records can be read: its
 //! ledgers are found by their own records, which name the managed ledger that they belong to.
 //!
+//! The bundle's state log may be damaged too. Its cursors of the topic stay then, for as long as the
+//! log does; they are nobody's, since no topic ever gets the same incarnation again.
+//!
 //! Invariant: the topic's record goes last, so deleting again goes on where a crash ended it; and
 //! only as long as nobody writes the records meanwhile.
+
+use std::sync::Arc;
 
 use geminga_ledger::error::DeleteError;
 use geminga_meta::keys::{self, Key};
@@ -15,7 +20,9 @@ use geminga_proto::topic_name::TopicName;
 
 use super::Broker;
 use crate::core::admin::AdminError;
-use crate::core::api::TopicError;
+use crate::core::api::{Lookup, TopicError};
+use crate::core::bundle::Bundle;
+use crate::core::context::unavailable;
 use crate::core::topic::forget_cursors;
 
 /// Ledgers, or chunks of a managed ledger, deleted in one transaction.
@@ -36,13 +43,14 @@ impl Broker {
         why: &str,
     ) -> Result<(), AdminError> {
         tracing::warn!(topic = %name, why, "a damaged topic is deleted from its records");
-        // Owning the bundle keeps other brokers from loading it.
-        let home = self.home(name).await?;
+        let bundle = self.owned_bundle(name).await?;
         let missing = || AdminError::TopicNotFound(name.to_string());
         let topic = self.metadata().get(&keys::topic(name)).await?.ok_or_else(missing)?;
         let managed_ledgers = match Stored::<TopicRecord>::from_pair(topic.clone()) {
             Ok(stored) => {
-                forget_cursors(&home.bundle, stored.record.incarnation).await?;
+                if let Some(bundle) = bundle {
+                    forget_cursors(&bundle, stored.record.incarnation).await?;
+                }
                 let shards = stored.record.shards.iter();
                 shards.map(|shard| shard.managed_ledger).collect()
             }
@@ -56,6 +64,24 @@ impl Broker {
         }
         let txn = Txn::default().when(unchanged(&topic)).delete(topic.key.clone());
         self.apply(txn).await
+    }
+
+    /// The bundle, owned, which keeps other brokers from loading the topic. `None` if its state log
+    /// is damaged: then nobody can load it.
+    async fn owned_bundle(&self, name: &TopicName) -> Result<Option<Arc<Bundle>>, AdminError> {
+        match self.home(name).await {
+            Ok(home) => Ok(Some(home.bundle)),
+            Err(TopicError::Corrupt(why)) => {
+                tracing::warn!(topic = %name, why, "its cursors stay: the state log is damaged");
+                let namespace = self.inner.namespaces.get(name.namespace()).await?;
+                let bundle = namespace.bundle_of(name);
+                match self.inner.ownership.acquire(&bundle).await.map_err(unavailable)? {
+                    Lookup::Here => Ok(None),
+                    Lookup::Elsewhere { .. } => Err(TopicError::NotOwner.into()),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn apply(&self, txn: Txn) -> Result<(), AdminError> {
@@ -80,7 +106,8 @@ impl Broker {
             }
         };
         let context = &self.inner.context;
-        for gone in self.ledgers_of(id).await?.chunks(AT_ONCE) {
+        let owner = LedgerOwner::ManagedLedger(id);
+        for gone in self.ledgers_of(&owner).await?.chunks(AT_ONCE) {
             let deleted = context.ledgers.delete(gone, guard()).await;
             deleted.map_err(|error| match error {
                 DeleteError::Conflict => AdminError::Topic(TopicError::Fenced),
@@ -98,15 +125,16 @@ impl Broker {
         self.apply(guard().delete(key.clone())).await
     }
 
-    /// The ledgers whose records say that they belong to it.
-    async fn ledgers_of(&self, id: ManagedLedgerId) -> Result<Vec<LedgerId>, AdminError> {
+    /// The ledgers whose records say that they are its.
+    pub(super) async fn ledgers_of(
+        &self,
+        owner: &LedgerOwner,
+    ) -> Result<Vec<LedgerId>, AdminError> {
         let mut found = Vec::new();
         self.each(keys::LEDGERS, |pair| {
             let Some(Key::Ledger(ledger)) = Key::parse(&pair.key) else { return };
             match LedgerRecord::decode(&pair.value) {
-                Ok((record, _)) if record.owner == LedgerOwner::ManagedLedger(id) => {
-                    found.push(ledger);
-                }
+                Ok((record, _)) if record.owner == *owner => found.push(ledger),
                 Ok(_) => {}
                 Err(error) => tracing::warn!(key = pair.key, %error, "whose it is is unknown"),
             }

@@ -4,6 +4,9 @@
 //! come to be; only then what it looks at stays as it is. The mark hangs on a lease of its own that
 //! nobody keeps alive, so that a deletion which was cut short holds nothing up for long.
 //!
+//! A state log needn't be readable: a bundle's damaged record is deleted with the ledgers whose own
+//! records name the bundle.
+//!
 //! Invariant: the record goes last and only while the mark is there, so deleting again goes on
 //! where a crash ended it.
 
@@ -12,8 +15,9 @@ use std::sync::Arc;
 use geminga_ledger::error::DeleteError;
 use geminga_meta::bundle::BundleId;
 use geminga_meta::keys::{self, Key};
-use geminga_meta::read::read;
-use geminga_meta::record::{BundleRecord, NamespaceRecord, Nonce, OwnershipRecord, Record, Stored};
+use geminga_meta::record::{
+    BundleRecord, LedgerOwner, NamespaceRecord, Nonce, OwnershipRecord, Record, Stored,
+};
 use geminga_meta::store::{Compare, LeaseId, MAX_RANGE, Revision, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
 use geminga_proto::id::LedgerId;
@@ -162,17 +166,21 @@ impl Broker {
 
     /// Deletes a bundle's state log: its record with its ledgers. Whoever has it open is fenced.
     async fn delete_bundle(&self, bundle: &BundleId, mark: &Mark) -> Result<(), AdminError> {
-        let context = &self.inner.context;
         let key = keys::bundle(bundle);
         for _ in 0..ATTEMPTS {
-            let Some(stored) = read::<BundleRecord>(&*context.meta, &key).await? else {
-                return Ok(());
+            let Some(pair) = self.metadata().get(&key).await? else { return Ok(()) };
+            let unchanged = Compare::Unchanged(key.clone(), pair.modified);
+            let guard = Txn::default().when(mark.holds()).when(unchanged);
+            let ledgers = match Stored::<BundleRecord>::from_pair(pair) {
+                Ok(stored) => stored.record.state_ledgers,
+                Err(error) => {
+                    tracing::warn!(%bundle, %error, "a damaged state log is deleted");
+                    self.ledgers_of(&LedgerOwner::StateLog(bundle.clone())).await?
+                }
             };
-            let ledgers = &stored.record.state_ledgers;
             let (first, rest) = ledgers.split_at(ledgers.len().min(LEDGERS_AT_ONCE));
-            let txn = Txn::default().when(mark.holds()).when(stored.unchanged());
-            let txn = txn.delete(key.clone()).delete(keys::ownership(bundle));
-            match context.ledgers.delete(first, txn).await {
+            let txn = guard.delete(key.clone()).delete(keys::ownership(bundle));
+            match self.inner.context.ledgers.delete(first, txn).await {
                 Ok(()) => return self.delete_ledgers(bundle, rest).await,
                 // Perhaps an owner wrote it at that moment. If the mark is gone, it stays so.
                 Err(DeleteError::Conflict) => {}

@@ -1,5 +1,6 @@
 //! The broker as a front-end sees it, over model bookies and the memory metadata store.
 
+mod damaged;
 mod deletion;
 mod dispatching;
 mod faults;
