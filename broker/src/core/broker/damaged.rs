@@ -1,5 +1,6 @@
 //! Deletes a topic that is too damaged to be loaded, from whatever of its records can be read: its
-//! ledgers are found by their own records, which name the managed ledger that they belong to.
+//! ledgers are found by their own records, which name the managed ledger that they belong to; those
+//! whose record is damaged, by the managed ledger's.
 //!
 //! The bundle's state log may be damaged too. Its cursors of the topic stay then, for as long as the
 //! log does; they are nobody's, since no topic ever gets the same incarnation again.
@@ -7,12 +8,13 @@
 //! Invariant: the topic's record goes last, so deleting again goes on where a crash ended it; and
 //! only as long as nobody writes the records meanwhile.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use geminga_ledger::error::DeleteError;
 use geminga_meta::keys::{self, Key};
 use geminga_meta::record::{
-    LedgerOwner, LedgerRecord, ManagedLedgerRecord, Record, Stored, TopicRecord,
+    LedgerOwner, LedgerRecord, ManagedLedgerChunk, ManagedLedgerRecord, Record, Stored, TopicRecord,
 };
 use geminga_meta::store::{Compare, KeyValue, MAX_RANGE, Txn, TxnOutcome};
 use geminga_proto::id::{LedgerId, ManagedLedgerId};
@@ -106,8 +108,9 @@ impl Broker {
             }
         };
         let context = &self.inner.context;
+        let (links, chunks) = self.linked(id, head.as_ref()).await?;
         let owner = LedgerOwner::ManagedLedger(id);
-        for gone in self.ledgers_of(&owner).await?.chunks(AT_ONCE) {
+        for gone in self.ledgers_of(&owner, &links).await?.chunks(AT_ONCE) {
             let deleted = context.ledgers.delete(gone, guard()).await;
             deleted.map_err(|error| match error {
                 DeleteError::Conflict => AdminError::Topic(TopicError::Fenced),
@@ -115,9 +118,6 @@ impl Broker {
             })?;
             gone.iter().for_each(|ledger| context.readers.invalidate(ledger));
         }
-        let mut chunks = Vec::new();
-        let prefix = keys::managed_ledger_chunks_of(id);
-        self.each(&prefix, |pair| chunks.push(pair.key)).await?;
         for gone in chunks.chunks(AT_ONCE) {
             let txn = gone.iter().fold(guard(), |txn, chunk| txn.delete(chunk.clone()));
             self.apply(txn).await?;
@@ -125,10 +125,37 @@ impl Broker {
         self.apply(guard().delete(key.clone())).await
     }
 
-    /// The ledgers whose records say that they are its.
+    /// The ledgers that a managed ledger's head and chunks list, as far as these can be read, and
+    /// the keys of its chunks.
+    async fn linked(
+        &self,
+        id: ManagedLedgerId,
+        head: Option<&KeyValue>,
+    ) -> Result<(BTreeSet<LedgerId>, Vec<String>), AdminError> {
+        let mut links = BTreeSet::new();
+        match head.map(|head| ManagedLedgerRecord::decode(&head.value)) {
+            Some(Ok((record, _))) => links.extend(record.ledgers.iter().map(|link| link.ledger)),
+            Some(Err(error)) => tracing::warn!(managed_ledger = %id, %error, "its head is damaged"),
+            None => {}
+        }
+        let mut chunks = Vec::new();
+        self.each(&keys::managed_ledger_chunks_of(id), |pair| {
+            match ManagedLedgerChunk::decode(&pair.value) {
+                Ok((chunk, _)) => links.extend(chunk.ledgers.iter().map(|link| link.ledger)),
+                Err(error) => tracing::warn!(key = pair.key, %error, "a damaged chunk goes"),
+            }
+            chunks.push(pair.key);
+        })
+        .await?;
+        Ok((links, chunks))
+    }
+
+    /// The ledgers whose records say that they are its; of those whose record says nothing that can
+    /// be read, those that are linked.
     pub(super) async fn ledgers_of(
         &self,
         owner: &LedgerOwner,
+        links: &BTreeSet<LedgerId>,
     ) -> Result<Vec<LedgerId>, AdminError> {
         let mut found = Vec::new();
         self.each(keys::LEDGERS, |pair| {
@@ -136,6 +163,7 @@ impl Broker {
             match LedgerRecord::decode(&pair.value) {
                 Ok((record, _)) if record.owner == *owner => found.push(ledger),
                 Ok(_) => {}
+                Err(_) if links.contains(&ledger) => found.push(ledger),
                 Err(error) => tracing::warn!(key = pair.key, %error, "whose it is is unknown"),
             }
         })

@@ -10,6 +10,7 @@
 //! Invariant: the record goes last and only while the mark is there, so deleting again goes on
 //! where a crash ended it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use geminga_ledger::error::DeleteError;
@@ -175,7 +176,8 @@ impl Broker {
                 Ok(stored) => stored.record.state_ledgers,
                 Err(error) => {
                     tracing::warn!(%bundle, %error, "a damaged state log is deleted");
-                    self.ledgers_of(&LedgerOwner::StateLog(bundle.clone())).await?
+                    let owner = LedgerOwner::StateLog(bundle.clone());
+                    self.ledgers_of(&owner, &BTreeSet::new()).await?
                 }
             };
             let (first, rest) = ledgers.split_at(ledgers.len().min(LEDGERS_AT_ONCE));

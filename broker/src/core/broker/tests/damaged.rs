@@ -65,3 +65,24 @@ async fn a_damaged_bundle_holds_up_neither_forced_deletion_nor_that_of_its_names
         broker.shutdown().await;
     }
 }
+
+#[tokio::test]
+async fn a_topic_whose_open_ledgers_record_is_damaged_is_deleted_with_that_ledger() {
+    let cluster = Cluster::new();
+    let broker = cluster.broker(Cluster::config()).await;
+    let (first, ear) = producer(&broker, "orders").await;
+    publish(&broker, &first, 0, &texts("m", 3)).await;
+    ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+    let ledgers = broker.list_ledgers(None, 100).await.expect("readable");
+    let open = ledgers.iter().find(|ledger| !ledger.state_log).expect("one").ledger;
+    // As after a crash: the ledger stays open.
+    drop((first, broker));
+    garble(&cluster, keys::ledger(open)).await;
+    let broker = cluster.broker(Cluster::config()).await;
+    assert!(is_corrupt(&broker, "orders").await);
+    broker.delete_topic(&topic("orders"), true).await.expect("deletes");
+    assert_eq!(cluster.meta.get(&keys::ledger(open)).await, Ok(None));
+    let ledgers = broker.list_ledgers(None, 100).await.expect("readable");
+    assert!(ledgers.iter().all(|ledger| ledger.state_log), "{ledgers:?}");
+    broker.shutdown().await;
+}
