@@ -41,6 +41,7 @@ pub(crate) use replay::manifest_names;
 
 use files::Files;
 use group::GroupBuffer;
+use manifest::Copies;
 use reader::PageCache;
 use state::{FenceAdmission, LogState};
 use writer::{NotOpened, OpenGroup};
@@ -61,6 +62,7 @@ pub(crate) struct Log {
     /// Whoever needs a chore done waits here.
     settled: Condvar,
     device: Arc<dyn Device>,
+    copies: Copies,
     files: Files,
     pages: PageCache,
     env: Env,
@@ -116,7 +118,8 @@ impl Log {
         env: Env,
     ) -> Result<(Self, OpenReport), OpenError> {
         let accept = config.accept_damage;
-        let (state, report) = replay::open(device.as_ref(), limits, origin, accept, &env)?;
+        let opened = replay::open(device.as_ref(), limits, origin, accept, &env)?;
+        let replay::Opened { state, copies, report } = opened;
         let log = Self {
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -125,6 +128,7 @@ impl Log {
             settled: Condvar::new(),
             files: Files::new(device.clone(), config.max_open_files),
             device,
+            copies,
             pages: PageCache::new(config.index_cache_bytes),
             env,
             instance: origin.instance,
@@ -191,6 +195,10 @@ impl Log {
     }
 
     fn call_keeper(&self, state: &mut LogState) {
+        // Log threads call again and again while they need a segment; it comes by itself.
+        if self.env.clock.monotonic() < state.turns.keeper_pauses_until {
+            return;
+        }
         state.turns.keeper_called = true;
         self.keeper.notify_one();
     }

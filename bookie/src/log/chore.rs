@@ -21,7 +21,7 @@ use super::manifest::{Manifest, Sealed, Slot, SlotState};
 use super::record::{Record, RecordKind};
 use super::state::{LogState, Pending, SealedSegment, Unsealed};
 use super::table::Fence;
-use crate::device::BLOCK_BYTES;
+use crate::device::{BLOCK_BYTES, DeviceFile};
 use crate::done::Done;
 
 /// Something for the keeper to do.
@@ -52,6 +52,8 @@ pub(crate) enum Preparation {
 pub(crate) struct SealJob {
     pub segment: SegmentId,
     pub slot: u32,
+    /// If it is open anyway.
+    pub file: Option<Arc<dyn DeviceFile>>,
     pub data_end: u64,
     pub last_group: Link,
     pub highest_ledger: LedgerId,
@@ -182,6 +184,7 @@ impl LogState {
         SealJob {
             segment: unsealed.segment,
             slot: unsealed.slot,
+            file: unsealed.file.clone(),
             data_end: unsealed.tail,
             last_group: unsealed.last_group,
             highest_ledger: self.highest_ledger,

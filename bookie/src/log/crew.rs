@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::keeper::{Chored, KEEPER_INTERVAL};
 use super::{Hand, Log, Turn};
 use crate::error::{CloseError, OpenError};
 
 const LOG_THREADS: usize = 3;
-/// How often the keeper asks the disk what it has left.
-const KEEPER_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a log thread waits for the keeper before it looks again.
 const BLOCKED_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -60,7 +59,8 @@ impl Crew {
         {
             let mut state = self.log.state.lock();
             state.turns.keeper_stopping = true;
-            self.log.call_keeper(&mut state);
+            state.turns.keeper_called = true;
+            self.log.keeper.notify_one();
         }
         if let Some(keeper) = self.keeper.lock().take() {
             panicked |= keeper.join().is_err();
@@ -145,7 +145,7 @@ impl Log {
         let _guard = PanicGuard { log: self, hand: Hand::default() };
         loop {
             self.state.lock().turns.keeper_called = false;
-            while self.run_chore() {}
+            while self.run_chore() == Chored::Done {}
             let mut state = self.state.lock();
             if state.turns.keeper_stopping {
                 state.turns.keeper_ended = true;

@@ -13,7 +13,7 @@ use geminga_proto::storage::{BookieError, SyncMode};
 use super::chore::{Chore, Preparation, SealJob};
 use super::codec::Home;
 use super::footer::{self, Row};
-use super::manifest::{Manifest, Sealed, Slot, SlotState};
+use super::manifest::{Copies, Manifest, Sealed, Slot, SlotState};
 use super::state::Unsealed;
 use super::{Log, segment};
 use crate::device::{AlignedBuffer, Device, DeviceError, DeviceFile};
@@ -27,10 +27,23 @@ const PREWRITE_BYTES: usize = 128 << 10;
 const PREWRITE_PAUSE: u32 = 8;
 /// How long the first start may spend on writing its first segment once.
 const FIRST_PREWRITE: Duration = Duration::from_millis(10);
+/// How often the keeper asks the disk what it has left, and how long it waits before it tries again
+/// what it had no file descriptor for.
+pub(super) const KEEPER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What came of the most urgent chore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Chored {
+    Done,
+    /// There is none.
+    Nothing,
+    /// There is one, which waits for a file descriptor.
+    Starved(DeviceError),
+}
 
 impl Log {
-    /// Does the most urgent chore. False if there is none.
-    pub(crate) fn run_chore(&self) -> bool {
+    /// Does the most urgent chore.
+    pub(crate) fn run_chore(&self) -> Chored {
         let (chore, manifest) = {
             let mut state = self.state.lock();
             let had_work = state.has_work();
@@ -39,7 +52,7 @@ impl Log {
                 if state.has_work() && !had_work {
                     self.work.notify_one();
                 }
-                return false;
+                return Chored::Nothing;
             };
             (chore, state.manifest.clone())
         };
@@ -50,10 +63,12 @@ impl Log {
             Chore::Trim(slots) => self.trim(manifest, &slots),
             Chore::Forget { revision, ledgers } => self.forget_now(manifest, revision, &ledgers),
         };
-        if let Err(error @ DeviceError::TooManyFiles { .. }) = &outcome {
-            // Nothing was written; the keeper tries again at its interval.
+        if let Err(error @ DeviceError::TooManyFiles { .. }) = outcome {
+            // A file is opened before anything is written, so all is as it was.
             tracing::warn!(%error, "the log's housekeeping waits");
-            return false;
+            let pause_until = self.env.clock.monotonic().saturating_add(KEEPER_INTERVAL);
+            self.state.lock().turns.keeper_pauses_until = pause_until;
+            return Chored::Starved(error);
         }
         if let Err(error) = outcome {
             // What waits for the segment that can't be had now would wait for ever.
@@ -69,7 +84,7 @@ impl Log {
         self.work.notify_all();
         self.encoder.notify_all();
         self.settled.notify_all();
-        true
+        Chored::Done
     }
 
     /// Asks the disk what it has left.
@@ -94,7 +109,7 @@ impl Log {
     ) -> Result<(), DeviceError> {
         let device = self.device.as_ref();
         let throttle = |file: &dyn DeviceFile, bytes: u64| self.prewrite(file, bytes);
-        match prepare(device, manifest, preparation, throttle) {
+        match prepare(device, &self.copies, manifest, preparation, throttle) {
             Ok((manifest, next)) => {
                 self.state.lock().prepared(manifest, next);
                 Ok(())
@@ -136,7 +151,7 @@ impl Log {
     }
 
     fn seal(&self, manifest: Manifest, job: &SealJob) -> Result<(), DeviceError> {
-        let (manifest, rows) = seal(self.device.as_ref(), manifest, job)?;
+        let (manifest, rows) = seal(self.device.as_ref(), &self.copies, manifest, job)?;
         self.state.lock().sealed(manifest, job.segment, &rows);
         Ok(())
     }
@@ -154,7 +169,7 @@ impl Log {
         }
         // A file that could not be read is of no use, if it exists at all.
         manifest.slots.retain(|slot| !unreadable.contains(&slot.number));
-        manifest.store(self.device.as_ref())?;
+        manifest.store(&self.copies)?;
         for slot in unreadable {
             self.files.forget(slot);
             match self.device.remove(&segment::file_name(slot)) {
@@ -169,7 +184,7 @@ impl Log {
 
     fn trim(&self, mut manifest: Manifest, slots: &[u32]) -> Result<(), DeviceError> {
         manifest.slots.retain(|slot| !slots.contains(&slot.number));
-        manifest.store(self.device.as_ref())?;
+        manifest.store(&self.copies)?;
         for slot in slots {
             self.files.forget(*slot);
             self.device.remove(&segment::file_name(*slot))?;
@@ -188,8 +203,8 @@ impl Log {
         ledgers: &[LedgerId],
     ) -> Result<(), DeviceError> {
         manifest.metadata_revision = revision;
-        manifest.note_deleted(self.device.as_ref(), ledgers)?;
-        manifest.store(self.device.as_ref())?;
+        manifest.note_deleted(&self.copies, ledgers)?;
+        manifest.store(&self.copies)?;
         let mut state = self.state.lock();
         state.install(manifest);
         state.delete(ledgers);
@@ -199,7 +214,13 @@ impl Log {
     /// Takes what is left of the active segment and of the next one out of use, so that the next
     /// start has nothing to replay. Called after the log threads have ended.
     pub(crate) fn seal_all(&self) -> Result<(), DeviceError> {
-        while self.run_chore() {}
+        loop {
+            match self.run_chore() {
+                Chored::Done => {}
+                Chored::Nothing => break,
+                Chored::Starved(error) => return Err(error),
+            }
+        }
         let (mut manifest, job, next) = {
             let state = self.state.lock();
             if let Some(why) = &state.poisoned {
@@ -215,7 +236,7 @@ impl Log {
         if let Some(slot) = next.and_then(|next| manifest.slot_of_mut(next)) {
             slot.free();
         }
-        seal(self.device.as_ref(), manifest, &job)?;
+        seal(self.device.as_ref(), &self.copies, manifest, &job)?;
         Ok(())
     }
 }
@@ -233,6 +254,7 @@ impl Slot {
 /// Gives a new segment a file, its header and its place in the manifest, all durable.
 pub(crate) fn prepare(
     device: &dyn Device,
+    copies: &Copies,
     mut manifest: Manifest,
     preparation: Preparation,
     prewrite: impl Fn(&dyn DeviceFile, u64) -> Result<u64, DeviceError>,
@@ -240,7 +262,7 @@ pub(crate) fn prepare(
     let (mut slot, file) = match preparation {
         Preparation::Reuse(slot) => (slot, device.open(&segment::file_name(slot.number))?),
         Preparation::Create { capacity_bytes } => {
-            manifest.reserve(device, manifest.slots.len() + 1)?;
+            manifest.reserve(copies, manifest.slots.len() + 1)?;
             let (slot, file) = create(device, &mut manifest, capacity_bytes)?;
             manifest.slots.push(slot);
             (slot, file)
@@ -262,7 +284,7 @@ pub(crate) fn prepare(
             *known = slot;
         }
     }
-    manifest.store(device)?;
+    manifest.store(copies)?;
     let mut unsealed = Unsealed::new(id, slot.number, slot.capacity_bytes);
     unsealed.file = Some(file);
     Ok((manifest, unsealed))
@@ -292,6 +314,7 @@ fn create(
 /// has a record is freed instead, unless it is damaged.
 pub(crate) fn seal(
     device: &dyn Device,
+    copies: &Copies,
     mut manifest: Manifest,
     job: &SealJob,
 ) -> Result<(Manifest, Vec<Row>), DeviceError> {
@@ -301,15 +324,18 @@ pub(crate) fn seal(
     let (rows, places) = job.index();
     let instance = manifest.instance;
     let Some(slot) = manifest.slot_of_mut(job.segment) else {
-        manifest.store(device)?;
+        manifest.store(copies)?;
         return Ok((manifest, rows));
     };
     if rows.is_empty() && !job.damaged {
         slot.free();
-        manifest.store(device)?;
+        manifest.store(copies)?;
         return Ok((manifest, rows));
     }
-    let file = device.open(&segment::file_name(job.slot))?;
+    let file = match &job.file {
+        Some(file) => file.clone(),
+        None => device.open(&segment::file_name(job.slot))?,
+    };
     let home = Home { instance, segment: job.segment };
     let bytes = footer::encode(home, job.data_end, job.data_end, &rows, &places);
     file.write_at(job.data_end, bytes.as_slice())?;
@@ -327,7 +353,7 @@ pub(crate) fn seal(
         highest_ledger: job.highest_ledger,
         damaged: job.damaged,
     });
-    manifest.store(device)?;
+    manifest.store(copies)?;
     if shrink {
         file.truncate(end)?;
     }

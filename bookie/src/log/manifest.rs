@@ -16,6 +16,10 @@ use super::footer;
 use super::group::Link;
 use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError, whole_blocks};
 
+mod copies;
+
+pub(crate) use copies::Copies;
+
 /// The two copies' names.
 pub(crate) const FILES: [&str; 2] = ["manifest-a", "manifest-b"];
 
@@ -259,7 +263,9 @@ impl Manifest {
 
     /// Writes a copy anew: from now on there are two again.
     fn mend(&self, device: &dyn Device, name: &str) -> Result<(), DeviceError> {
-        if self.reserve(device, self.slots.len())? {
+        let (copies, created) = Copies::open(device)?;
+        self.reserve(&copies, self.slots.len())?;
+        if created {
             device.sync_dir()?;
         }
         let file = device.open(name)?;
@@ -268,66 +274,40 @@ impl Manifest {
     }
 
     /// Reserves room for `slots` slots and the ranges of deleted ledgers in both copies, so that a
-    /// change never meets a full disk. True if a copy had to be made: its name is durable only with
-    /// the directory's next sync.
-    pub(crate) fn reserve(&self, device: &dyn Device, slots: usize) -> Result<bool, DeviceError> {
+    /// change never meets a full disk.
+    pub(crate) fn reserve(&self, copies: &Copies, slots: usize) -> Result<(), DeviceError> {
         // Doubling keeps the number of times that this has anything to do small.
         let slots = slots.next_power_of_two().max(512);
         let ranges = self.deleted.ranges().len().next_power_of_two().max(LEAST_RANGES);
         let rows = slots * SLOT_BYTES + ranges * RANGE_BYTES;
-        let bytes = whole_blocks(HEADER_BYTES + rows) as u64;
-        let mut created = false;
-        for name in FILES {
-            let file = match device.open(name) {
-                Err(DeviceError::NotFound { .. }) => {
-                    created = true;
-                    device.create(name)?
-                }
-                opened => opened?,
-            };
-            if file.len()? < bytes {
-                file.preallocate(bytes)?;
-            }
-        }
-        Ok(created)
+        copies.reserve(whole_blocks(HEADER_BYTES + rows) as u64)
     }
 
     /// Notes that ledgers are gone. On a full disk as many as there is room for, the youngest ones.
     pub(crate) fn note_deleted(
         &mut self,
-        device: &dyn Device,
+        copies: &Copies,
         ledgers: &[LedgerId],
     ) -> Result<(), DeviceError> {
         let deleted = Arc::make_mut(&mut self.deleted);
         ledgers.iter().for_each(|ledger| deleted.insert(*ledger));
         deleted.keep_highest(MAX_RANGES);
-        match self.reserve(device, self.slots.len()) {
+        match self.reserve(copies, self.slots.len()) {
             Err(DeviceError::Full { .. }) => {
-                let mut room = u64::MAX;
-                for name in FILES {
-                    room = room.min(device.open(name)?.len()?);
-                }
                 let taken = HEADER_BYTES + self.slots.len() * SLOT_BYTES;
-                let ranges = room.saturating_sub(taken as u64) / RANGE_BYTES as u64;
+                let ranges = copies.room()?.saturating_sub(taken as u64) / RANGE_BYTES as u64;
                 let ranges = usize::try_from(ranges).unwrap_or(MAX_RANGES);
                 Arc::make_mut(&mut self.deleted).keep_highest(ranges);
                 Ok(())
             }
-            reserved => reserved.map(|_| ()),
+            reserved => reserved,
         }
     }
 
     /// Makes this the manifest, durably, under the next sequence.
-    pub(crate) fn store(&mut self, device: &dyn Device) -> Result<(), DeviceError> {
-        // Both before either is written: a want of file descriptors leaves all as it was.
-        let files = [device.open(FILES[0])?, device.open(FILES[1])?];
+    pub(crate) fn store(&mut self, copies: &Copies) -> Result<(), DeviceError> {
         self.sequence += 1;
-        let bytes = self.encode();
-        for file in files {
-            file.write_at(0, bytes.as_slice())?;
-            file.sync()?;
-        }
-        Ok(())
+        copies.write(self.encode().as_slice())
     }
 }
 

@@ -15,7 +15,7 @@ use geminga_proto::storage::SyncMode;
 use super::codec::Home;
 use super::footer::{self, FooterHeader, Row};
 use super::group::Link;
-use super::manifest::{self, Manifest, ManifestError, Sealed, Slot, SlotState};
+use super::manifest::{self, Copies, Manifest, ManifestError, Sealed, Slot, SlotState};
 use super::record::RecordKind;
 use super::scan::{self, Scan};
 use super::segment::{self, HeaderError};
@@ -43,6 +43,13 @@ pub struct OpenReport {
     pub replayed_entries: u64,
     /// What is lost or damaged, accepted by the settings.
     pub damage: Vec<Damage>,
+}
+
+/// A log that is open.
+pub(crate) struct Opened {
+    pub state: LogState,
+    pub copies: Copies,
+    pub report: OpenReport,
 }
 
 /// The parts of a log that is being opened.
@@ -78,7 +85,7 @@ pub(crate) fn open(
     origin: Origin,
     accept_damage: bool,
     env: &Env,
-) -> Result<(LogState, OpenReport), OpenError> {
+) -> Result<Opened, OpenError> {
     let manifest = load_manifest(device, origin)?;
     let limits = fit(device, limits, &manifest)?;
     let report = OpenReport {
@@ -399,8 +406,10 @@ impl Opening<'_> {
     }
 
     /// Seals what was scanned, begins a new segment, and hands over the state.
-    fn start(mut self, env: &Env) -> Result<(LogState, OpenReport), OpenError> {
+    fn start(mut self, env: &Env) -> Result<Opened, OpenError> {
         let device = self.device;
+        // The name of one that is made is synced with the first segment's.
+        let (copies, _) = Copies::open(device)?;
         let space = device.space()?;
         // The last group of all, wherever it was: the chain goes on from there.
         let mut chain = self.manifest.last_group;
@@ -444,28 +453,33 @@ impl Opening<'_> {
         for (slot, sealed, rows) in &self.sealed {
             state.attach(slot, sealed, rows.as_deref().unwrap_or_default(), rows.is_some());
         }
-        set_aside(device, &mut state, &self.lost)?;
+        set_aside(&copies, &mut state, &self.lost)?;
         for Scanned { unsealed, damaged, highest_ledger } in &self.scanned {
             let mut job = state.seal_job(unsealed, *damaged, true);
             job.highest_ledger = job.highest_ledger.max(*highest_ledger);
-            let (manifest, rows) = keeper::seal(device, state.manifest.clone(), &job)?;
+            let (manifest, rows) = keeper::seal(device, &copies, state.manifest.clone(), &job)?;
             state.sealed(manifest, unsealed.segment, &rows);
         }
-        begin(device, &mut state, env)?;
+        begin(device, &copies, &mut state, env)?;
         self.report.ledgers = state.table.len() as u64;
         self.report.segments = state.sealed.len() as u64;
-        Ok((state, self.report))
+        Ok(Opened { state, copies, report: self.report })
     }
 }
 
 /// Prepares the first active segment.
-fn begin(device: &dyn Device, state: &mut LogState, env: &Env) -> Result<(), OpenError> {
+fn begin(
+    device: &dyn Device,
+    copies: &Copies,
+    state: &mut LogState,
+    env: &Env,
+) -> Result<(), OpenError> {
     state.note_space(device.space()?);
     let full = || OpenError::Full { directory: device.describe() };
     let preparation = state.preparation().ok_or_else(full)?;
     let manifest = state.manifest.clone();
     let is_first = manifest.slots.is_empty();
-    let prepared = keeper::prepare(device, manifest, preparation, |file, bytes| {
+    let prepared = keeper::prepare(device, copies, manifest, preparation, |file, bytes| {
         if is_first {
             keeper::prewrite_first(device, env.clock.as_ref(), file, bytes)
         } else {
@@ -488,7 +502,7 @@ fn begin(device: &dyn Device, state: &mut LogState, env: &Env) -> Result<(), Ope
 /// younger ones take adds. They stay unsealed: a later start, which may find them whole, looks
 /// again.
 fn set_aside(
-    device: &dyn Device,
+    copies: &Copies,
     state: &mut LogState,
     lost: &[(Slot, SegmentId, LedgerId)],
 ) -> Result<(), DeviceError> {
@@ -506,7 +520,7 @@ fn set_aside(
         }
     }
     if manifest != state.manifest {
-        manifest.store(device)?;
+        manifest.store(copies)?;
         state.install(manifest);
     }
     Ok(())

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use geminga_proto::env::Monotonic;
 use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken, SegmentId};
 use geminga_proto::payload::Payload;
 use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, FenceResult};
@@ -147,6 +148,8 @@ pub(crate) struct Turns {
     pub stopping: bool,
     /// There may be a chore that the keeper hasn't seen.
     pub keeper_called: bool,
+    /// It had no file descriptor: until then nobody calls it.
+    pub keeper_pauses_until: Monotonic,
     /// The keeper ends when there is no chore.
     pub keeper_stopping: bool,
     pub keeper_ended: bool,

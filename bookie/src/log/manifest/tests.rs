@@ -43,9 +43,11 @@ fn sample() -> Manifest {
 fn stored() -> (MemoryDevice, Manifest) {
     let device = MemoryDevice::new(1 << 20);
     let mut manifest = sample();
-    assert_eq!(manifest.reserve(&device, 1), Ok(true));
+    let (copies, created) = Copies::open(&device).expect("opens");
+    assert!(created && !Copies::open(&device).expect("opens").1);
+    manifest.reserve(&copies, 1).expect("reserves");
     device.sync_dir().expect("syncs");
-    manifest.store(&device).expect("stores");
+    manifest.store(&copies).expect("stores");
     (device, manifest)
 }
 
@@ -89,7 +91,8 @@ fn a_change_torn_in_either_copy_leaves_the_old_or_the_new_manifest() {
             let mut new = old.clone();
             new.metadata_revision = 100;
             device.cut_power_at_write(copy);
-            new.store(&device).expect_err("the power goes");
+            let (copies, _) = Copies::open(&device).expect("opens");
+            new.store(&copies).expect_err("the power goes");
             let crashed = device.crash(Tear::Prefix(prefix));
             let loaded = Manifest::load(&crashed, 0x0a0b).expect("one is whole").expect("exists");
             assert!(loaded == old || loaded == new, "copy {copy}, prefix {prefix}");
@@ -115,9 +118,10 @@ fn more_deleted_ledgers_than_there_is_room_for_are_forgotten_oldest_first() {
     let ids: Vec<LedgerId> = (0..2 * LEAST_RANGES as u64 + 2).map(|id| LedgerId(2 * id)).collect();
     let store = |device: &MemoryDevice| {
         let mut manifest = Manifest::new(0x0a0b);
-        manifest.reserve(device, 1).expect("reserves");
-        manifest.note_deleted(device, &ids).expect("notes");
-        manifest.store(device).expect("stores");
+        let (copies, _) = Copies::open(device).expect("opens");
+        manifest.reserve(&copies, 1).expect("reserves");
+        manifest.note_deleted(&copies, &ids).expect("notes");
+        manifest.store(&copies).expect("stores");
         assert_eq!(Manifest::load(device, 0x0a0b), Ok(Some(manifest.clone())));
         manifest.deleted
     };
@@ -137,14 +141,15 @@ fn on_a_full_disk_no_more_deleted_ledgers_are_noted_than_were_reserved_for() {
         let state = SlotState::Free;
         let slot = |number| Slot { number, written: false, capacity_bytes: 4096, state };
         manifest.slots = (1..=slots).map(slot).collect();
-        manifest.reserve(&device, manifest.slots.len()).expect("reserves");
-        manifest.store(&device).expect("stores");
+        let (copies, _) = Copies::open(&device).expect("opens");
+        manifest.reserve(&copies, manifest.slots.len()).expect("reserves");
+        manifest.store(&copies).expect("stores");
         let mut ids: Vec<LedgerId> = (0..512).map(|id| LedgerId(2 * id)).collect();
-        manifest.note_deleted(&device, &ids).expect("notes");
+        manifest.note_deleted(&copies, &ids).expect("notes");
         assert_eq!(manifest.deleted.ranges().len(), 512);
         ids = (512..5_512).map(|id| LedgerId(2 * id)).collect();
-        manifest.note_deleted(&device, &ids).expect("notes");
-        manifest.store(&device).expect("fits into what was reserved");
+        manifest.note_deleted(&copies, &ids).expect("notes");
+        manifest.store(&copies).expect("fits into what was reserved");
         assert_eq!(manifest.deleted.ranges().len(), most);
         assert!(manifest.deleted.contains(LedgerId(2 * 5_511)), "the youngest ones");
         assert_eq!(Manifest::load(&device, 0x0a0b), Ok(Some(manifest)));

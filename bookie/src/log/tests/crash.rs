@@ -6,9 +6,10 @@ use bytes::Bytes;
 use geminga_proto::storage::BookieError;
 
 use super::rig::{KIB, Rig, append, config, payload};
-use crate::device::BLOCK_BYTES;
 use crate::device::memory::{MemoryDevice, Operation, Tear};
+use crate::device::{BLOCK_BYTES, DeviceError};
 use crate::log::Turn;
+use crate::log::keeper::{Chored, KEEPER_INTERVAL};
 
 /// Three entries acknowledged in groups of their own, and a group of `entries` whose write was
 /// cut off by the power.
@@ -207,7 +208,7 @@ fn a_want_of_file_descriptors_holds_up_new_segments_and_loses_nothing() {
     loop {
         rig.offer(append(1, entry, 5_000)).expect("room");
         entry += 1;
-        if rig.turn() == Turn::Blocked && !rig.log.run_chore() {
+        if rig.turn() == Turn::Blocked && matches!(rig.log.run_chore(), Chored::Starved(_)) {
             break;
         }
     }
@@ -219,6 +220,56 @@ fn a_want_of_file_descriptors_holds_up_new_segments_and_loses_nothing() {
     for entry in 0..entry {
         assert_eq!(rig.get(1, entry), Ok(payload(1, entry, 5_000)));
     }
+}
+
+#[test]
+fn a_keeper_without_file_descriptors_pauses_and_writes_nothing() {
+    let mut rig = Rig::new();
+    rig.device.fail(Operation::Open, 0);
+    let mut entry = 0;
+    loop {
+        rig.offer(append(1, entry, 5_000)).expect("room");
+        entry += 1;
+        if rig.turn() == Turn::Blocked {
+            break;
+        }
+    }
+    let called = |rig: &mut Rig| {
+        rig.log.state.lock().turns.keeper_called = false;
+        assert_eq!(rig.turn(), Turn::Blocked);
+        rig.log.state.lock().turns.keeper_called
+    };
+    assert!(called(&mut rig));
+    let before = (rig.device.operations(), rig.device.contents("manifest-a"));
+    for _ in 0..3 {
+        assert!(matches!(rig.log.run_chore(), Chored::Starved(_)));
+        assert!(!called(&mut rig), "nobody calls it while it pauses");
+        rig.pass(KEEPER_INTERVAL);
+        assert!(called(&mut rig));
+    }
+    assert_eq!((rig.device.operations(), rig.device.contents("manifest-a")), before);
+}
+
+#[test]
+fn a_close_without_file_descriptors_seals_what_is_open_or_says_that_it_could_not() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..2, 5_000);
+    rig.keep();
+    rig.device.fail(Operation::Open, 0);
+    rig.log.state.lock().closing = true;
+    rig.log.seal_all().expect("what is open needs no file descriptor");
+    let reopened = Rig::on(rig.device.crash(Tear::Lost));
+    assert!(reopened.report.clean);
+    assert_eq!(reopened.read(1, 0, 10).map(|entries| entries.len()), Ok(2));
+
+    let mut rig = Rig::new();
+    rig.device.fail(Operation::Open, 0);
+    rig.offer(append(1, 0, 5_000)).expect("room");
+    while rig.turn() == Turn::Progress {
+        rig.offer(append(1, 1, 5_000)).expect("room");
+    }
+    let starved = rig.log.seal_all();
+    assert!(matches!(starved, Err(DeviceError::TooManyFiles { .. })), "{starved:?}");
 }
 
 #[test]
@@ -268,7 +319,7 @@ fn what_waits_for_a_segment_is_refused_when_the_keepers_disk_work_fails() {
             let mut fence = rig.offer_fence(1).expect("queued");
             rig.answers();
             rig.device.fail(operation, 0);
-            assert!(rig.log.run_chore());
+            assert_eq!(rig.log.run_chore(), Chored::Done);
             assert!(rig.log.state.lock().poisoned.is_some(), "{operation:?}");
             if queued_late {
                 // As a state carried over is, which nobody refuses at admission.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use geminga_proto::env::{Env, ManualClock, SeededRandom};
@@ -18,6 +19,7 @@ use crate::config::BookieConfig;
 use crate::device::memory::MemoryDevice;
 use crate::done::{AppendAnswer, AppendDone};
 use crate::error::OpenError;
+use crate::log::keeper::Chored;
 use crate::log::state::FenceAdmission;
 use crate::log::{Hand, Log, OpenReport, Origin, Turn};
 
@@ -42,6 +44,7 @@ pub struct Rig {
     pub report: OpenReport,
     recorder: Arc<Recorder>,
     waiter: Arc<dyn AppendDone>,
+    clock: Arc<ManualClock>,
     hand: Hand,
 }
 
@@ -94,15 +97,15 @@ impl Rig {
     }
 
     pub fn open(device: MemoryDevice, config: &BookieConfig) -> Result<Self, OpenError> {
-        let clock = Arc::new(ManualClock::default());
-        let env = Env { clock, random: Arc::new(SeededRandom::new(1)) };
+        let clock = Arc::<ManualClock>::default();
+        let env = Env { clock: clock.clone(), random: Arc::new(SeededRandom::new(1)) };
         let limits = config.validate()?;
         let youngest_ledger = Some(LedgerId(YOUNGEST_LEDGER));
         let origin = Origin { instance: 77, initialized: false, youngest_ledger };
         let (log, report) = Log::open(config, limits, origin, Arc::new(device.clone()), env)?;
         let recorder = Arc::new(Recorder::default());
         let waiter: Arc<dyn AppendDone> = recorder.clone();
-        Ok(Self { device, log, report, recorder, waiter, hand: Hand::default() })
+        Ok(Self { device, log, report, recorder, waiter, clock, hand: Hand::default() })
     }
 
     /// Puts an append into the queue.
@@ -128,9 +131,14 @@ impl Rig {
         assert_eq!(turn, Turn::Progress);
     }
 
+    /// Lets time pass.
+    pub fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+
     /// Does all chores.
     pub fn keep(&self) {
-        while self.log.run_chore() {}
+        while self.log.run_chore() == Chored::Done {}
     }
 
     /// Writes all groups and does all chores.
@@ -144,7 +152,9 @@ impl Rig {
                         return;
                     }
                 }
-                Turn::Blocked => assert!(self.log.run_chore(), "blocked for ever"),
+                Turn::Blocked => {
+                    assert_eq!(self.log.run_chore(), Chored::Done, "blocked for ever");
+                }
             }
         }
     }
