@@ -12,7 +12,7 @@ use geminga_ledger::store::{LedgerStore, LedgerStoreConfig};
 use geminga_meta::store::MetadataStore;
 use geminga_meta::store::memory::MemoryStore;
 use geminga_proto::entry::{encode_entry, split_stored};
-use geminga_proto::env::{Env, ManualClock, SeededRandom};
+use geminga_proto::env::{Clock, Env, ManualClock, SeededRandom};
 use geminga_proto::id::{BookieId, BrokerId, ConsumerId, Position, ProducerId};
 use geminga_proto::pulsar::proto::MessageMetadata;
 use geminga_proto::topic_name::TopicName;
@@ -94,8 +94,19 @@ impl Cluster {
 
     /// Starts a broker.
     pub async fn broker(&self, config: BrokerConfig) -> Broker {
+        self.broker_with_clock(config, Arc::clone(&self.clock) as _).await
+    }
+
+    /// Starts a broker with a clock of its own.
+    pub async fn broker_with_clock(&self, config: BrokerConfig, clock: Arc<dyn Clock>) -> Broker {
         let meta: Arc<dyn MetadataStore> = Arc::clone(&self.meta) as _;
-        Broker::start(config, self.env.clone(), meta, self.ledgers()).await.expect("starts")
+        let env = Env { clock, ..self.env.clone() };
+        Broker::start(config, env, meta, self.ledgers()).await.expect("starts")
+    }
+
+    /// Time and randomness.
+    pub fn env(&self) -> Env {
+        self.env.clone()
     }
 
     /// Fills or empties all disks.

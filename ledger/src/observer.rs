@@ -15,7 +15,8 @@ pub trait LedgerObserver: Send + Sync + Debug + 'static {
     fn confirmed(&self, lac: EntryId);
 
     /// The ledger takes no more appends. Called once, last: nothing is confirmed after it. The
-    /// outcome of entries that were not confirmed is unknown.
+    /// outcome of entries that were not confirmed is unknown. Should a method panic, this is called
+    /// with [`WriterFailure::Panicked`], if need be a second time.
     fn failed(&self, failure: WriterFailure);
 
     /// No ack quorum can be had at present; pending entries wait and are sent again. While the
@@ -54,6 +55,9 @@ pub enum WriterFailure {
     /// The ledger's record was changed in a way that only its owner may.
     #[error("the ledger's record was changed by somebody else")]
     Diverged,
+    /// Its writer, or its observer, panicked: what either made of the last news may be half done.
+    #[error("what writes the ledger or hears of it panicked")]
+    Panicked,
     /// Closed by its owner; not a failure of the ledger.
     #[error("the ledger was closed by its owner")]
     Closed,

@@ -1,6 +1,7 @@
 //! One clock for all open ledgers of a store: ledgers that wait for something are ticked, idle
-//! ones cost nothing.
+//! ones cost nothing. One whose tick panics is given up, and the others go on.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -57,8 +58,12 @@ async fn run(active: Arc<Active>, every: Duration) {
         let writers = std::mem::take(&mut *active.writers.lock());
         let mut kept = Vec::with_capacity(writers.len());
         for weak in writers {
-            if weak.upgrade().is_some_and(|writer| writer.tick()) {
-                kept.push(weak);
+            let Some(writer) = weak.upgrade() else { continue };
+            match catch_unwind(AssertUnwindSafe(|| writer.tick())) {
+                Ok(true) => kept.push(weak),
+                Ok(false) => {}
+                // The others' time goes on.
+                Err(_) => writer.give_up(),
             }
         }
         active.writers.lock().append(&mut kept);

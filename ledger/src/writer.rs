@@ -6,8 +6,10 @@
 //! the observer may take the caller's.
 //!
 //! Invariant: what the observer must hear is put into an outbox under the lock and handed over
-//! outside of it by one thread at a time, so it hears in order.
+//! outside of it by one thread at a time, so it hears in order. A panic while it hears ends the
+//! ledger, not the thread, which serves other ledgers too.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};
@@ -68,6 +70,8 @@ struct WriterState {
     ticked: bool,
     closers: Vec<oneshot::Sender<Result<ClosedLedger, CloseError>>>,
     closed: Option<ClosedLedger>,
+    /// Something of it panicked; the observer hears so last.
+    panicked: bool,
 }
 
 /// An open ledger, shared by its handles and by whoever owes it an answer.
@@ -105,6 +109,7 @@ impl LedgerWriter {
             ticked: false,
             closers: Vec::new(),
             closed: None,
+            panicked: false,
         };
         let shared = Arc::new_cyclic(|me| WriterShared {
             id,
@@ -327,9 +332,33 @@ impl WriterShared {
                 state.delivering = true;
                 std::mem::take(&mut state.outbox)
             };
-            news.hand_over(self.observer.as_ref());
-            self.state.lock().delivering = false;
+            // What a panic leaves half done is the observer's, who hears that it has to begin anew.
+            let told = catch_unwind(AssertUnwindSafe(|| news.hand_over(self.observer.as_ref())));
+            let mut state = self.state.lock();
+            state.delivering = false;
+            if told.is_err() {
+                self.panicked(&mut state, "observer");
+            }
         }
+    }
+
+    /// Ends the ledger because something of it panicked.
+    pub(crate) fn give_up(&self) {
+        self.panicked(&mut self.state.lock(), "writer");
+        self.deliver();
+    }
+
+    fn panicked(&self, state: &mut WriterState, what: &'static str) {
+        tracing::error!(ledger = %self.id, what, "a ledger is given up: something panicked");
+        if std::mem::replace(&mut state.panicked, true) {
+            return;
+        }
+        // What was left to be done may not fit together.
+        state.commands.clear();
+        let WriterState { engine, commands, .. } = &mut *state;
+        engine.abandon(WriterFailure::Panicked, commands);
+        self.perform(state);
+        state.outbox = Outbox { failed: Some(WriterFailure::Panicked), ..Outbox::default() };
     }
 }
 

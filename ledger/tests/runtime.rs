@@ -12,7 +12,7 @@ use geminga_ledger::harness::bookie::Fullness;
 use geminga_ledger::harness::transport::ModelTransport;
 use geminga_ledger::metadata::LedgerState;
 use geminga_ledger::observer::{LedgerObserver, StallReason, WriterFailure};
-use geminga_ledger::placement::FixedPlacement;
+use geminga_ledger::placement::{FixedPlacement, Placement, PlacementError};
 use geminga_ledger::store::LedgerStore;
 use geminga_ledger::transport::faulty::{FaultRates, FaultyTransport};
 use geminga_ledger::writer::LedgerWriter;
@@ -61,8 +61,12 @@ impl Ears {
     }
 
     async fn wait_for(&self, what: &Heard) {
+        self.wait_for_any(std::slice::from_ref(what)).await;
+    }
+
+    async fn wait_for_any(&self, what: &[Heard]) {
         for _ in 0..2_000 {
-            if self.has(what) {
+            if what.iter().any(|what| self.has(what)) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -79,13 +83,22 @@ struct World {
 }
 
 fn world(bookies: usize, write_quorum: u32, ack_quorum: u32) -> World {
+    world_with(bookies, write_quorum, ack_quorum, |placement| placement)
+}
+
+fn world_with<P: Placement>(
+    bookies: usize,
+    write_quorum: u32,
+    ack_quorum: u32,
+    placement: impl FnOnce(FixedPlacement) -> P,
+) -> World {
     let names: Vec<BookieId> =
         (0..bookies).map(|index| BookieId::new(&format!("b{index}")).expect("valid")).collect();
     let clock = Arc::new(SystemClock::default());
     let env = Env { clock: clock.clone(), random: Arc::new(SeededRandom::new(1)) };
     let meta = Arc::new(MemoryStore::new(clock));
     let transport = ModelTransport::new(&names);
-    let placement = Arc::new(FixedPlacement::new(env.clone(), names.clone()));
+    let placement = Arc::new(placement(FixedPlacement::new(env.clone(), names.clone())));
     let config = LedgerStoreConfig {
         write_quorum,
         ack_quorum,
@@ -392,6 +405,94 @@ async fn an_observer_may_take_the_lock_that_is_held_around_append() {
         closed.expect("no deadlock").map(|closed| closed.last_entry),
         Ok(Lac(Some(EntryId(1_999))))
     );
+}
+
+/// Panics at everything that it hears, but for its end.
+#[derive(Debug, Default)]
+struct Panicky(Ears);
+
+impl LedgerObserver for Panicky {
+    fn confirmed(&self, lac: EntryId) {
+        panic!("a defect at {lac}");
+    }
+    fn failed(&self, failure: WriterFailure) {
+        let defect = failure != WriterFailure::Panicked;
+        self.0.failed(failure);
+        assert!(!defect, "a defect");
+    }
+    fn stalled(&self, reason: StallReason) {
+        panic!("a defect: {reason}");
+    }
+    fn resumed(&self) {
+        panic!("a defect");
+    }
+}
+
+#[tokio::test]
+async fn an_observer_that_panics_hears_the_end_of_its_ledger_and_no_other_ledger_does() {
+    let world = world(3, 3, 2);
+    let panicky = Arc::new(Panicky::default());
+    let link = |_: LedgerId| Txn::default();
+    let writer = world.store.create(OWNER, None, link, panicky.clone()).await.expect("created");
+    let (other, ears) = world.create().await;
+    append_all(&writer, 0..1);
+    panicky.0.wait_for(&Heard::Failed(WriterFailure::Panicked)).await;
+    let ended = AppendRefused::Failed(WriterFailure::Panicked);
+    assert_eq!(writer.append(payload(1)), Err(ended));
+    assert_eq!(writer.close().await, Err(CloseError::Failed(WriterFailure::Panicked)));
+    append_all(&other, 0..20);
+    ears.wait_for(&Heard::Confirmed(19)).await;
+    let closed = world.store.recover(writer.id()).await.expect("recovered");
+    assert_eq!(closed.last_entry, Lac(Some(EntryId(0))));
+    assert_eq!(*panicky.0.heard.lock(), [Heard::Failed(WriterFailure::Panicked)]);
+}
+
+#[tokio::test]
+async fn an_observer_that_panics_at_the_end_of_its_ledger_hears_of_it_once_more() {
+    let world = world(3, 3, 2);
+    let panicky = Arc::new(Panicky::default());
+    let link = |_: LedgerId| Txn::default();
+    let writer = world.store.create(OWNER, None, link, panicky.clone()).await.expect("created");
+    world.store.recover(writer.id()).await.expect("recovered");
+    append_all(&writer, 0..1);
+    panicky.0.wait_for(&Heard::Failed(WriterFailure::Panicked)).await;
+    let heard = [WriterFailure::Fenced, WriterFailure::Panicked].map(Heard::Failed);
+    assert_eq!(*panicky.0.heard.lock(), heard);
+}
+
+/// Panics when it is asked for a replacement, once.
+#[derive(Debug)]
+struct PanickyPlacement(FixedPlacement, std::sync::atomic::AtomicBool);
+
+impl Placement for PanickyPlacement {
+    fn pick(
+        &self,
+        count: usize,
+        at_least: usize,
+        exclude: &[BookieId],
+    ) -> Result<Vec<BookieId>, PlacementError> {
+        let spent = exclude.is_empty() || self.1.swap(true, std::sync::atomic::Ordering::AcqRel);
+        assert!(spent, "a defect");
+        self.0.pick(count, at_least, exclude)
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_whose_tick_panics_is_given_up_and_the_others_are_ticked_on() {
+    let world = world_with(2, 2, 2, |placement| PanickyPlacement(placement, false.into()));
+    let (first, first_ears) = world.create().await;
+    let (second, second_ears) = world.create().await;
+    for name in &world.names {
+        world.bookies.set_hung(name, true);
+    }
+    append_all(&first, 0..1);
+    append_all(&second, 0..1);
+    let panicked = Heard::Failed(WriterFailure::Panicked);
+    // Only time tells that nobody answers.
+    for ears in [&first_ears, &second_ears] {
+        ears.wait_for_any(&[panicked.clone(), Heard::Failed(WriterFailure::QuorumLost)]).await;
+    }
+    assert!(first_ears.has(&panicked) != second_ears.has(&panicked), "the defect shows once");
 }
 
 /// Owner after owner over a transport that delays, loses and refuses: whatever was confirmed is in

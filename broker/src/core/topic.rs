@@ -337,6 +337,11 @@ impl Topic {
 
     /// The ledger that takes appends has failed.
     fn ledger_failed(&self, generation: Generation, failure: WriterFailure) {
+        if failure == WriterFailure::Panicked {
+            // Whichever it was: what the topic made of the news may be half done.
+            self.fail_inside("what writes or hears of a ledger");
+            return;
+        }
         let mut state = self.state.lock();
         if !state.log.is_current(generation) || matches!(failure, WriterFailure::Closed) {
             return;
@@ -346,7 +351,10 @@ impl Topic {
                 drop(state);
                 self.fail(&TopicError::Fenced);
             }
-            WriterFailure::QuorumLost | WriterFailure::Diverged | WriterFailure::Closed => {
+            WriterFailure::QuorumLost
+            | WriterFailure::Diverged
+            | WriterFailure::Panicked
+            | WriterFailure::Closed => {
                 state.log.failed = Some(failure);
                 self.maintain(&mut state, self.context.env.clock.monotonic());
             }
@@ -440,7 +448,7 @@ impl Topic {
     }
 
     /// Gives the topic up because something of it panicked: loading it again begins anew.
-    fn fail_inside(&self, what: &str) {
+    pub fn fail_inside(&self, what: &str) {
         self.fail(&unavailable(format!("{what} failed inside the broker")));
     }
 

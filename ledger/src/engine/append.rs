@@ -397,6 +397,13 @@ impl AppendEngine {
         self.end(failure);
     }
 
+    /// Ends the ledger under its owner, for a reason that is not the protocol's.
+    pub fn abandon(&mut self, failure: WriterFailure, out: &mut Vec<Command>) {
+        if self.ended.is_none() {
+            self.fail(failure, out);
+        }
+    }
+
     fn end(&mut self, why: WriterFailure) {
         self.base = self.next_entry();
         self.queue = VecDeque::new();

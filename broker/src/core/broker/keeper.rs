@@ -1,12 +1,13 @@
 //! Housekeeping: looks after loaded topics, unloads idle ones, ends bundles that were lost, and
 //! shuts the broker down.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream;
+use futures_util::{FutureExt, StreamExt};
 
 use super::{Broker, Inner};
 use crate::core::api::TopicError;
@@ -37,10 +38,21 @@ pub async fn run(broker: Weak<Inner>) {
         let now = inner.context.env.clock.monotonic();
         let unload_after = inner.context.config.topic_idle_unload;
         let mut idle = inner.topics.all();
-        idle.retain(|topic| topic.keep_house(now, unload_after));
+        // A panic over one topic gives up that one; the others are looked after.
+        idle.retain(|topic| {
+            let kept = catch_unwind(AssertUnwindSafe(|| topic.keep_house(now, unload_after)));
+            kept.unwrap_or_else(|_| {
+                topic.fail_inside("its housekeeping");
+                false
+            })
+        });
         let unload = stream::iter(idle).for_each_concurrent(CLOSING_AT_ONCE, |topic| {
             let inner = &inner;
-            async move { unload_idle(inner, &topic).await }
+            async move {
+                if AssertUnwindSafe(unload_idle(inner, &topic)).catch_unwind().await.is_err() {
+                    topic.fail_inside("its unloading");
+                }
+            }
         });
         unload.await;
     }

@@ -385,10 +385,15 @@ impl<T> Engine<T> {
         }
         let current = self.ledger == Ledger::Open(ledger);
         let next = self.next_ledger == Some(ledger);
-        if !current && !next {
+        if !current && !next && *failure != WriterFailure::Panicked {
             return;
         }
         match failure {
+            // Whichever ledger it was: what was made of the news may be half done.
+            WriterFailure::Panicked => {
+                let why = "what writes or hears of a ledger failed inside the broker";
+                self.end(StateLogError::Unavailable(why.to_owned()), fx);
+            }
             WriterFailure::Fenced | WriterFailure::Deleted => self.end(StateLogError::Fenced, fx),
             // By the keeper, when everything is confirmed.
             WriterFailure::Closed if self.closing => {}

@@ -2,17 +2,19 @@
 //! back. The metadata store's script is where the panics come from.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use geminga_meta::store::Op;
 use geminga_meta::store::memory::{Fault, Request};
+use geminga_proto::env::{Clock, ManualClock, Monotonic};
+use geminga_proto::id::ProducerId;
 
 use super::{ALL, eventually, positions};
-use crate::core::api::TopicError;
+use crate::core::api::{ProducerSink, PublishError, Receipt, TopicError};
 use crate::core::config::BrokerConfig;
 use crate::core::state_log::StateLogConfig;
-use crate::testing::{Cluster, Heard, ack, consumer, producer, publish, texts, topic};
+use crate::testing::{Cluster, Ear, Heard, ack, consumer, open, producer, publish, texts, topic};
 
 fn puts(request: Request<'_>, prefix: &str) -> bool {
     let Request::Txn(txn) = request else { return false };
@@ -119,5 +121,84 @@ async fn a_panic_in_the_sweep_or_the_watch_of_namespaces_starts_it_again() {
     cluster.meta.lose_watches();
     eventually("both again", async || counts.iter().all(|count| count.load(Ordering::Acquire) > 1))
         .await;
+    broker.shutdown().await;
+}
+
+/// A clock that panics when it is told to.
+#[derive(Debug)]
+struct Broken {
+    clock: Arc<ManualClock>,
+    broken: AtomicBool,
+}
+
+impl Clock for Broken {
+    fn wall_ms(&self) -> u64 {
+        assert!(!self.broken.load(Ordering::Acquire), "a defect");
+        self.clock.wall_ms()
+    }
+    fn monotonic(&self) -> Monotonic {
+        self.clock.monotonic()
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_housekeeping_gives_up_each_topic_in_which_it_happens_and_no_more() {
+    let cluster = Cluster::new();
+    let names = ["orders", "bills"];
+    let broker = cluster.broker(Cluster::config()).await;
+    for name in names {
+        let (first, ear) = producer(&broker, name).await;
+        publish(&broker, &first, 0, &texts("m", 1)).await;
+        ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    }
+    broker.shutdown().await;
+    let clock = Arc::new(Broken { clock: Arc::clone(&cluster.clock), broken: false.into() });
+    let broker = cluster.broker_with_clock(Cluster::config(), Arc::clone(&clock) as _).await;
+    let (_first, first) = producer(&broker, names[0]).await;
+    let (_second, second) = producer(&broker, names[1]).await;
+    // New, so there is nothing to trim, for which alone the time would be asked.
+    let (_third, third) = producer(&broker, "new").await;
+    clock.broken.store(true, Ordering::Release);
+    first.until("the end", given_up).await;
+    second.until("the end", given_up).await;
+    clock.broken.store(false, Ordering::Release);
+    third.look(|heard| assert_eq!(heard.closed, []));
+    for name in names {
+        let (first, ear) = producer(&broker, name).await;
+        publish(&broker, &first, 0, &texts("n", 1)).await;
+        ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    }
+    broker.shutdown().await;
+}
+
+/// A producer whose connection has a defect.
+#[derive(Debug, Default)]
+struct Panicky(Ear);
+
+impl ProducerSink for Panicky {
+    fn receipts(&self, _: ProducerId, _: &[Receipt]) {
+        panic!("a defect");
+    }
+    fn refused(&self, id: ProducerId, sequence_id: u64, error: &PublishError) {
+        self.0.refused(id, sequence_id, error);
+    }
+    fn closed(&self, id: ProducerId, error: &TopicError) {
+        ProducerSink::closed(&self.0, id, error);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_at_a_confirmation_gives_the_topic_up_and_it_comes_back() {
+    let cluster = Cluster::new();
+    let broker = cluster.broker(Cluster::config()).await;
+    let sink = Arc::new(Panicky::default());
+    let opened = broker.open_producer(open("orders"), Arc::clone(&sink) as _).await;
+    let (first, _) = opened.expect("opens");
+    let (_second, ear) = producer(&broker, "orders").await;
+    publish(&broker, &first, 0, &texts("m", 1)).await;
+    ear.until("the end", given_up).await;
+    let (second, ear) = producer(&broker, "orders").await;
+    publish(&broker, &second, 0, &texts("n", 1)).await;
+    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
     broker.shutdown().await;
 }
