@@ -93,6 +93,11 @@ impl Namespace {
         }
     }
 
+    /// When the record that is known was written.
+    fn revision(&self) -> Revision {
+        self.record.lock().1
+    }
+
     fn update(&self, record: NamespaceRecord, revision: Revision) {
         let mut current = self.record.lock();
         if revision > current.1 {
@@ -151,7 +156,7 @@ impl Namespaces {
         match self.read(name).await? {
             Some(stored) => namespace.update(stored.record, stored.revision),
             None => {
-                self.forget(name);
+                self.forget_this(&namespace);
                 return Err(missing());
             }
         }
@@ -167,7 +172,23 @@ impl Namespaces {
 
     /// Forgets a namespace that was deleted; its bundles end.
     pub fn forget(&self, name: &NamespaceName) {
-        let Some(namespace) = self.known.lock().remove(name) else { return };
+        self.forget_if(name, |_| true);
+    }
+
+    /// Forgets this one, unless another of that name has taken its place.
+    fn forget_this(&self, namespace: &Arc<Namespace>) {
+        self.forget_if(&namespace.name, |known| Arc::ptr_eq(known, namespace));
+    }
+
+    fn forget_if(&self, name: &NamespaceName, is: impl FnOnce(&Arc<Namespace>) -> bool) {
+        let namespace = {
+            let mut known = self.known.lock();
+            if !known.get(name).is_some_and(is) {
+                return;
+            }
+            known.remove(name)
+        };
+        let Some(namespace) = namespace else { return };
         namespace.take_bundles().iter().for_each(|bundle| (self.deleted)(bundle));
     }
 
@@ -187,7 +208,9 @@ impl Namespaces {
         let Some(Key::Namespace(name)) = Key::parse(&event.key) else { return };
         let Some(namespace) = self.known.lock().get(&name).cloned() else { return };
         match &event.value {
-            None => self.forget(&name),
+            // News that come late may be of one that another of that name has followed.
+            None if event.revision < namespace.revision() => {}
+            None => self.forget_this(&namespace),
             Some(value) => match NamespaceRecord::decode(value) {
                 Ok((record, _)) => namespace.update(record, event.revision),
                 Err(error) => tracing::error!(%name, %error, "namespace record can't be read"),
@@ -200,7 +223,7 @@ impl Namespaces {
         for namespace in self.all() {
             match self.read(&namespace.name).await? {
                 Some(stored) => namespace.update(stored.record, stored.revision),
-                None => self.forget(&namespace.name),
+                None => self.forget_this(&namespace),
             }
         }
         Ok(())
@@ -237,5 +260,72 @@ async fn follow(namespaces: Weak<Namespaces>) {
             Err(error) => tracing::warn!(%error, "namespaces can't be watched"),
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Cluster;
+    use geminga_meta::record::Nonce;
+    use geminga_meta::store::{MetadataStore, Txn, TxnOutcome};
+
+    fn name() -> NamespaceName {
+        "acme/prod".parse().expect("valid")
+    }
+
+    fn start(cluster: &Cluster) -> Arc<Namespaces> {
+        let (env, meta) = (cluster.env(), Arc::clone(&cluster.meta) as _);
+        let context = Context::new(Cluster::config(), env, meta, cluster.ledgers());
+        Namespaces::start(&context, |_| {})
+    }
+
+    async fn write(cluster: &Cluster, txn: Txn) -> Revision {
+        match cluster.meta.txn(txn).await.expect("applied") {
+            TxnOutcome::Applied(revision) => revision,
+            TxnOutcome::Conflict(_) => panic!("it has no conditions"),
+        }
+    }
+
+    async fn create(cluster: &Cluster) -> Revision {
+        let record = NamespaceRecord {
+            created_ms: 1,
+            bundle_bounds: NamespaceRecord::even_bounds(1),
+            policies: NamespacePolicies::default(),
+        };
+        let value = record.encode(Nonce::new(&*cluster.env().random)).expect("valid");
+        write(cluster, Txn::default().put(keys::namespace(&name()), value)).await
+    }
+
+    fn deleted_at(revision: Revision) -> WatchEvent {
+        WatchEvent { revision, key: keys::namespace(&name()), value: None }
+    }
+
+    #[tokio::test]
+    async fn news_of_a_deletion_that_come_late_leave_the_next_namespace_of_that_name_alone() {
+        let cluster = Cluster::new();
+        let namespaces = start(&cluster);
+        create(&cluster).await;
+        let deleted = write(&cluster, Txn::default().delete(keys::namespace(&name()))).await;
+        let created = create(&cluster).await;
+        let known = namespaces.get(&name()).await.expect("there");
+        namespaces.apply(&deleted_at(deleted));
+        assert!(Arc::ptr_eq(&namespaces.known(&name()).expect("still there"), &known));
+        namespaces.apply(&deleted_at(Revision(created.0 + 1)));
+        assert!(namespaces.known(&name()).is_none());
+    }
+
+    #[tokio::test]
+    async fn only_the_namespace_that_was_looked_at_is_forgotten() {
+        let cluster = Cluster::new();
+        let namespaces = start(&cluster);
+        create(&cluster).await;
+        let first = namespaces.get(&name()).await.expect("there");
+        namespaces.forget(&name());
+        let second = namespaces.get(&name()).await.expect("there");
+        namespaces.forget_this(&first);
+        assert!(Arc::ptr_eq(&namespaces.known(&name()).expect("still there"), &second));
+        namespaces.forget_this(&second);
+        assert!(namespaces.known(&name()).is_none());
     }
 }
