@@ -1,9 +1,10 @@
 //! Real text to send: the licences and documentation that a Debian machine carries, or this
-//! repository's own words where there are none.
+//! repository's own words where there are none. Its lines are numbered, so that no two are the same
+//! and none can take another's place unseen.
 
 use std::path::{Path, PathBuf};
 
-/// At least `lines` lines of real text, every one ended by `\n`.
+/// So many lines of real text, every one with its number and ended by `\n`.
 ///
 /// # Panics
 /// When there is no text at all.
@@ -23,10 +24,13 @@ pub fn text(lines: usize) -> Vec<u8> {
             source.extend(std::fs::read(file).unwrap_or_default());
         }
     }
-    assert!(source.contains(&b'\n'), "there is text in the repository at least");
-    if source.last() != Some(&b'\n') {
-        source.push(b'\n');
+    assert!(!source.is_empty(), "there is text in the repository at least");
+    let text = source.strip_suffix(b"\n").unwrap_or(&source);
+    let mut numbered = Vec::new();
+    for (number, line) in text.split(|byte| *byte == b'\n').cycle().take(lines).enumerate() {
+        numbered.extend(format!("{number:06} ").into_bytes());
+        numbered.extend(line);
+        numbered.push(b'\n');
     }
-    let in_source = source.iter().filter(|byte| **byte == b'\n').count();
-    source.repeat(lines.div_ceil(in_source))
+    numbered
 }

@@ -19,23 +19,21 @@ fn a_text_file_comes_back_in_two_halves(produce_flags: &[&str]) {
     let home = home();
     let mut server = Standalone::start(home.path());
     let text = corpus::text(LINES);
-    let lines = text.iter().filter(|byte| **byte == b'\n').count();
-    assert!(lines >= LINES);
     let file = write(home.path(), "text", &text);
 
     let mut args = vec!["produce", "docs", "--file", &file, "--output", "json"];
     args.extend(produce_flags);
     let produced = against(&server, &args).ok().json();
-    assert_eq!(produced["messages"].as_u64(), Some(lines as u64), "{produced}");
+    assert_eq!(produced["messages"].as_u64(), Some(LINES as u64), "{produced}");
 
-    let half = (lines / 2).to_string();
+    let half = (LINES / 2).to_string();
     let first = against(&server, &["consume", "docs", "-s", "reader", "--count", &half]).ok();
     server.stop();
     server.restart();
     let rest = against(&server, &["consume", "docs", "-s", "reader", "--until-caught-up"]).ok();
 
     let mut read = first.stdout;
-    assert_eq!(read.iter().filter(|byte| **byte == b'\n').count(), lines / 2);
+    assert_eq!(read.iter().filter(|byte| **byte == b'\n').count(), LINES / 2);
     read.extend(rest.stdout);
     assert!(read == text, "{} bytes came back of {}", read.len(), text.len());
 
@@ -52,6 +50,11 @@ fn a_text_file_survives_a_restart_between_its_halves() {
 #[test]
 fn a_text_file_compressed_with_zstd_survives_a_restart_between_its_halves() {
     a_text_file_comes_back_in_two_halves(&["--compression", "zstd"]);
+}
+
+#[test]
+fn a_text_file_compressed_with_lz4_survives_a_restart_between_its_halves() {
+    a_text_file_comes_back_in_two_halves(&["--compression", "lz4"]);
 }
 
 #[test]
