@@ -7,8 +7,8 @@
 //! A state log needn't be readable: a bundle's damaged record is deleted with the ledgers whose own
 //! records name the bundle.
 //!
-//! Invariant: the record goes last and only while the mark is there, so deleting again goes on
-//! where a crash ended it.
+//! Invariant: a record goes with the last of what it lists, and the namespace's last and only while
+//! the mark is there, so deleting again goes on where a crash ended it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use geminga_meta::record::{
 };
 use geminga_meta::store::{Compare, LeaseId, MAX_RANGE, Revision, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
-use geminga_proto::id::LedgerId;
+use geminga_proto::id::{Epoch, LedgerId};
 use geminga_proto::topic_name::NamespaceName;
 
 use super::Broker;
@@ -168,24 +168,27 @@ impl Broker {
     /// Deletes a bundle's state log: its record with its ledgers. Whoever has it open is fenced.
     async fn delete_bundle(&self, bundle: &BundleId, mark: &Mark) -> Result<(), AdminError> {
         let key = keys::bundle(bundle);
-        for _ in 0..ATTEMPTS {
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
             let Some(pair) = self.metadata().get(&key).await? else { return Ok(()) };
             let unchanged = Compare::Unchanged(key.clone(), pair.modified);
             let guard = Txn::default().when(mark.holds()).when(unchanged);
-            let ledgers = match Stored::<BundleRecord>::from_pair(pair) {
-                Ok(stored) => stored.record.state_ledgers,
+            let (gone, txn) = match Stored::<BundleRecord>::from_pair(pair) {
+                Ok(stored) => self.shorten(bundle, stored.record, guard)?,
                 Err(error) => {
                     tracing::warn!(%bundle, %error, "a damaged state log is deleted");
                     let owner = LedgerOwner::StateLog(bundle.clone());
-                    self.ledgers_of(&owner, &BTreeSet::new()).await?
+                    let mut ledgers = self.ledgers_of(&owner, &BTreeSet::new()).await?;
+                    match ledgers.len().checked_sub(LEDGERS_AT_ONCE) {
+                        Some(rest) if rest > 0 => (ledgers.split_off(rest), guard),
+                        _ => (ledgers, without(bundle, guard)),
+                    }
                 }
             };
-            let (first, rest) = ledgers.split_at(ledgers.len().min(LEDGERS_AT_ONCE));
-            let txn = guard.delete(key.clone()).delete(keys::ownership(bundle));
-            match self.inner.context.ledgers.delete(first, txn).await {
-                Ok(()) => return self.delete_ledgers(bundle, rest).await,
+            match self.inner.context.ledgers.delete(&gone, txn).await {
+                Ok(()) => {}
                 // Perhaps an owner wrote it at that moment. If the mark is gone, it stays so.
-                Err(DeleteError::Conflict) => {}
+                Err(DeleteError::Conflict) => attempts += 1,
                 Err(DeleteError::Metadata(error)) => return Err(error.into()),
             }
         }
@@ -193,22 +196,36 @@ impl Broker {
         Err(AdminError::Topic(TopicError::Unavailable(why)))
     }
 
-    /// Deletes what is left of a long chain, which no record lists any more.
-    async fn delete_ledgers(
+    /// What is to be deleted next of a bundle, and the transaction for it: as many ledgers as go
+    /// with one, and the record with the last of them.
+    ///
+    /// What is left in between can still be replayed: first goes what lies before the snapshot,
+    /// then the end. No topic has a cursor in it any more.
+    fn shorten(
         &self,
         bundle: &BundleId,
-        ledgers: &[LedgerId],
-    ) -> Result<(), AdminError> {
-        for gone in ledgers.chunks(LEDGERS_AT_ONCE) {
-            let deleted = self.inner.context.ledgers.delete(gone, Txn::default()).await;
-            deleted.map_err(|error| match error {
-                DeleteError::Metadata(error) => AdminError::Metadata(error),
-                DeleteError::Conflict => {
-                    let why = format!("ledgers of bundle {bundle} can't be deleted");
-                    AdminError::Topic(TopicError::Unavailable(why))
-                }
-            })?;
-        }
-        Ok(())
+        mut record: BundleRecord,
+        guard: Txn,
+    ) -> Result<(Vec<LedgerId>, Txn), AdminError> {
+        let chain = &mut record.state_ledgers;
+        let Some(rest) = chain.len().checked_sub(LEDGERS_AT_ONCE).filter(|rest| *rest > 0) else {
+            return Ok((record.state_ledgers, without(bundle, guard)));
+        };
+        let snapshot = record.snapshot.map(|at| at.ledger);
+        let obsolete = chain.partition_point(|ledger| snapshot.is_some_and(|at| *ledger < at));
+        let gone = match obsolete {
+            0 => chain.split_off(rest),
+            _ => chain.drain(..obsolete.min(LEDGERS_AT_ONCE)).collect(),
+        };
+        record.epoch = Epoch(record.epoch.0 + 1);
+        let key = keys::bundle(bundle);
+        let value = record.encode(Nonce::new(&*self.env().random));
+        let value = value.map_err(|error| AdminError::Record(format!("{key}: {error}")))?;
+        Ok((gone, guard.put(key, value)))
     }
+}
+
+/// Deletes the bundle's own records as well.
+fn without(bundle: &BundleId, txn: Txn) -> Txn {
+    txn.delete(keys::bundle(bundle)).delete(keys::ownership(bundle))
 }
