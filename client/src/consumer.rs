@@ -428,7 +428,9 @@ impl Consumer {
 
     /// Asks for everything that was delivered to this consumer and isn't acknowledged to be
     /// delivered again, and drops what waits here. On an exclusive or failover subscription the
-    /// consumer subscribes again for it; a failover consumer may find another one active then.
+    /// consumer subscribes again for it. A failover consumer may find another one active then; an
+    /// exclusive one may find that another has taken the subscription, and if that keeps it for the
+    /// operation timeout, this one is over with `ConsumerBusy`.
     ///
     /// # Errors
     /// The consumer is over.

@@ -33,6 +33,10 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
     fn on_timer(&self) -> Option<Duration>;
     /// Why it is over, if it is: [`ClientError::Closed`] if it was closed and is done.
     fn over(&self) -> Option<ClientError>;
+    /// True if it left its last session of its own accord, so that somebody else may have its place.
+    fn has_left_its_place(&self) -> bool {
+        false
+    }
     /// True if it was asked to close.
     fn is_closing(&self) -> bool;
     /// True if it has no session and wants one.
@@ -151,6 +155,8 @@ struct Driver<E> {
     last_error: Option<ClientError>,
     /// When the last session was opened.
     opened_at: Option<Monotonic>,
+    /// Since when each attempt was answered so.
+    busy_since: Option<Monotonic>,
 }
 
 async fn after(wait: Option<Duration>) {
@@ -168,6 +174,7 @@ async fn run<E: Endpoint>(endpoint: Arc<E>, opened: Opened) {
         opened: Some(opened),
         last_error: None,
         opened_at: None,
+        busy_since: None,
     };
     let operation_timeout = endpoint.client().operation_timeout;
     let first_deadline = tokio::time::Instant::now() + operation_timeout;
@@ -230,9 +237,18 @@ impl<E: Endpoint> Driver<E> {
         }
     }
 
+    /// To be asked at each busy answer. True if there was no other for the operation timeout.
+    fn is_busy_for_long(&mut self) -> bool {
+        let client = self.endpoint.client();
+        let now = client.env.clock.monotonic();
+        let since = *self.busy_since.get_or_insert(now);
+        now.saturating_sub(since) >= client.operation_timeout
+    }
+
     /// An attempt is over. Fails with an error that no further attempt can mend.
     fn attempted(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
         let Err(error) = result else {
+            self.busy_since = None;
             self.opened_at = Some(self.endpoint.client().env.clock.monotonic());
             if let Some(opened) = self.opened.take() {
                 // The builder's future may be gone; its handle's drop then closes.
@@ -241,10 +257,16 @@ impl<E: Endpoint> Driver<E> {
             return Ok(());
         };
         let first = self.opened.is_some();
+        let busy = error.code() == Some(E::BUSY);
+        if !busy {
+            self.busy_since = None;
+        }
         // A name that is taken when first used is taken; later it is our own old session, which
-        // the broker has yet to miss. And what was a broker once will be one again.
+        // the broker has yet to miss, or, if that was left, somebody else's. And what was a broker once will be one again.
         let hopeless = if first {
-            !error.is_retryable() || error.code() == Some(E::BUSY)
+            !error.is_retryable() || busy
+        } else if busy && self.endpoint.has_left_its_place() && self.is_busy_for_long() {
+            true
         } else {
             !error.is_retryable() && !matches!(error, ClientError::NotABroker { .. })
         };

@@ -56,6 +56,10 @@ impl Endpoint for Shared {
         inbox.end.clone().or_else(|| closed.then_some(ClientError::Closed))
     }
 
+    fn has_left_its_place(&self) -> bool {
+        self.inbox.lock().left
+    }
+
     fn is_closing(&self) -> bool {
         self.inbox.lock().closing != Closing::No
     }
@@ -188,6 +192,7 @@ impl Shared {
                         inbox.name = subscribed.consumer_name;
                     }
                     inbox.session = Session::Open { id, link, connection };
+                    inbox.left = false;
                     // Acknowledgements go before the credit, so that what they cover isn't
                     // delivered again.
                     let groups = acks.tracker.groups_to_resend();

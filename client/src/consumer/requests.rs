@@ -169,7 +169,9 @@ impl Shared {
 
     /// On an ordered subscription the session is left for a new one, since a delivery on its way
     /// doesn't tell whether it is from before: handed out ahead of what comes again, it would let
-    /// a cumulative acknowledgement cover messages that nobody processed.
+    /// a cumulative acknowledgement cover messages that nobody processed. Somebody else may take an
+    /// exclusive subscription meanwhile; that it is busy is final then, once it was so for the
+    /// operation timeout.
     pub(super) fn redeliver_all(&self) -> Result<(), ConsumerError> {
         let session_id = {
             let mut open = self.open.lock();
@@ -187,10 +189,12 @@ impl Shared {
                 self.drop_received(&mut open, &mut inbox);
                 return Ok(());
             }
-            match &inbox.session {
+            let id = match &inbox.session {
                 Session::Open { id, .. } => *id,
                 Session::None | Session::Opening { .. } => return Ok(()),
-            }
+            };
+            inbox.left = true;
+            id
         };
         self.on_session_over(session_id, |url| ClientError::Disconnected {
             url: url.to_owned(),

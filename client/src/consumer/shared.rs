@@ -61,6 +61,8 @@ pub(super) struct Inbox {
     /// Acknowledgements were sent again in this session, and none has its receipt yet: until then
     /// a delivery is no progress, since they may be what ends every session.
     pub(super) owed_receipt: bool,
+    /// The last session was left of one's own accord.
+    pub(super) left: bool,
     pub(super) name: String,
     pub(super) active: bool,
     pub(super) positions: HashMap<u64, PositionReply>,
@@ -153,6 +155,7 @@ impl Inbox {
             freed: Queued::default(),
             progress: false,
             owed_receipt: false,
+            left: false,
             name,
             active: true,
             positions: HashMap::new(),

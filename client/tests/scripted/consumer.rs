@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use geminga_client::{
-    ClientError, Compression, Consumer, ConsumerError, DecodeError, ErrorCode, MessageId,
+    Client, ClientError, Compression, Consumer, ConsumerError, DecodeError, ErrorCode, MessageId,
     ReceiveError, ReceivedMessage, SubscriptionType,
 };
 use geminga_proto::entry::encode_entry;
@@ -245,6 +245,27 @@ async fn deliveries_on_their_way_are_not_handed_out_before_what_was_asked_for_ag
         let rest: Vec<u64> = receive_all(&consumer, 19).await.iter().map(text).collect();
         assert_eq!(rest, (1..20).collect::<Vec<_>>());
     }
+}
+
+#[tokio::test]
+async fn an_exclusive_consumer_whose_place_is_taken_while_it_asks_again_ends_with_that() {
+    let broker = Broker::default();
+    let url = broker.serve().await;
+    store(&broker, &url, 0..10, 1).await;
+    let client = Client::builder().service_url(&url).operation_timeout(Duration::from_millis(300));
+    let client = client.build().expect("valid settings");
+    let consumer = soon(client.consumer("t", "s").subscribe()).await.expect("subscribes");
+    // Its own old session at first: that goes on.
+    broker.plan([Fault::Subscribe(ErrorCode::ConsumerBusy)]);
+    consumer.redeliver_unacknowledged().expect("asked");
+    receive_all(&consumer, 10).await;
+    broker.plan([(); 1_000].map(|()| Fault::Subscribe(ErrorCode::ConsumerBusy)));
+    consumer.redeliver_unacknowledged().expect("asked");
+    let ended = soon(consumer.receive()).await.expect_err("somebody else has it");
+    assert!(
+        matches!(&ended, ReceiveError::Failed(error) if error.code() == Some(ErrorCode::ConsumerBusy)),
+        "{ended:?}"
+    );
 }
 
 #[tokio::test]
