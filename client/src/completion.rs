@@ -2,10 +2,11 @@
 //! one resolution for an entry, however many messages wait for it.
 //!
 //! Invariants: it is resolved once, the first outcome counts; every callback runs exactly once,
-//! outside any lock.
+//! outside any lock; one that panics is logged and keeps nobody else from hearing.
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -91,7 +92,11 @@ impl Completion {
             waker.wake();
         }
         for (at, callback) in callbacks {
-            callback(outcome.clone().map(|receipt| receipt.message(at)));
+            let result = outcome.clone().map(|receipt| receipt.message(at));
+            // The thread is one that others wait for, too.
+            if catch_unwind(AssertUnwindSafe(|| callback(result))).is_err() {
+                tracing::error!("a callback of a message's sender panicked; others are called on");
+            }
         }
     }
 }

@@ -120,6 +120,31 @@ impl State {
     }
 }
 
+/// Entries whose messages are being told. Dropped when they are, even if telling them panics: who
+/// flushes or closes waits for it, and senders for the room.
+struct Told<'a> {
+    shared: &'a Shared,
+    ticket: u64,
+    messages: u32,
+    bytes: usize,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        let Self { shared, ticket, messages, bytes } = *self;
+        {
+            let mut state = shared.state.lock();
+            state.in_flight_messages = state.in_flight_messages.saturating_sub(messages);
+            state.telling.remove(&ticket);
+            if state.closing && state.is_settled() {
+                shared.wake.notify_one();
+            }
+        }
+        shared.told.notify_waiters();
+        shared.give_room_back(messages, bytes);
+    }
+}
+
 pub(crate) struct Shared {
     pub(super) client: Arc<ClientInner>,
     pub(crate) topic: TopicName,
@@ -386,22 +411,16 @@ impl Shared {
         let Some(Leaving { ticket, done }) = leaving else {
             return;
         };
-        let (mut messages, mut bytes) = (0, 0);
+        let told = Told {
+            shared: self,
+            ticket,
+            messages: done.iter().map(|(pending, _)| pending.messages).sum(),
+            bytes: done.iter().map(|(pending, _)| pending.bytes).sum(),
+        };
         for (pending, outcome) in done {
-            messages += pending.messages;
-            bytes += pending.bytes;
             pending.completion.resolve(&outcome);
         }
-        {
-            let mut state = self.state.lock();
-            state.in_flight_messages = state.in_flight_messages.saturating_sub(messages);
-            state.telling.remove(&ticket);
-            if state.closing && state.is_settled() {
-                self.wake.notify_one();
-            }
-        }
-        self.told.notify_waiters();
-        self.give_room_back(messages, bytes);
+        drop(told);
     }
 
     /// Sends what is gathered now, if there is something.

@@ -121,3 +121,21 @@ async fn a_close_waits_for_outcomes_that_are_being_told() {
     producer.shared().finish(&ClientError::Closed);
     assert_eq!(producer.close().await, timed_out());
 }
+
+#[tokio::test]
+async fn a_callback_that_panics_keeps_no_other_from_its_outcome_and_holds_up_nothing() {
+    let (producer, clock) = producer(|it| it.batching(false));
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    producer.send_with_callback("m1", |_| panic!("a defect")).await.expect("taken");
+    let second = move |outcome: Result<_, _>| tell.send(outcome.map(drop)).expect("room for one");
+    producer.send_with_callback("m2", second).await.expect("taken");
+    clock.advance(SEND_TIMEOUT);
+    producer.shared().on_timer();
+    assert_eq!(told.recv().expect("called"), timed_out());
+    assert_eq!(producer.in_flight(), 0);
+    let room = producer.shared().config.max_in_flight_messages as usize;
+    assert_eq!(producer.shared().room_messages.available_permits(), room);
+    assert_eq!(producer.flush().await, Ok(()));
+    producer.shared().start_close();
+    assert_eq!(producer.shared().over(), Some(ClientError::Closed));
+}
