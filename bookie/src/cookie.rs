@@ -276,7 +276,7 @@ fn decode(bytes: &[u8]) -> Result<Identity, Option<u16>> {
     Ok(Identity { begun, ..Identity::detached(bookie, cluster, instance) })
 }
 
-fn load(device: &dyn Device) -> Result<Option<Identity>, CookieError> {
+pub(crate) fn load(device: &dyn Device) -> Result<Option<Identity>, CookieError> {
     let file = match device.open(FILE) {
         Err(DeviceError::NotFound { .. }) => return Ok(None),
         opened => opened?,
@@ -295,7 +295,7 @@ fn load(device: &dyn Device) -> Result<Option<Identity>, CookieError> {
 }
 
 /// Written aside and renamed, so that there is always a whole one.
-fn save(device: &dyn Device, identity: &Identity) -> Result<(), DeviceError> {
+pub(crate) fn save(device: &dyn Device, identity: &Identity) -> Result<(), DeviceError> {
     let file = device.create(NEW_FILE)?;
     file.write_at(0, encode(identity).as_slice())?;
     file.sync()?;

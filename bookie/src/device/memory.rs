@@ -45,6 +45,7 @@ pub enum Operation {
 #[derive(Debug, Clone, Default)]
 struct Image {
     current: Vec<u8>,
+    /// As long as what was synced: a reservation is durable with the next [`DeviceFile::sync_length`].
     durable: Vec<u8>,
     /// Ranges of `current` that no sync has made durable, oldest first.
     unsynced: Vec<(usize, usize)>,
@@ -63,11 +64,14 @@ struct Disk {
     failing_after: BTreeMap<Operation, u64>,
     /// Writes that still work before the power goes; the last one stays unsynced.
     writes_left: Option<u64>,
+    /// Syncs of files and of the directory, and renames, that still work before the power goes.
+    steps_left: Option<u64>,
     dead: bool,
     /// The file of the last unsynced write.
     last_written: Option<u64>,
     writes: u64,
     syncs: u64,
+    directory_syncs: u64,
 }
 
 /// A disk in memory. Clones share it.
@@ -104,7 +108,8 @@ impl MemoryDevice {
         let linked: Vec<u64> = disk.names.values().copied().collect();
         disk.files.retain(|id, _| linked.contains(id));
         disk.failing_after.clear();
-        (disk.writes_left, disk.dead, disk.last_written) = (None, false, None);
+        (disk.writes_left, disk.steps_left) = (None, None);
+        (disk.dead, disk.last_written) = (false, None);
         Self { disk: Arc::new(Mutex::new(disk)) }
     }
 
@@ -128,6 +133,11 @@ impl MemoryDevice {
     /// unsynced, and every operation after it fails.
     pub fn cut_power_at_write(&self, writes: u64) {
         self.disk.lock().writes_left = Some(writes);
+    }
+
+    /// Cuts the power right after so many syncs, of files or the directory, and renames.
+    pub fn cut_power_after_step(&self, steps: u64) {
+        self.disk.lock().steps_left = Some(steps);
     }
 
     /// True once the power is cut.
@@ -198,11 +208,17 @@ impl MemoryDevice {
         disk.files.get(&disk.last_written?)?.unsynced.last().map(|(_, len)| *len)
     }
 
-    /// Writes and syncs so far.
+    /// Writes and syncs of files so far.
     #[must_use]
     pub fn operations(&self) -> (u64, u64) {
         let disk = self.disk.lock();
         (disk.writes, disk.syncs)
+    }
+
+    /// Syncs of the directory so far.
+    #[must_use]
+    pub fn directory_syncs(&self) -> u64 {
+        self.disk.lock().directory_syncs
     }
 
     fn file(&self, name: &str, id: u64) -> Arc<dyn DeviceFile> {
@@ -235,9 +251,11 @@ impl Image {
     }
 
     fn make_durable(&mut self) {
-        self.durable.resize(self.current.len(), 0);
         for (offset, len) in self.unsynced.drain(..) {
             let end = (offset + len).min(self.current.len());
+            if self.durable.len() < end {
+                self.durable.resize(end, 0);
+            }
             if offset < end {
                 self.durable[offset..end].copy_from_slice(&self.current[offset..end]);
             }
@@ -251,10 +269,12 @@ fn failed(name: &str, why: &str) -> DeviceError {
 }
 
 impl Disk {
+    fn check_power(&self, name: &str) -> Result<(), DeviceError> {
+        if self.dead { Err(failed(name, "the power is cut")) } else { Ok(()) }
+    }
+
     fn check(&mut self, operation: Operation, name: &str) -> Result<(), DeviceError> {
-        if self.dead {
-            return Err(failed(name, "the power is cut"));
-        }
+        self.check_power(name)?;
         match self.failing_after.get_mut(&operation) {
             Some(0) if operation == Operation::Open => {
                 Err(DeviceError::TooManyFiles { name: name.to_owned() })
@@ -265,6 +285,19 @@ impl Disk {
                 Ok(())
             }
             None => Ok(()),
+        }
+    }
+
+    fn synced(&mut self) {
+        self.syncs += 1;
+        self.step();
+    }
+
+    /// One step of the kind at which the power may go.
+    fn step(&mut self) {
+        if let Some(left) = &mut self.steps_left {
+            *left = left.saturating_sub(1);
+            self.dead |= *left == 0;
         }
     }
 
@@ -308,6 +341,7 @@ impl Device for MemoryDevice {
 
     fn remove(&self, name: &str) -> Result<(), DeviceError> {
         let mut disk = self.disk.lock();
+        disk.check_power(name)?;
         disk.id_of(name)?;
         disk.names.remove(name);
         disk.drop_unlinked();
@@ -316,10 +350,12 @@ impl Device for MemoryDevice {
 
     fn rename(&self, from: &str, to: &str) -> Result<(), DeviceError> {
         let mut disk = self.disk.lock();
+        disk.check_power(from)?;
         let id = disk.id_of(from)?;
         disk.names.remove(from);
         disk.names.insert(to.to_owned(), id);
         disk.drop_unlinked();
+        disk.step();
         Ok(())
     }
 
@@ -332,6 +368,8 @@ impl Device for MemoryDevice {
         disk.check(Operation::SyncDir, "the directory")?;
         disk.durable_names = disk.names.clone();
         disk.drop_unlinked();
+        disk.directory_syncs += 1;
+        disk.step();
         Ok(())
     }
 
@@ -396,16 +434,16 @@ impl DeviceFile for MemoryFile {
         self.with(None, |disk, image| {
             self.fits(disk, image, bytes)?;
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-            for content in [&mut image.current, &mut image.durable] {
-                content.resize(content.len().max(bytes), 0);
-            }
+            image.current.resize(image.current.len().max(bytes), 0);
             Ok(())
         })
     }
 
     fn sync_length(&self) -> Result<(), DeviceError> {
-        self.with(Some(Operation::Sync), |disk, _| {
-            disk.syncs += 1;
+        self.with(Some(Operation::Sync), |disk, image| {
+            disk.synced();
+            image.make_durable();
+            image.durable.resize(image.current.len(), 0);
             Ok(())
         })
     }
@@ -414,7 +452,6 @@ impl DeviceFile for MemoryFile {
         self.with(None, |_, image| {
             let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
             image.current.truncate(bytes);
-            image.durable.truncate(bytes);
             Ok(())
         })
     }
@@ -445,7 +482,7 @@ impl DeviceFile for MemoryFile {
 
     fn sync(&self) -> Result<(), DeviceError> {
         self.with(Some(Operation::Sync), |disk, image| {
-            disk.syncs += 1;
+            disk.synced();
             image.make_durable();
             Ok(())
         })

@@ -356,6 +356,8 @@ pub(crate) fn seal(
     manifest.store(copies)?;
     if shrink {
         file.truncate(end)?;
+        // The manifest no longer counts what was cut off: it must not come back after a crash.
+        file.sync_length()?;
     }
     Ok((manifest, rows))
 }

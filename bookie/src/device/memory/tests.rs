@@ -67,3 +67,23 @@ fn the_power_goes_at_the_chosen_write_and_leaves_it_unsynced() {
     assert_eq!(device.crash(Tear::Lost).contents("a"), Some(vec![1; BLOCK_BYTES]));
     assert_eq!(device.crash(Tear::Whole).contents("a"), Some(vec![2; BLOCK_BYTES]));
 }
+
+#[test]
+fn a_reserved_or_cut_length_is_durable_with_its_sync_only() {
+    let block = BLOCK_BYTES as u64;
+    let device = MemoryDevice::new(1 << 20);
+    let file = device.create("a").expect("creates");
+    device.sync_dir().expect("syncs");
+    let durable = || device.crash(Tear::Whole).contents("a").map(|bytes| bytes.len() / BLOCK_BYTES);
+    file.preallocate(6 * block).expect("reserves");
+    assert_eq!(durable(), Some(0));
+    file.write_at(block, filled(1, 1).as_slice()).expect("writes");
+    file.sync().expect("syncs");
+    assert_eq!(durable(), Some(2), "as far as what was written needs it");
+    file.sync_length().expect("syncs");
+    assert_eq!(durable(), Some(6));
+    file.truncate(3 * block).expect("cuts");
+    assert_eq!(durable(), Some(6));
+    file.sync_length().expect("syncs");
+    assert_eq!(durable(), Some(3));
+}

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use geminga_proto::id::{BookieId, ClusterId};
 use geminga_proto::storage::BookieError;
 
 use super::rig::{KIB, Rig, append, config, payload};
+use crate::config::BookieConfig;
+use crate::cookie::{self, Identity};
 use crate::device::memory::{MemoryDevice, Operation, Tear};
 use crate::device::{BLOCK_BYTES, DeviceError};
-use crate::log::Turn;
 use crate::log::keeper::{Chored, KEEPER_INTERVAL};
+use crate::log::{Turn, segment};
 
 /// Three entries acknowledged in groups of their own, and a group of `entries` whose write was
 /// cut off by the power.
@@ -158,23 +161,84 @@ fn restarts_do_not_eat_up_the_disk() {
 #[test]
 fn a_first_start_waits_for_the_disk_a_few_times_only() {
     let rig = Rig::new();
-    // Zeros for the first segment, its header, and the manifest's copies.
-    assert_eq!(rig.device.operations().0, 4);
+    // Zeros for the first segment, its header, and the manifest's copies; each is synced, and
+    // before them the segment's length and, once for all, the names.
+    assert_eq!(rig.device.operations(), (4, 5));
+    assert_eq!(rig.device.directory_syncs(), 1);
 }
 
 #[test]
-fn a_first_start_that_is_cut_short_anywhere_is_begun_anew() {
-    for cut in 1..=4 {
-        for tear in [Tear::Lost, Tear::Prefix(100), Tear::Whole] {
+fn a_segment_that_was_not_written_to_its_end_keeps_its_length() {
+    let large =
+        BookieConfig { segment_bytes: Some(512 * KIB), first_segment_bytes: 512 * KIB, ..config() };
+    let mut rig = Rig::open(MemoryDevice::new(16 << 20), &large).expect("opens");
+    let mut entries = 0;
+    while rig.turn() != Turn::Blocked {
+        rig.offer(append(1, entries, 5_000)).expect("room");
+        entries += 1;
+    }
+    // Needed at once, so that most of it isn't written first.
+    assert_eq!(rig.log.run_chore(), Chored::Done);
+    rig.turn();
+    let crashed = rig.device.crash(Tear::Lost);
+    for slot in &rig.log.state.lock().manifest.slots {
+        let content = crashed.contents(&segment::file_name(slot.number)).expect("its name is kept");
+        assert_eq!(content.len() as u64, slot.capacity_bytes);
+    }
+    let rig = Rig::open(crashed, &large).expect("opens");
+    assert_eq!(rig.read(1, 0, 1_000).map(|found| found.len() as u64), Ok(entries));
+}
+
+/// Starts a bookie's disk and log as a first start does, up to the end or to the power cut.
+fn first_start(device: &MemoryDevice) -> Result<Rig, String> {
+    let cluster = ClusterId::new("c").expect("valid");
+    let identity = Identity::detached(BookieId::new("b").expect("valid"), cluster, 77);
+    let found = cookie::load(device).map_err(|error| error.to_string())?;
+    let identity = match found {
+        Some(found) => found,
+        None => {
+            cookie::save(device, &identity).map_err(|error| error.to_string())?;
+            identity
+        }
+    };
+    let rig = Rig::open_as(device.clone(), &config(), identity.begun);
+    let rig = rig.map_err(|error| error.to_string())?;
+    cookie::mark_begun(device, &identity).map_err(|error| error.to_string())?;
+    Ok(rig)
+}
+
+#[test]
+fn a_first_start_that_is_cut_short_between_any_two_steps_is_begun_anew() {
+    let mut cuts = [0, 0];
+    for at_write in [false, true] {
+        for cut in 1.. {
             let device = MemoryDevice::new(4096 * KIB);
-            device.cut_power_at_write(cut);
-            assert!(Rig::open(device.clone(), &config()).is_err(), "cut {cut}");
-            let mut rig = Rig::on(device.crash(tear));
-            rig.fill(1, 0..3, 100);
-            let rig = Rig::on(rig.device.crash(Tear::Lost));
-            assert_eq!(rig.read(1, 0, 10).map(|entries| entries.len()), Ok(3));
+            if at_write {
+                device.cut_power_at_write(cut);
+            } else {
+                device.cut_power_after_step(cut);
+            }
+            let started = first_start(&device);
+            if !device.is_dead() {
+                started.expect("it was not cut short");
+                break;
+            }
+            cuts[usize::from(at_write)] += 1;
+            for tear in [Tear::Lost, Tear::Prefix(100), Tear::Whole] {
+                let what = format!("at a write: {at_write}, cut {cut}, {tear:?}");
+                let again = first_start(&device.crash(tear));
+                let mut rig = again.unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(rig.report.damage, [], "{what}");
+                rig.fill(1, 0..3, 100);
+                let rig = first_start(&rig.device.crash(Tear::Lost));
+                let rig = rig.unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(rig.read(1, 0, 10).map(|entries| entries.len()), Ok(3), "{what}");
+                assert!(cookie::load(&rig.device).expect("whole").expect("there").begun);
+            }
         }
     }
+    // Both cookies with a write, a sync, a rename and a sync of the names each; and the log's.
+    assert_eq!(cuts, [12, 6]);
 }
 
 #[test]

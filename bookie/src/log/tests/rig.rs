@@ -97,11 +97,20 @@ impl Rig {
     }
 
     pub fn open(device: MemoryDevice, config: &BookieConfig) -> Result<Self, OpenError> {
+        Self::open_as(device, config, false)
+    }
+
+    /// `initialized`: the disk's cookie says that a log was begun.
+    pub fn open_as(
+        device: MemoryDevice,
+        config: &BookieConfig,
+        initialized: bool,
+    ) -> Result<Self, OpenError> {
         let clock = Arc::<ManualClock>::default();
         let env = Env { clock: clock.clone(), random: Arc::new(SeededRandom::new(1)) };
         let limits = config.validate()?;
         let youngest_ledger = Some(LedgerId(YOUNGEST_LEDGER));
-        let origin = Origin { instance: 77, initialized: false, youngest_ledger };
+        let origin = Origin { instance: 77, initialized, youngest_ledger };
         let (log, report) = Log::open(config, limits, origin, Arc::new(device.clone()), env)?;
         let recorder = Arc::new(Recorder::default());
         let waiter: Arc<dyn AppendDone> = recorder.clone();
