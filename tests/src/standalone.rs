@@ -31,6 +31,7 @@ pub struct Standalone {
     home: PathBuf,
     ports: Ports,
     extra: Vec<String>,
+    expected: Vec<&'static str>,
     allowed: Vec<&'static str>,
 }
 
@@ -83,14 +84,20 @@ impl Standalone {
             home: home.to_owned(),
             ports: Ports::default(),
             extra: flags.iter().map(ToString::to_string).collect(),
+            expected: Vec::new(),
             allowed: Vec::new(),
         };
         server.launch();
         server
     }
 
-    /// Words of WARN or ERROR lines that this scenario expects in the log.
+    /// Words of a WARN or ERROR line that must be in the log when it is checked, once or often.
     pub fn expect_in_log(&mut self, words: &'static str) {
+        self.expected.push(words);
+    }
+
+    /// Words of a WARN or ERROR line that may be in the log: whether it comes is a matter of time.
+    pub fn allow_in_log(&mut self, words: &'static str) {
         self.allowed.push(words);
     }
 
@@ -221,33 +228,39 @@ impl Standalone {
         }
     }
 
-    /// Resident memory in bytes.
+    /// The most resident memory that the process has had, in bytes.
     ///
     /// # Panics
     /// When the process is gone.
     #[must_use]
-    pub fn resident_bytes(&self) -> u64 {
+    pub fn peak_resident_bytes(&self) -> u64 {
         let path = format!("/proc/{}/status", self.pid().as_raw_nonzero());
         let status = std::fs::read_to_string(path).expect("the server runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
         kib * 1024
     }
 
-    /// Fails on any WARN, ERROR or panic in the log that wasn't announced.
+    /// Fails on any WARN, ERROR or panic in the log that wasn't announced, and on an expected line
+    /// that didn't come.
     ///
     /// # Panics
-    /// With the surprising lines.
+    /// With the surprising lines, or the missing words.
     pub fn check_log(&self) {
         let log = self.log();
-        let surprising: Vec<&str> = log
-            .lines()
-            .filter(|line| {
-                [" WARN ", " ERROR ", "panicked at"].iter().any(|word| line.contains(word))
-            })
-            .filter(|line| !self.allowed.iter().any(|words| line.contains(words)))
-            .collect();
+        let is_serious =
+            |line: &&str| [" WARN ", " ERROR ", "panicked at"].iter().any(|it| line.contains(it));
+        let serious: Vec<&str> = log.lines().filter(is_serious).collect();
+        let announced = |line: &&str| {
+            self.expected.iter().chain(&self.allowed).any(|words| line.contains(words))
+        };
+        let surprising: Vec<&str> =
+            serious.iter().copied().filter(|line| !announced(line)).collect();
         assert!(surprising.is_empty(), "unexpected in the log:\n{}", surprising.join("\n"));
+        for words in &self.expected {
+            let is_there = serious.iter().any(|line| line.contains(words));
+            assert!(is_there, "no WARN or ERROR says {words:?}:\n{}", serious.join("\n"));
+        }
     }
 }
 
@@ -256,9 +269,10 @@ impl Drop for Standalone {
         if let Some(mut child) = self.child.take() {
             drop(child.kill());
             drop(child.wait());
-            if !std::thread::panicking() {
-                self.check_log();
-            }
+        }
+        // A server that was killed has a log like any other.
+        if !std::thread::panicking() {
+            self.check_log();
         }
         if std::thread::panicking() {
             let log = self.log();

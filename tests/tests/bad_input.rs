@@ -80,7 +80,10 @@ fn a_message_above_the_limit_is_refused_before_it_is_sent() {
     std::fs::write(&file, vec![b'x'; 6 << 20]).expect("a temporary file can be written");
     let file = file.to_str().expect("temporary paths are text");
     let ran = against(&server, &["produce", "t", "--file", file, "--whole-file"]);
-    ran.failed_with(1, &["the message has 6291456 bytes, more than", "max_message_size", "split it"]);
+    ran.failed_with(
+        1,
+        &["the message has 6291456 bytes, more than", "max_message_size", "split it"],
+    );
     still_works(&server, "t");
     server.stop();
 }
@@ -90,7 +93,8 @@ fn an_unknown_topic_is_refused_when_automatic_creation_is_off() {
     let home = home();
     let flags = ["--set", "broker.auto_topic_creation=false"];
     let mut server = Standalone::start_with(home.path(), &flags);
-    let missing = "topic persistent://public/default/t does not exist and automatic creation is off";
+    let missing =
+        "topic persistent://public/default/t does not exist and automatic creation is off";
     against_with_input(&server, &["produce", "t"], b"x\n").failed_with(1, &[missing]);
     let consume = ["consume", "t", "-s", "s", "--count", "1", "--timeout", "2s"];
     against(&server, &consume).failed_with(1, &[missing]);

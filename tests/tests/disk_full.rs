@@ -88,7 +88,7 @@ fn announce(server: &mut Standalone) {
     server.expect_in_log("a ledger has stalled");
     server.expect_in_log("the storage's fill has passed its mark");
     // Its owner has: to seal a consumed ledger it fences it, while an entry may be tried again.
-    server.expect_in_log("another owner has fenced the ledger");
+    server.allow_in_log("another owner has fenced the ledger");
 }
 
 /// What was consumed is what was acknowledged, and perhaps some of what had no answer.
@@ -203,18 +203,18 @@ fn a_disk_that_somebody_else_fills_under_a_server_costs_no_message() {
     disk.hold_data_of(home.path());
     let mut server = Standalone::start_with(home.path(), &EAGER);
     announce(&mut server);
-    // It can't note that the consumed ledger is over, until there is space for that.
-    server.expect_in_log("the metadata store is full");
-    server.expect_in_log("will try again");
+    // It can't note that the consumed ledger is over, if it comes to that before there is space.
+    server.allow_in_log("the metadata store is full");
+    server.allow_in_log("the ledger's record was not written");
     let before = lines(2_000);
     drop(produce(&server, "t", &before).ok());
     disk.fill();
     // A new topic needs the metadata; an old one goes on as long as the log has room of its own.
-    produce(&server, "new", b"x\n").failed_with(1, &["full"]);
+    produce(&server, "new", b"x\n").failed_with(1, &["the metadata store is full"]);
     let text = lines(INPUT_LINES);
     let ran = produce(&server, "t", &text);
     let acknowledged = ran.json()["messages"].as_u64().expect("a count") as usize;
-    ran.failed_with(1, &["full"]);
+    ran.failed_with(1, &["storage is full", "STORAGE_FULL"]);
     let expected = [before.as_slice(), &text].concat();
     let consumed = consume(&server, "t");
     check_nothing_lost(&consumed, &expected, 2_000 + acknowledged);
