@@ -275,12 +275,16 @@ async fn a_message_that_is_too_large_is_refused_before_it_is_sent() {
     for compression in [Compression::None, Compression::Zstd] {
         let producer =
             soon(client.producer("t").compression(compression).open()).await.expect("opens");
-        let large = Message::new(vec![0; MAX_MESSAGE_BYTES as usize]);
-        let error = soon(producer.send(large)).await.expect_err("too large");
-        let limit = u64::from(MAX_MESSAGE_BYTES);
-        assert!(matches!(error, SendError::TooLarge { limit: it, .. } if it == limit), "{error:?}");
-        let fits = Message::new(vec![0; MAX_MESSAGE_BYTES as usize - 2048]);
-        soon(producer.send(fits)).await.expect("stored");
+        let send = async |size: u64| {
+            let payload = vec![0; usize::try_from(size).expect("small")];
+            soon(producer.send(Message::new(payload))).await
+        };
+        let error = send(u64::from(MAX_MESSAGE_BYTES)).await.expect_err("too large");
+        let SendError::TooLarge { bytes, limit } = error else { panic!("{error:?}") };
+        assert_eq!(bytes, u64::from(MAX_MESSAGE_BYTES));
+        send(limit).await.expect("stored");
+        let refused = send(limit + 1).await.map(drop);
+        assert_eq!(refused, Err(SendError::TooLarge { bytes: limit + 1, limit }));
     }
     assert_eq!(broker.state.lock().log.len(), 2);
 }
