@@ -189,21 +189,26 @@ impl Manifest {
 
     fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         let header = bytes.get(..HEADER_BYTES).ok_or(ManifestError::Damaged)?;
-        let count = get_u32(header, 12);
-        let ranges = get_u32(header, 44) as usize;
-        if get_u32(header, 4) != MAGIC || count > MAX_SLOTS || ranges > MAX_RANGES {
+        if get_u32(header, 4) != MAGIC {
             return Err(ManifestError::Damaged);
         }
-        let ranges_at = HEADER_BYTES + count as usize * SLOT_BYTES;
-        let len = ranges_at + ranges * RANGE_BYTES;
-        let whole = bytes.get(..len).ok_or(ManifestError::Damaged)?;
-        if crc32c::crc32c(&whole[4..]) != get_u32(header, 0) {
-            return Err(ManifestError::Damaged);
-        }
+        let crc = get_u32(header, 0);
         let version = get_u16(header, 8);
-        if version > VERSION {
-            return Err(ManifestError::Newer(version));
+        if version != VERSION {
+            // Nobody knows what a newer one's checksum covers. But if the rest is this version's,
+            // then only the field that tells it is damaged.
+            let mut known = bytes.to_vec();
+            put_u16(&mut known, 8, VERSION);
+            let damaged = version < VERSION
+                || checked(&known).is_some_and(|known| crc32c::crc32c(&known[4..]) == crc);
+            let newer = ManifestError::Newer(version);
+            return Err(if damaged { ManifestError::Damaged } else { newer });
         }
+        let whole = checked(bytes).ok_or(ManifestError::Damaged)?;
+        if crc32c::crc32c(&whole[4..]) != crc {
+            return Err(ManifestError::Damaged);
+        }
+        let ranges_at = HEADER_BYTES + get_u32(header, 12) as usize * SLOT_BYTES;
         let slots = whole[HEADER_BYTES..ranges_at].chunks_exact(SLOT_BYTES).map(Slot::decode);
         let ranges = whole[ranges_at..].chunks_exact(RANGE_BYTES);
         let deleted = Deleted::from_ranges(ranges.map(|row| (get_u64(row, 0), get_u64(row, 8))));
@@ -309,6 +314,16 @@ impl Manifest {
         self.sequence += 1;
         copies.write(self.encode().as_slice())
     }
+}
+
+/// A manifest of this version, from its checksum to its last range; `None` if it can't be one.
+fn checked(bytes: &[u8]) -> Option<&[u8]> {
+    let header = bytes.get(..HEADER_BYTES)?;
+    let (slots, ranges) = (get_u32(header, 12), get_u32(header, 44) as usize);
+    if slots > MAX_SLOTS || ranges > MAX_RANGES {
+        return None;
+    }
+    bytes.get(..HEADER_BYTES + slots as usize * SLOT_BYTES + ranges * RANGE_BYTES)
 }
 
 /// `Ok(None)`: the copy doesn't exist, or was created and never written.

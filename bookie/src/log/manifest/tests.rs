@@ -114,6 +114,25 @@ fn another_log_and_a_newer_version_are_refused() {
 }
 
 #[test]
+fn a_newer_version_with_another_layout_is_refused_and_left_alone() {
+    let (device, manifest) = stored();
+    for name in FILES {
+        let device = device.fork();
+        // A longer header, whose checksum covers nobody knows what.
+        device.edit(name, |bytes| {
+            put_u16(bytes, 8, 2);
+            bytes[90..120].fill(7);
+        });
+        let before = FILES.map(|name| device.contents(name));
+        assert_eq!(Manifest::load(&device, 0x0a0b), Err(ManifestError::Newer(2)), "{name}");
+        assert_eq!(FILES.map(|name| device.contents(name)), before);
+    }
+    // Such a version of which the rest says otherwise is damage.
+    device.flip(FILES[0], 8, 4);
+    assert_eq!(Manifest::load(&device, 0x0a0b), Ok(Some(manifest)));
+}
+
+#[test]
 fn more_deleted_ledgers_than_there_is_room_for_are_forgotten_oldest_first() {
     let ids: Vec<LedgerId> = (0..2 * LEAST_RANGES as u64 + 2).map(|id| LedgerId(2 * id)).collect();
     let store = |device: &MemoryDevice| {
