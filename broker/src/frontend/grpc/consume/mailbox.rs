@@ -258,7 +258,7 @@ mod tests {
         for _ in 0..1_042 {
             match mailbox.next().now_or_never().flatten().expect("it was put in") {
                 Request::Redeliver(frame) => {
-                    again += convert::redeliver(&frame).expect("valid").len()
+                    again += convert::redeliver(&frame).expect("valid").len();
                 }
                 Request::Ack(frame) => drop(convert::ack(frame).expect("valid")),
                 _ => {}
