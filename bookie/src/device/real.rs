@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use geminga_meta::store::embedded::{make_dir, sync_above};
 use geminga_proto::storage::SyncMode;
 use rustix::fs::{FallocateFlags, OFlags};
 
@@ -19,12 +20,17 @@ const PROBE_FILE: &str = "probe";
 
 /// `O_DSYNC`. The library's constant of that name is `O_SYNC` on Linux, with which each write waits
 /// for its timestamp, too: one more commit of the file system's journal.
-const DSYNC: u32 =
-    if cfg!(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")) {
-        0x1000
-    } else {
-        OFlags::DSYNC.bits()
-    };
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+))]
+const DSYNC: u32 = 0x1000;
+/// The library's, wherever nobody has looked: `O_SYNC` is slower but never less durable.
+#[cfg(not(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+)))]
+const DSYNC: u32 = OFlags::DSYNC.bits();
 
 /// A locked directory.
 #[derive(Debug)]
@@ -47,7 +53,7 @@ impl RealDevice {
         if path.exists() && !path.is_dir() {
             return Err(DeviceError::NotADirectory { name });
         }
-        make_directories(path)?;
+        make_dir(path).map_err(|error| translate("creation", &name, &error))?;
         let lock_path = path.join(LOCK_FILE);
         let lock = OpenOptions::new()
             .create(true)
@@ -60,6 +66,7 @@ impl RealDevice {
             Err(TryLockError::WouldBlock) => return Err(DeviceError::Locked { name }),
             Err(TryLockError::Error(error)) => return Err(translate("locking", &name, &error)),
         }
+        settle(path).map_err(|error| translate("sync", &name, &error))?;
         let directory = File::open(path).map_err(|error| translate("opening", &name, &error))?;
         let sync_mode = probe(path)?;
         Ok(Self { path: path.to_owned(), sync_mode, directory, _lock: lock })
@@ -83,30 +90,17 @@ impl RealDevice {
     }
 }
 
-/// Makes a directory and those above it, each durable in its parent. The log's own files would be
-/// of no use in a directory that is gone after a power cut.
-fn make_directories(path: &Path) -> Result<(), DeviceError> {
-    let missing: Vec<&Path> = path
-        .ancestors()
-        .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
-        .collect();
-    let failed = |operation, path: &Path| {
-        let name = path.display().to_string();
-        move |error: io::Error| translate(operation, &name, &error)
-    };
-    for path in missing.into_iter().rev() {
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed("creation", path)(error));
-            }
-            _ => {}
+/// Makes the names of a directory and those above it durable as long as nothing is stored there:
+/// it may be of a start that was killed before it had done so. The log's own files would be of no
+/// use in a directory that is gone after a power cut. True if there was something to do.
+fn settle(path: &Path) -> io::Result<bool> {
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name();
+        if name != LOCK_FILE && name != PROBE_FILE {
+            return Ok(false);
         }
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        let synced = File::open(parent).and_then(|parent| parent.sync_all());
-        synced.map_err(failed("sync", parent))?;
     }
-    Ok(())
+    sync_above(path).map(|()| true)
 }
 
 fn options(sync_mode: SyncMode) -> OpenOptions {
@@ -358,6 +352,18 @@ mod tests {
         drop(RealDevice::open(&path).expect("opens"));
         drop(RealDevice::open(&path).expect("opens what is there"));
         assert!(path.join(LOCK_FILE).exists());
+    }
+
+    #[test]
+    fn a_directory_is_made_durable_until_something_is_stored_in_it() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let path = home.path().join("a");
+        std::fs::create_dir(&path).expect("made by a start that was killed then");
+        assert!(settle(&path).expect("syncs"));
+        let device = RealDevice::open(&path).expect("opens");
+        assert!(settle(&path).expect("syncs"), "nothing is there but the lock");
+        device.create("cookie").expect("creates");
+        assert!(!settle(&path).expect("looks"));
     }
 
     #[test]

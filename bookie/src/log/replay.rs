@@ -202,7 +202,7 @@ impl Opening<'_> {
     fn directory(&self, slot: &Slot, sealed: &Sealed) -> Result<Vec<Row>, Loss> {
         let file = self.open_segment(slot)?;
         let mut block = AlignedBuffer::new(BLOCK_BYTES);
-        file.read_at(0, block.as_mut_slice()).map_err(Loss::lost)?;
+        file.read_at(0, block.as_mut_slice()).map_err(|error| Loss::lost(&error))?;
         segment::check_header(block.as_slice(), sealed.segment, self.manifest.instance)?;
         let end = sealed.data_end + sealed.footer_bytes();
         let len = file.len().map_err(Loss::Device)?;
@@ -212,7 +212,7 @@ impl Opening<'_> {
         let home = Home { instance: self.manifest.instance, segment: sealed.segment };
         let bytes = footer::directory_bytes(sealed.ledgers);
         let mut buffer = AlignedBuffer::new(usize::try_from(bytes).unwrap_or(usize::MAX));
-        file.read_at(sealed.data_end, buffer.as_mut_slice()).map_err(Loss::lost)?;
+        file.read_at(sealed.data_end, buffer.as_mut_slice()).map_err(|error| Loss::lost(&error))?;
         let header = FooterHeader::decode(buffer.as_slice(), home, sealed.data_end);
         let matches = |header: &FooterHeader| {
             (header.ledgers, header.entries, header.data_end)
@@ -228,7 +228,7 @@ impl Opening<'_> {
     /// over at the next start, and nothing may be given up for it.
     fn open_segment(&self, slot: &Slot) -> Result<Arc<dyn DeviceFile>, Loss> {
         self.device.open(&segment::file_name(slot.number)).map_err(|error| match error {
-            DeviceError::NotFound { .. } | DeviceError::NotADirectory { .. } => Loss::lost(error),
+            DeviceError::NotFound { .. } | DeviceError::NotADirectory { .. } => Loss::lost(&error),
             passing => Loss::Device(passing),
         })
     }
@@ -279,12 +279,12 @@ impl Opening<'_> {
         }
         let home = Home { instance: self.manifest.instance, segment };
         let proof = self.named_by_next(segment)?;
-        let mut scan =
-            scan::scan(file.as_ref(), home, slot.capacity_bytes, proof).map_err(Loss::lost)?;
+        let mut scan = scan::scan(file.as_ref(), home, slot.capacity_bytes, proof)
+            .map_err(|error| Loss::lost(&error))?;
         match header {
             // Groups know their segment without it; but then there must be some.
             Err(_) if scan.groups > 0 => scan.damaged.insert(0, 0..segment::DATA_START),
-            Err(error) => return Err(Loss::lost(error)),
+            Err(error) => return Err(Loss::lost(&error)),
             Ok(()) => {}
         }
         Ok(scan)
@@ -535,7 +535,7 @@ enum Loss {
 }
 
 impl Loss {
-    fn lost(error: DeviceError) -> Self {
+    fn lost(error: &DeviceError) -> Self {
         Self::Lost(error.to_string())
     }
 }

@@ -39,7 +39,7 @@ use super::{
     Txn, TxnOutcome, Watch,
 };
 
-pub use directory::make_dir;
+pub use directory::{make_dir, sync_above};
 pub use file::{FORMAT_VERSION, OpenError};
 
 /// Tells how many bytes the disk has left; replaced in tests.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use redb::{Builder, Database, ReadableTable, StorageBackend, TableDefinition};
 
 use super::EmbeddedConfig;
-use super::directory::{make_dir, parent_of, sync_dir};
+use super::directory::{make_dir, sync_above, sync_dir};
 use crate::store::{LeaseId, Revision, StoreError};
 
 /// Version of the file's layout.
@@ -245,8 +245,7 @@ fn create<D: StorageBackend>(
     std::fs::rename(&aside, path).map_err(OpenError::io("renaming", &aside))?;
     sync_dir(dir).map_err(OpenError::io("syncing the directory", dir))?;
     // The directory may be of a start that was killed before it had synced the one above.
-    let above = parent_of(dir);
-    sync_dir(above).map_err(OpenError::io("syncing the directory", above))?;
+    sync_above(dir).map_err(OpenError::io("syncing what is above the directory", dir))?;
     Ok(database)
 }
 
