@@ -33,7 +33,7 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
     fn on_timer(&self) -> Option<Duration>;
     /// Why it is over, if it is: [`ClientError::Closed`] if it was closed and is done.
     fn over(&self) -> Option<ClientError>;
-    /// True if it left its last session of its own accord, so that somebody else may have its place.
+    /// True if it left its last session of its own accord: somebody else may have its place.
     fn has_left_its_place(&self) -> bool {
         false
     }
@@ -262,7 +262,8 @@ impl<E: Endpoint> Driver<E> {
             self.busy_since = None;
         }
         // A name that is taken when first used is taken; later it is our own old session, which
-        // the broker has yet to miss, or, if that was left, somebody else's. And what was a broker once will be one again.
+        // the broker has yet to miss, or, if that was left, somebody else's. And what was a broker
+        // once will be one again.
         let hopeless = if first {
             !error.is_retryable() || busy
         } else if busy && self.endpoint.has_left_its_place() && self.is_busy_for_long() {

@@ -2,8 +2,8 @@
 //! ledgers are found by their own records, which name the managed ledger that they belong to; those
 //! whose record is damaged, by the managed ledger's.
 //!
-//! The bundle's state log may be damaged too. Its cursors of the topic stay then, for as long as the
-//! log does; they are nobody's, since no topic ever gets the same incarnation again.
+//! The bundle's state log may be damaged too. Its cursors of the topic stay then, for as long as
+//! the log does; they are nobody's, since no topic ever gets the same incarnation again.
 //!
 //! Invariant: the topic's record goes last, so deleting again goes on where a crash ended it; and
 //! only as long as nobody writes the records meanwhile.
