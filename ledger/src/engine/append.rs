@@ -185,6 +185,36 @@ impl AppendEngine {
         payload: Payload,
         out: &mut Vec<Command>,
     ) -> Result<EntryId, AppendRefused> {
+        self.add(payload, SlotSet::EMPTY, out)
+    }
+
+    /// Gives what `holder` has on its disk, and has just shown, the next entry id, and sends it to
+    /// the others. So what is recovered takes no space twice, however often that is tried.
+    ///
+    /// # Errors
+    /// [`AppendRefused`]: nothing has happened.
+    pub(super) fn append_recovered(
+        &mut self,
+        payload: Payload,
+        holder: &BookieId,
+        out: &mut Vec<Command>,
+    ) -> Result<EntryId, AppendRefused> {
+        let mut held = SlotSet::EMPTY;
+        // None if a local change has replaced it: then its copy doesn't count.
+        if let Some(slot) = self.members.iter().position(|member| member.bookie == *holder) {
+            held.insert(slot);
+        }
+        let entry = self.add(payload, held, out)?;
+        self.advance(out);
+        Ok(entry)
+    }
+
+    fn add(
+        &mut self,
+        payload: Payload,
+        held: SlotSet,
+        out: &mut Vec<Command>,
+    ) -> Result<EntryId, AppendRefused> {
         if let Some(failure) = &self.ended {
             return Err(AppendRefused::Failed(failure.clone()));
         }
@@ -201,13 +231,13 @@ impl AppendEngine {
         let entry = self.next_entry();
         let mut owed = SlotSet::EMPTY;
         for slot in 0..self.members.len() {
-            if self.members[slot].state == MemberState::Live {
+            if self.members[slot].state == MemberState::Live && !held.contains(slot) {
                 owed.insert(slot);
                 self.members[slot].owed_entries += 1;
                 out.push(self.send(slot, entry, payload.clone()));
             }
         }
-        self.queue.push_back(Pending { payload, bytes, acks: SlotSet::EMPTY, owed });
+        self.queue.push_back(Pending { payload, bytes, acks: held, owed });
         self.pending_bytes += bytes;
         Ok(entry)
     }

@@ -8,8 +8,8 @@
 //!    from that fragment's *original* ensemble. One copy is enough to recover it; *no such entry*
 //!    from so many that no ack quorum can be formed without them is the end; anything else gives
 //!    up for now.
-//! 4. What was found is written back with the recovery flag and the frozen last-add-confirmed.
-//!    Ensemble changes stay local.
+//! 4. What was found is written back, to all but the bookie that showed it, with the recovery flag
+//!    and the frozen last-add-confirmed. Ensemble changes stay local.
 //! 5. One compare-and-swap closes the ledger. Whoever loses it takes the winner's result.
 //!
 //! Invariants: every read fences; a damaged, unknown or missing answer never counts as *no such
@@ -369,7 +369,7 @@ impl RecoveryEngine {
         let entry = *entry;
         match result {
             Ok(entries) if consecutive(entry, &entries) => {
-                return self.write_back(entries, out);
+                return self.write_back(bookie, entries, out);
             }
             Ok(_) => poll.last_error = BookieError::Invalid,
             Err(BookieError::NoSuchEntry) => poll.coverage.add(slot),
@@ -385,13 +385,18 @@ impl RecoveryEngine {
         }
     }
 
-    fn write_back(&mut self, entries: Vec<StoredEntry>, out: &mut Vec<RecoveryCommand>) {
+    fn write_back(
+        &mut self,
+        holder: &BookieId,
+        entries: Vec<StoredEntry>,
+        out: &mut Vec<RecoveryCommand>,
+    ) {
         #[cfg(any(test, feature = "harness"))]
         let skip = planted!(self, RecoveredNotWrittenBack);
         let Some(write) = &mut self.write else { return };
         let mut commands = Vec::new();
         for stored in entries {
-            let appended = write.append(stored.payload.into(), &mut commands);
+            let appended = write.append_recovered(stored.payload.into(), holder, &mut commands);
             if appended.is_err() {
                 break;
             }
