@@ -163,6 +163,14 @@ pub struct Limits {
     pub max_spare_segments: u32,
 }
 
+impl Limits {
+    /// How much of so many free bytes can become segments: a rest below the least one can't.
+    pub(crate) fn usable(&self, bytes: u64) -> u64 {
+        let rest = bytes % self.segment_bytes;
+        if rest < self.least_segment_bytes { bytes - rest } else { bytes }
+    }
+}
+
 impl BookieConfig {
     /// Checks every setting and derives the sizes.
     ///
@@ -293,6 +301,17 @@ mod tests {
         assert_eq!(bytes(Some(100 * GIB)), 256 * MIB);
         assert_eq!(bytes(Some(GIB)), 32 * MIB);
         assert!(matches!(sized(Some(MIB)), Err(ConfigError::TooSmall { name: "max_bytes", .. })));
+    }
+
+    #[test]
+    fn a_rest_of_the_disk_that_is_too_small_for_a_segment_is_no_space() {
+        let limits = BookieConfig { max_bytes: Some(40 * MIB), ..BookieConfig::default() };
+        let limits = limits.validate().expect("valid");
+        let (segment, least) = (limits.segment_bytes, limits.least_segment_bytes);
+        assert_eq!(limits.usable(least - 1), 0);
+        assert_eq!(limits.usable(segment), segment);
+        assert_eq!(limits.usable(3 * segment + least - 1), 3 * segment);
+        assert_eq!(limits.usable(0), 0);
     }
 
     #[test]

@@ -377,7 +377,7 @@ impl LogState {
     pub(crate) fn free_bytes(&self) -> u64 {
         let active = self.active.capacity_bytes.saturating_sub(self.active.tail);
         let next = self.next.as_ref().map_or(0, |next| next.capacity_bytes);
-        let unmade = self.total_bytes().saturating_sub(self.allocated_bytes);
+        let unmade = self.limits.usable(self.total_bytes().saturating_sub(self.allocated_bytes));
         active + next + self.spare_bytes + unmade
     }
 
