@@ -197,8 +197,8 @@ impl Standalone {
     /// # Panics
     /// When it wasn't running.
     pub fn kill(&mut self) {
-        // The manifest's copies are written one after the other, and this may come in between.
-        self.allow_in_log("this copy of the manifest is missing, damaged or older");
+        // The manifest's copies are written one after the other; one that is cut short is mended.
+        self.allow_in_log("this copy of the manifest is missing or damaged");
         let mut child = self.child.take().expect("the server runs");
         child.kill().expect("a child can be killed");
         child.wait().expect("a child can be waited for");

@@ -45,7 +45,7 @@ pub enum Operation {
 #[derive(Debug, Clone, Default)]
 struct Image {
     current: Vec<u8>,
-    /// As long as what was synced: a reservation is durable with [`DeviceFile::sync_length`] only.
+    /// As long as what was synced: a reservation is durable with `sync_length` only.
     durable: Vec<u8>,
     /// Ranges of `current` that no sync has made durable, oldest first.
     unsynced: Vec<(usize, usize)>,

@@ -258,10 +258,13 @@ impl Manifest {
             return Err(ManifestError::Foreign);
         }
         for (name, copy) in FILES.iter().zip(&copies) {
-            if !matches!(copy, Ok(Some(copy)) if *copy == manifest) {
-                tracing::warn!(name, "this copy of the manifest is missing, damaged or older");
-                manifest.mend(device, name)?;
+            match copy {
+                Ok(Some(copy)) if *copy == manifest => continue,
+                // What a kill between the writes of the two leaves.
+                Ok(Some(_)) => tracing::info!(name, "this copy of the manifest is an older one"),
+                _ => tracing::warn!(name, "this copy of the manifest is missing or damaged"),
             }
+            manifest.mend(device, name)?;
         }
         Ok(Some(manifest))
     }

@@ -34,7 +34,6 @@ const READ_ENTRIES: u32 = 256;
 const READ_BYTES: u64 = 1024 * 1024;
 /// Bytes that may be waiting to be written back before the next read is sent.
 const WRITE_BACK_BYTES: u64 = 8 * 1024 * 1024;
-
 /// Writes of the record, for one purpose, that may end in a conflict or with an unknown outcome.
 const UNSETTLED_WRITES: u32 = 8;
 

@@ -237,8 +237,10 @@ fn the_lac_is_frozen_and_goes_with_every_entry_written_back() {
     };
     let frozen = Lac(Some(EntryId(4)));
     let first = bench.take();
-    let shown = |command: &RecoveryCommand| matches!(command, RecoveryCommand::Send { bookie, .. } if bookie.as_str() == "c");
-    assert!(!first.iter().any(shown), "c has what it has shown");
+    for command in &first {
+        let RecoveryCommand::Send { bookie, .. } = command else { continue };
+        assert_ne!(bookie.as_str(), "c", "c has what it has shown");
+    }
     let first = lacs(first);
     assert_eq!(first.len(), 8);
     assert!(first.iter().all(|(_, lac, kind)| *lac == frozen && *kind == AddKind::Recovery));
