@@ -308,8 +308,8 @@ async fn a_session_that_is_cut_or_changed_on_its_way_does_no_harm_on_any_port() 
     let home = home();
     let mut server = Standalone::start(home.path());
     let ports = server.ports().clone();
-    let (proxy, recorded) = recorder(ports.grpc.clone());
-    let mut stream = RawProduce::open_at(format!("http://{proxy}")).await;
+    let (relay, recorded) = recorder(ports.grpc.clone());
+    let mut stream = RawProduce::open_at(format!("http://{relay}")).await;
     stream.open_producer(1, "t").await;
     for id in 1..=ENTRIES {
         stream.send(1, id, good(id)).await;

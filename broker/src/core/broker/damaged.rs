@@ -190,7 +190,11 @@ impl Broker {
     }
 
     /// Shows every pair below a prefix.
-    async fn each(&self, prefix: &str, mut show: impl FnMut(KeyValue)) -> Result<(), AdminError> {
+    pub(super) async fn each(
+        &self,
+        prefix: &str,
+        mut show: impl FnMut(KeyValue),
+    ) -> Result<(), AdminError> {
         let mut after: Option<String> = None;
         loop {
             let page = self.metadata().range(prefix, after.as_deref(), MAX_RANGE).await?;

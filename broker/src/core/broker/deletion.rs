@@ -19,7 +19,7 @@ use geminga_meta::keys::{self, Key};
 use geminga_meta::record::{
     BundleRecord, LedgerOwner, NamespaceRecord, Nonce, OwnershipRecord, Record, Stored,
 };
-use geminga_meta::store::{Compare, LeaseId, MAX_RANGE, Revision, StoreError, Txn, TxnOutcome};
+use geminga_meta::store::{Compare, LeaseId, Revision, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
 use geminga_proto::id::{Epoch, LedgerId};
 use geminga_proto::topic_name::NamespaceName;
@@ -148,21 +148,15 @@ impl Broker {
     }
 
     async fn bundles_with_state(&self, name: &NamespaceName) -> Result<Vec<BundleId>, AdminError> {
-        let prefix = keys::bundles_of(name);
-        let (mut bundles, mut after) = (Vec::new(), None::<String>);
-        loop {
-            let page = self.metadata().range(&prefix, after.as_deref(), MAX_RANGE).await?;
-            for pair in &page.pairs {
-                match Key::parse(&pair.key) {
-                    Some(Key::Bundle(bundle)) => bundles.push(bundle),
-                    _ => return Err(AdminError::Record(format!("{:?} is no bundle", pair.key))),
-                }
-            }
-            after = page.pairs.into_iter().next_back().map(|pair| pair.key);
-            if !page.more || after.is_none() {
-                return Ok(bundles);
-            }
-        }
+        let mut bundles = Vec::new();
+        self.each(&keys::bundles_of(name), |pair| {
+            bundles.push(match Key::parse(&pair.key) {
+                Some(Key::Bundle(bundle)) => Ok(bundle),
+                _ => Err(AdminError::Record(format!("{:?} is no bundle", pair.key))),
+            });
+        })
+        .await?;
+        bundles.into_iter().collect()
     }
 
     /// Deletes a bundle's state log: its record with its ledgers. Whoever has it open is fenced.

@@ -387,6 +387,25 @@ fn entries_that_cant_be_written_back_end_the_recovery_for_now() {
 }
 
 #[test]
+fn what_a_bookie_shows_that_was_replaced_meanwhile_does_not_count() {
+    let mut bench = Bench::fenced(4);
+    bench.read("a", Ok((5, 5)));
+    bench.wrote("b", 5, Err(BookieError::ReadOnly));
+    bench.engine.replacement(bookies("d"), &mut bench.out);
+    bench.take();
+    bench.read("b", Ok((6, 6)));
+    let receiver = |command: RecoveryCommand| match command {
+        RecoveryCommand::Send { bookie, request } if request.entry == EntryId(6) => {
+            Some(bookie.to_string())
+        }
+        _ => None,
+    };
+    let mut receivers: Vec<String> = bench.take().into_iter().filter_map(receiver).collect();
+    receivers.sort();
+    assert_eq!(receivers, ["a", "c", "d"]);
+}
+
+#[test]
 fn what_the_only_bookie_shows_takes_no_space_on_it_again() {
     let mut only = record(LedgerState::InRecovery, &[(0, "a")]);
     (only.write_quorum, only.ack_quorum) = (1, 1);
