@@ -14,8 +14,10 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// No wait is longer.
-    pub(crate) const LONGEST: Duration = Duration::from_secs(5);
+    /// No wait is longer. An owner that is killed is replaced within seconds, and one that is
+    /// killed again and again is up for moments only: longer waits would miss them for so long
+    /// that messages time out.
+    pub(crate) const LONGEST: Duration = Duration::from_secs(1);
 
     pub(crate) fn new() -> Self {
         Self { next: FIRST }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use geminga_client::{Client, InitialPosition, Message, MessageId};
 use geminga_proto::env::{Random, SeededRandom};
@@ -27,6 +27,10 @@ struct History {
     acknowledged: Mutex<HashSet<MessageId>>,
     /// What broke a promise.
     violations: Mutex<Vec<String>>,
+    /// A publish that failed.
+    failed: Mutex<Option<String>>,
+    /// Between a message's sending and its receipt.
+    longest_wait: Mutex<Duration>,
     sent: AtomicU64,
     received: AtomicU64,
     stop: AtomicBool,
@@ -45,13 +49,21 @@ async fn publish(client: Client, history: Arc<History>) {
     let producer = soon(client.producer(TOPIC).open()).await.expect("the server is up");
     let mut tasks = Vec::new();
     while !history.stop.load(Ordering::Relaxed) {
+        let failed = history.failed.lock().clone();
+        assert_eq!(failed, None, "the SDK sends until there is a receipt");
         let number = history.sent.fetch_add(1, Ordering::Relaxed);
         let message = Message::new(number.to_string());
         let future = soon(producer.enqueue(message)).await.expect("the SDK waits for the server");
-        let history = Arc::clone(&history);
+        let (history, sent) = (Arc::clone(&history), Instant::now());
         tasks.push(tokio::spawn(async move {
-            future.await.expect("the SDK sends until there is a receipt");
+            if let Err(error) = future.await {
+                // One tells as much as all of them.
+                history.failed.lock().get_or_insert_with(|| format!("{number}: {error}"));
+                return;
+            }
             history.stored.lock().insert(number);
+            let mut longest = history.longest_wait.lock();
+            *longest = sent.elapsed().max(*longest);
         }));
         if number.is_multiple_of(16) {
             tokio::time::sleep(Duration::from_micros(PAUSE_US)).await;
@@ -61,6 +73,7 @@ async fn publish(client: Client, history: Arc<History>) {
     for task in tasks {
         soon(task).await.expect("no task panics");
     }
+    assert_eq!(*history.failed.lock(), None, "the SDK sends until there is a receipt");
 }
 
 /// Acknowledges two of three messages with receipts, so that the cursor has holes.
@@ -165,7 +178,11 @@ async fn nothing_with_a_receipt_is_lost_or_comes_again_when_the_server_is_killed
     let violations = history.violations.lock();
     assert!(violations.is_empty(), "{violations:?}");
     let (stored, acked) = (history.stored.lock().len(), history.acknowledged.lock().len());
-    eprintln!("{rounds} kills: {stored} stored, {acked} acknowledged with receipt");
+    let longest = *history.longest_wait.lock();
+    eprintln!(
+        "{rounds} kills: {stored} stored, {acked} acknowledged with receipt; \
+         the longest wait for a receipt was {longest:?}"
+    );
     assert!(stored > 100 && acked > 10, "the scenario did next to nothing");
     tokio::task::block_in_place(|| server.stop());
 }
