@@ -11,6 +11,7 @@ pub mod cli;
 pub mod corpus;
 pub mod disk;
 pub mod http;
+pub mod load;
 pub mod standalone;
 
 use std::path::PathBuf;

@@ -1,0 +1,391 @@
+//! [`Load`]: continuous publishing and consuming with sequence numbers, which goes on while a
+//! scenario breaks things, and is judged at the end.
+//!
+//! Judged, for each topic: every message with a receipt is there, in the order in which it was
+//! sent; none whose acknowledgement had a receipt came again; what was first seen by an ordered
+//! consumer came in order; no error reached the application.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use geminga_client::{Client, Consumer, InitialPosition, Message, MessageId, ReceivedMessage};
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+/// Long enough for any machine; a test that needs it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for what must happen.
+///
+/// # Panics
+/// When it doesn't within [`PATIENCE`].
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens within the test's patience")
+}
+
+/// How much is published.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Messages in a row before each pause.
+    pub burst: u64,
+    /// The pause.
+    pub pause: Duration,
+    /// Bytes of each message, at least what its number takes.
+    pub message_bytes: usize,
+}
+
+impl Default for Pace {
+    /// Enough to be in the middle of batches, groups and ledgers; little enough to read it all
+    /// back quickly.
+    fn default() -> Self {
+        Self { burst: 16, pause: Duration::from_micros(300), message_bytes: 8 }
+    }
+}
+
+/// What was seen in all topics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Messages with a receipt.
+    pub stored: usize,
+    /// Messages whose acknowledgement has a receipt.
+    pub acknowledged: usize,
+    /// Messages that came more than once to the consumer that acknowledges two of three.
+    pub redelivered: u64,
+    /// The longest time between a message's sending and its receipt.
+    pub longest_wait: Duration,
+}
+
+/// One topic's history.
+#[derive(Debug)]
+struct History {
+    topic: String,
+    /// Numbers whose publish has a receipt.
+    stored: Mutex<HashSet<u64>>,
+    /// Messages whose acknowledgement has a receipt.
+    acknowledged: Mutex<HashSet<MessageId>>,
+    /// What broke a promise.
+    violations: Mutex<Vec<String>>,
+    /// Receipts in time.
+    receipts: Mutex<Receipts>,
+    sent: AtomicU64,
+    received: AtomicU64,
+    redelivered: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// When receipts came.
+#[derive(Debug)]
+struct Receipts {
+    last: Instant,
+    longest_gap: Duration,
+    longest_wait: Duration,
+}
+
+impl History {
+    fn new(topic: String) -> Arc<Self> {
+        let now = Instant::now();
+        let receipts =
+            Receipts { last: now, longest_gap: Duration::ZERO, longest_wait: Duration::ZERO };
+        Arc::new(Self {
+            topic,
+            stored: Mutex::default(),
+            acknowledged: Mutex::default(),
+            violations: Mutex::default(),
+            receipts: Mutex::new(receipts),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            redelivered: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    fn violated(&self, what: String) {
+        let mut violations = self.violations.lock();
+        // The first tell as much as all of them.
+        if violations.len() < 10 {
+            violations.push(format!("{}: {what}", self.topic));
+        }
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn stored(&self, number: u64, sent: Instant) {
+        let now = Instant::now();
+        let mut receipts = self.receipts.lock();
+        receipts.longest_wait = receipts.longest_wait.max(now - sent);
+        receipts.longest_gap = receipts.longest_gap.max(now - receipts.last);
+        receipts.last = now;
+        drop(receipts);
+        self.stored.lock().insert(number);
+    }
+
+    fn progress(&self) -> (usize, u64) {
+        (self.stored.lock().len(), self.received.load(Ordering::Relaxed))
+    }
+}
+
+/// Load on several topics.
+#[derive(Debug)]
+pub struct Load {
+    lanes: Vec<Lane>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    history: Arc<History>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Starts publishing to and consuming from `topics`, and waits until all of it gets on.
+    ///
+    /// # Panics
+    /// When it doesn't.
+    pub async fn start(client: &Client, topics: &[&str], pace: Pace) -> Self {
+        let mut lanes = Vec::new();
+        for topic in topics {
+            // Keeps everything until it is judged.
+            let checker = soon(checker(client, topic)).await;
+            soon(checker.close()).await.expect("it closes");
+            let history = History::new((*topic).to_owned());
+            let tasks = vec![
+                tokio::spawn(publish(client.clone(), Arc::clone(&history), pace)),
+                tokio::spawn(acknowledge(client.clone(), Arc::clone(&history))),
+                tokio::spawn(follow(client.clone(), Arc::clone(&history))),
+            ];
+            lanes.push(Lane { history, tasks });
+        }
+        let load = Self { lanes };
+        load.gets_on().await;
+        load
+    }
+
+    /// Waits until every topic has more messages stored and received.
+    ///
+    /// # Panics
+    /// When one doesn't, or an error reached the application.
+    pub async fn gets_on(&self) {
+        for lane in &self.lanes {
+            let (stored, received) = lane.history.progress();
+            let more = async {
+                loop {
+                    self.nothing_is_violated();
+                    let ended = lane.tasks.iter().any(JoinHandle::is_finished);
+                    assert!(!ended, "{}: publishing or consuming has ended", lane.history.topic);
+                    let now = lane.history.progress();
+                    if now.0 > stored + 100 && now.1 > received + 100 {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            let got_on = tokio::time::timeout(PATIENCE, more).await;
+            assert!(got_on.is_ok(), "{} stands still: {:?}", lane.history.topic, self.summary());
+        }
+    }
+
+    /// Fails as soon as something is known to be wrong.
+    ///
+    /// # Panics
+    /// Then.
+    pub fn nothing_is_violated(&self) {
+        for lane in &self.lanes {
+            let violations = lane.history.violations.lock();
+            assert!(violations.is_empty(), "{violations:#?}");
+        }
+    }
+
+    /// From now on [`Load::longest_gap`] counts anew.
+    pub fn watch_gaps(&self) {
+        for lane in &self.lanes {
+            let mut receipts = lane.history.receipts.lock();
+            (receipts.last, receipts.longest_gap) = (Instant::now(), Duration::ZERO);
+        }
+    }
+
+    /// The longest time without a receipt on any one topic since [`Load::watch_gaps`].
+    #[must_use]
+    pub fn longest_gap(&self) -> Duration {
+        let gap = |lane: &Lane| {
+            let receipts = lane.history.receipts.lock();
+            receipts.longest_gap.max(receipts.last.elapsed())
+        };
+        self.lanes.iter().map(gap).max().unwrap_or_default()
+    }
+
+    /// What was seen so far.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let mut sum = Summary::default();
+        for Lane { history, .. } in &self.lanes {
+            sum.stored += history.stored.lock().len();
+            sum.acknowledged += history.acknowledged.lock().len();
+            sum.redelivered += history.redelivered.load(Ordering::Relaxed);
+            sum.longest_wait = sum.longest_wait.max(history.receipts.lock().longest_wait);
+        }
+        sum
+    }
+
+    /// Stops, reads everything back with `client` and judges it.
+    ///
+    /// # Panics
+    /// When a promise is broken.
+    pub async fn stop_and_judge(mut self, client: &Client) -> Summary {
+        let Self { lanes } = &mut self;
+        for Lane { history, .. } in &*lanes {
+            history.stop.store(true, Ordering::Relaxed);
+        }
+        for Lane { history, tasks } in lanes {
+            for task in tasks.drain(..) {
+                soon(task).await.expect("publishing and consuming go on to the end");
+            }
+            judge(client, history).await;
+        }
+        self.nothing_is_violated();
+        let summary = self.summary();
+        assert!(summary.stored > 100 && summary.acknowledged > 10, "next to nothing: {summary:?}");
+        summary
+    }
+}
+
+/// Publishes rising numbers until told to stop, then waits for all their receipts.
+async fn publish(client: Client, history: Arc<History>, pace: Pace) {
+    let producer = soon(client.producer(&history.topic).open()).await.expect("there is a broker");
+    while !history.has_stopped() {
+        let number = history.sent.fetch_add(1, Ordering::Relaxed);
+        let mut payload = number.to_string().into_bytes();
+        // Blanks after the number.
+        payload.resize(pace.message_bytes.max(payload.len()), b' ');
+        let (heard_by, sent) = (Arc::clone(&history), Instant::now());
+        let enqueued =
+            producer.send_with_callback(Message::new(payload), move |result| match result {
+                Ok(_) => heard_by.stored(number, sent),
+                Err(error) => heard_by.violated(format!("publishing {number} failed: {error}")),
+            });
+        if let Err(error) = soon(enqueued).await {
+            history.violated(format!("publishing {number} was refused: {error}"));
+            return;
+        }
+        if number.is_multiple_of(pace.burst) {
+            tokio::time::sleep(pace.pause).await;
+        }
+    }
+    if let Err(error) = soon(producer.flush()).await {
+        history.violated(format!("flushing failed: {error}"));
+    }
+}
+
+async fn subscribe(client: &Client, topic: &str, subscription: &str) -> Consumer {
+    let consumer = client
+        .consumer(topic, subscription)
+        .initial_position(InitialPosition::Earliest)
+        .receiver_queue_messages(500);
+    soon(consumer.subscribe()).await.expect("there is a broker")
+}
+
+async fn checker(client: &Client, topic: &str) -> Consumer {
+    subscribe(client, topic, "checker").await
+}
+
+fn number(message: &ReceivedMessage) -> u64 {
+    String::from_utf8_lossy(&message.payload).trim().parse().expect("a number")
+}
+
+/// The next message, or `None` when it is time to look whether to stop.
+async fn receive(consumer: &Consumer, history: &History) -> Option<ReceivedMessage> {
+    match tokio::time::timeout(Duration::from_millis(50), consumer.receive()).await {
+        Err(_) => None,
+        Ok(Ok(message)) => Some(message),
+        Ok(Err(error)) => {
+            history.violated(format!("receiving failed: {error}"));
+            None
+        }
+    }
+}
+
+/// Acknowledges two of three messages with receipts, so that the cursor has holes.
+async fn acknowledge(client: Client, history: Arc<History>) {
+    let consumer = Arc::new(subscribe(&client, &history.topic, "holes").await);
+    let mut seen = HashSet::new();
+    while !history.has_stopped() {
+        let Some(message) = receive(&consumer, &history).await else { continue };
+        history.received.fetch_add(1, Ordering::Relaxed);
+        let id = message.id;
+        if !seen.insert(id) {
+            history.redelivered.fetch_add(1, Ordering::Relaxed);
+        }
+        if history.acknowledged.lock().contains(&id) {
+            history.violated(format!("{id} was acknowledged with a receipt and came again"));
+        }
+        if !number(&message).is_multiple_of(3) {
+            let (consumer, history) = (Arc::clone(&consumer), Arc::clone(&history));
+            tokio::spawn(async move {
+                // Without a receipt the outcome is unknown, and nothing is promised.
+                if consumer.ack_with_receipt(&id).await.is_ok() {
+                    history.acknowledged.lock().insert(id);
+                }
+            });
+        }
+    }
+}
+
+/// Follows in order and acknowledges everything up to a message now and then. A number that is new
+/// to it must be the next one.
+async fn follow(client: Client, history: Arc<History>) {
+    let consumer = subscribe(&client, &history.topic, "follower").await;
+    let (mut next, mut acknowledged) = (0, None);
+    while !history.has_stopped() {
+        let Some(message) = receive(&consumer, &history).await else { continue };
+        let number = number(&message);
+        let place = (message.id.position, message.id.batch_index);
+        if acknowledged.is_some_and(|last| place <= last) {
+            history.violated(format!("{} came again; all up to it was acknowledged", message.id));
+        }
+        if number > next {
+            history.violated(format!("{number} came before {next}"));
+        }
+        next = next.max(number + 1);
+        if number.is_multiple_of(100)
+            && consumer.ack_cumulative_with_receipt(&message.id).await.is_ok()
+        {
+            acknowledged = Some(place);
+        }
+    }
+}
+
+/// Reads the whole topic and demands every number with a receipt, in order.
+async fn judge(client: &Client, history: &History) {
+    let consumer = soon(checker(client, &history.topic)).await;
+    let last = soon(consumer.last_position()).await.expect("it is up").expect("there are messages");
+    // A resend whose receipt was lost may store a message twice; its first place counts.
+    let mut first_places: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut place = 0;
+    loop {
+        let message = soon(consumer.receive()).await.expect("it is up");
+        first_places.entry(number(&message)).or_insert(place);
+        place += 1;
+        let id = message.id;
+        soon(consumer.ack(&id)).await.expect("it is up");
+        let ends_entry = id.batch_index.is_none_or(|index| index + 1 == id.batch_size);
+        if id.position == last && ends_entry {
+            break;
+        }
+    }
+    let stored = history.stored.lock();
+    let lost = stored.iter().filter(|number| !first_places.contains_key(number)).count();
+    if lost > 0 {
+        history.violated(format!("{lost} messages with a receipt are lost"));
+    }
+    let sent = history.sent.load(Ordering::Relaxed);
+    if stored.len() as u64 != sent {
+        history.violated(format!("{sent} were sent, only {} have a receipt", stored.len()));
+    }
+    if !first_places.values().is_sorted() {
+        history.violated("messages are out of order".to_owned());
+    }
+    soon(consumer.close()).await.expect("it closes");
+}
