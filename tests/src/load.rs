@@ -101,7 +101,7 @@ impl History {
         })
     }
 
-    fn violated(&self, what: String) {
+    fn violated(&self, what: &str) {
         let mut violations = self.violations.lock();
         // The first tell as much as all of them.
         if violations.len() < 10 {
@@ -264,10 +264,10 @@ async fn publish(client: Client, history: Arc<History>, pace: Pace) {
         let enqueued =
             producer.send_with_callback(Message::new(payload), move |result| match result {
                 Ok(_) => heard_by.stored(number, sent),
-                Err(error) => heard_by.violated(format!("publishing {number} failed: {error}")),
+                Err(error) => heard_by.violated(&format!("publishing {number} failed: {error}")),
             });
         if let Err(error) = soon(enqueued).await {
-            history.violated(format!("publishing {number} was refused: {error}"));
+            history.violated(&format!("publishing {number} was refused: {error}"));
             return;
         }
         if number.is_multiple_of(pace.burst) {
@@ -275,7 +275,7 @@ async fn publish(client: Client, history: Arc<History>, pace: Pace) {
         }
     }
     if let Err(error) = soon(producer.flush()).await {
-        history.violated(format!("flushing failed: {error}"));
+        history.violated(&format!("flushing failed: {error}"));
     }
 }
 
@@ -301,7 +301,7 @@ async fn receive(consumer: &Consumer, history: &History) -> Option<ReceivedMessa
         Err(_) => None,
         Ok(Ok(message)) => Some(message),
         Ok(Err(error)) => {
-            history.violated(format!("receiving failed: {error}"));
+            history.violated(&format!("receiving failed: {error}"));
             None
         }
     }
@@ -319,7 +319,7 @@ async fn acknowledge(client: Client, history: Arc<History>) {
             history.redelivered.fetch_add(1, Ordering::Relaxed);
         }
         if history.acknowledged.lock().contains(&id) {
-            history.violated(format!("{id} was acknowledged with a receipt and came again"));
+            history.violated(&format!("{id} was acknowledged with a receipt and came again"));
         }
         if !number(&message).is_multiple_of(3) {
             let (consumer, history) = (Arc::clone(&consumer), Arc::clone(&history));
@@ -343,10 +343,10 @@ async fn follow(client: Client, history: Arc<History>) {
         let number = number(&message);
         let place = (message.id.position, message.id.batch_index);
         if acknowledged.is_some_and(|last| place <= last) {
-            history.violated(format!("{} came again; all up to it was acknowledged", message.id));
+            history.violated(&format!("{} came again; all up to it was acknowledged", message.id));
         }
         if number > next {
-            history.violated(format!("{number} came before {next}"));
+            history.violated(&format!("{number} came before {next}"));
         }
         next = next.max(number + 1);
         if number.is_multiple_of(100)
@@ -375,17 +375,17 @@ async fn judge(client: &Client, history: &History) {
             break;
         }
     }
+    soon(consumer.close()).await.expect("it closes");
     let stored = history.stored.lock();
     let lost = stored.iter().filter(|number| !first_places.contains_key(number)).count();
     if lost > 0 {
-        history.violated(format!("{lost} messages with a receipt are lost"));
+        history.violated(&format!("{lost} messages with a receipt are lost"));
     }
     let sent = history.sent.load(Ordering::Relaxed);
     if stored.len() as u64 != sent {
-        history.violated(format!("{sent} were sent, only {} have a receipt", stored.len()));
+        history.violated(&format!("{sent} were sent, only {} have a receipt", stored.len()));
     }
     if !first_places.values().is_sorted() {
-        history.violated("messages are out of order".to_owned());
+        history.violated("messages are out of order");
     }
-    soon(consumer.close()).await.expect("it closes");
 }
