@@ -62,6 +62,26 @@ impl Nonce {
     }
 }
 
+/// Random number of one broker's session: of the time that it holds one lease. A broker that was
+/// started again, or that lost its lease and took another, is in another session. 0: a release
+/// wrote the record that had none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct SessionId(pub u64);
+
+impl SessionId {
+    /// A fresh one.
+    #[must_use]
+    pub fn new(random: &dyn Random) -> Self {
+        Self(random.nonzero_u64())
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:016x}", self.0)
+    }
+}
+
 impl fmt::Display for Nonce {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{:016x}", self.0)

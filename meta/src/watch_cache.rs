@@ -132,15 +132,19 @@ impl<R: Record> WatchCache<R> {
     /// [`CacheError::Stale`] while the view is out of date.
     pub fn list(&self) -> Result<Vec<Listed<R>>, CacheError> {
         let view = self.shared.view.read();
-        if !view.fresh {
-            return Err(CacheError::Stale);
-        }
-        let entry = |(key, entry): (&String, &Entry<R>)| {
-            let record =
-                |error: &RecordError| CacheError::Record { key: key.clone(), error: error.clone() };
-            entry.as_ref().map(Arc::clone).map_err(record)
-        };
-        Ok(view.entries.iter().map(entry).collect())
+        if view.fresh { Ok(view.list()) } else { Err(CacheError::Stale) }
+    }
+
+    /// As [`Self::list`], even if the view is out of date.
+    #[must_use]
+    pub fn list_anyway(&self) -> Vec<Listed<R>> {
+        self.shared.view.read().list()
+    }
+
+    /// False while the view is out of date.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.shared.view.read().fresh
     }
 
     /// Hears each change of the view, of its freshness too, as a growing number.
@@ -213,6 +217,15 @@ impl<R: Record> Follower<R> {
 }
 
 impl<R: Record> View<R> {
+    fn list(&self) -> Vec<Listed<R>> {
+        let entry = |(key, entry): (&String, &Entry<R>)| {
+            let record =
+                |error: &RecordError| CacheError::Record { key: key.clone(), error: error.clone() };
+            entry.as_ref().map(Arc::clone).map_err(record)
+        };
+        self.entries.iter().map(entry).collect()
+    }
+
     fn apply(&mut self, events: Vec<WatchEvent>) {
         for event in events {
             // An event that the page which held its key has in it already.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use geminga_meta::bundle::BundleId;
 use geminga_meta::keys;
 use geminga_meta::read::{ReadError, read};
-use geminga_meta::record::{BrokerRecord, Nonce, OwnershipRecord, Record, RecordError};
+use geminga_meta::record::{BrokerRecord, Nonce, OwnershipRecord, Record, RecordError, SessionId};
 use geminga_meta::store::{Compare, LeaseId, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
 use parking_lot::Mutex;
@@ -81,6 +81,11 @@ impl Ownership {
             admin_url: config.admin_url.clone(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             started_ms: self.context.env.clock.wall_ms(),
+            session: SessionId(0),
+            lease,
+            lease_ttl_ms: 0,
+            draining: false,
+            weight: BrokerRecord::DEFAULT_WEIGHT,
         };
         let key = keys::broker(&config.broker_id);
         self.put_leased::<BrokerRecord>(&key, lease, &record, |_| true).await.map(drop)
@@ -125,6 +130,7 @@ impl Ownership {
             broker_id: config.broker_id.clone(),
             service_url: config.service_url.clone(),
             admin_url: config.admin_url.clone(),
+            session: SessionId(0),
         };
         // A record of an earlier run of this broker only waits for that run's lease to end.
         let ours = |found: &OwnershipRecord| found.broker_id == config.broker_id;

@@ -1,10 +1,11 @@
-//! A broker that is up. Bound to the broker's lease.
+//! A broker that is up. Bound to the lease of the broker's session.
 
 use geminga_proto::id::BrokerId;
 use geminga_proto::v1::record as pb;
 use serde_json::{Value, json};
 
-use super::{Record, parse};
+use super::{Record, SessionId, parse};
+use crate::store::LeaseId;
 
 /// Below `keys::broker`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,24 @@ pub struct BrokerRecord {
     pub release: String,
     /// When it started.
     pub started_ms: u64,
+    /// Which of the sessions under this id.
+    pub session: SessionId,
+    /// The lease that the record hangs on: who knows that the broker is gone may end it. 0: a
+    /// release wrote it that didn't say.
+    pub lease: LeaseId,
+    /// How long the lease outlives a broker that has gone silent.
+    pub lease_ttl_ms: u64,
+    /// True while it hands its bundles over and takes no more.
+    pub draining: bool,
+    /// Its share of the bundles, relative to other brokers'. Not 0.
+    pub weight: u32,
+}
+
+impl BrokerRecord {
+    /// The weight of a broker that says nothing else.
+    pub const DEFAULT_WEIGHT: u32 = 100;
+    /// Largest weight.
+    pub const MAX_WEIGHT: u32 = 1_000_000;
 }
 
 impl Record for BrokerRecord {
@@ -27,6 +46,9 @@ impl Record for BrokerRecord {
     type Message = pb::BrokerRecord;
 
     fn check(&self) -> Result<(), String> {
+        if !(1..=Self::MAX_WEIGHT).contains(&self.weight) {
+            return Err(format!("weight is not between 1 and {}", Self::MAX_WEIGHT));
+        }
         Ok(())
     }
 
@@ -38,6 +60,11 @@ impl Record for BrokerRecord {
             admin_url: self.admin_url.clone(),
             release: self.release.clone(),
             started_ms: self.started_ms,
+            session: self.session.0,
+            lease: self.lease.0,
+            lease_ttl_ms: self.lease_ttl_ms,
+            draining: self.draining,
+            weight: if self.weight == Self::DEFAULT_WEIGHT { 0 } else { self.weight },
         }
     }
 
@@ -48,6 +75,11 @@ impl Record for BrokerRecord {
             admin_url: message.admin_url,
             release: message.release,
             started_ms: message.started_ms,
+            session: SessionId(message.session),
+            lease: LeaseId(message.lease),
+            lease_ttl_ms: message.lease_ttl_ms,
+            draining: message.draining,
+            weight: if message.weight == 0 { Self::DEFAULT_WEIGHT } else { message.weight },
         })
     }
 
@@ -58,6 +90,11 @@ impl Record for BrokerRecord {
             "admin_url": self.admin_url,
             "release": self.release,
             "started_ms": self.started_ms,
+            "session": self.session.to_string(),
+            "lease": format!("{:x}", self.lease.0),
+            "lease_ttl_ms": self.lease_ttl_ms,
+            "draining": self.draining,
+            "weight": self.weight,
         })
     }
 }

@@ -5,7 +5,7 @@ use geminga_proto::id::BrokerId;
 use geminga_proto::v1::record as pb;
 use serde_json::{Value, json};
 
-use super::{Record, parse};
+use super::{Record, SessionId, parse};
 
 /// Below `keys::ownership`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct OwnershipRecord {
     pub service_url: String,
     /// Where administration connects to it.
     pub admin_url: String,
+    /// The owner's session: a broker that was started again is another owner.
+    pub session: SessionId,
 }
 
 impl Record for OwnershipRecord {
@@ -33,6 +35,7 @@ impl Record for OwnershipRecord {
             broker_id: self.broker_id.to_string(),
             service_url: self.service_url.clone(),
             admin_url: self.admin_url.clone(),
+            session: self.session.0,
         }
     }
 
@@ -41,6 +44,7 @@ impl Record for OwnershipRecord {
             broker_id: parse("broker_id", &message.broker_id)?,
             service_url: message.service_url,
             admin_url: message.admin_url,
+            session: SessionId(message.session),
         })
     }
 
@@ -49,6 +53,7 @@ impl Record for OwnershipRecord {
             "broker_id": self.broker_id.as_str(),
             "service_url": self.service_url,
             "admin_url": self.admin_url,
+            "session": self.session.to_string(),
         })
     }
 }

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bundle::{BundleId, HashRange};
 use crate::keys;
+use crate::store::LeaseId;
 
 const NONCE: Nonce = Nonce(0x0807_0605_0403_0201);
 
@@ -63,11 +64,30 @@ fn the_bytes_of_small_records_never_change() {
         broker_id: broker_id.clone(),
         service_url: service_url.clone(),
         admin_url: admin_url.clone(),
+        session: SessionId(0),
     };
     assert_golden(&ownership, "12026b311a0173220161");
-    let broker =
-        BrokerRecord { broker_id, service_url, admin_url, release: "r".to_owned(), started_ms: 9 };
+    let session = SessionId(0x0102);
+    let ownership = OwnershipRecord { session, ..ownership };
+    assert_golden(&ownership, "12026b311a0173220161290201000000000000");
+    let broker = BrokerRecord {
+        broker_id,
+        service_url,
+        admin_url,
+        release: "r".to_owned(),
+        started_ms: 9,
+        session: SessionId(0),
+        lease: LeaseId(0),
+        lease_ttl_ms: 0,
+        draining: false,
+        weight: BrokerRecord::DEFAULT_WEIGHT,
+    };
     assert_golden(&broker, "12026b311a01732201612a01723009");
+    let lease = LeaseId(3);
+    let broker =
+        BrokerRecord { session, lease, lease_ttl_ms: 5, draining: true, weight: 7, ..broker };
+    let added = "390201000000000000400348055001 5807".replace(' ', "");
+    assert_golden(&broker, &format!("12026b311a01732201612a01723009{added}"));
 }
 
 #[test]

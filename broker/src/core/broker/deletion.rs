@@ -17,7 +17,7 @@ use geminga_ledger::error::DeleteError;
 use geminga_meta::bundle::BundleId;
 use geminga_meta::keys::{self, Key};
 use geminga_meta::record::{
-    BundleRecord, LedgerOwner, NamespaceRecord, Nonce, OwnershipRecord, Record, Stored,
+    BundleRecord, LedgerOwner, NamespaceRecord, Nonce, OwnershipRecord, Record, SessionId, Stored,
 };
 use geminga_meta::store::{Compare, LeaseId, Revision, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
@@ -87,6 +87,7 @@ impl Broker {
             broker_id: config.broker_id.clone(),
             service_url: config.service_url.clone(),
             admin_url: config.admin_url.clone(),
+            session: SessionId(0),
         };
         let key = keys::deletion(name);
         let nonce = Nonce::new(&*context.env.random);

@@ -14,8 +14,9 @@ use crate::record::{
     BookieRecord, BrokerRecord, BundleRecord, ChunkLink, ClosedLedger, ClusterRecord, CookieRecord,
     CounterRecord, Fragment, LedgerLink, LedgerOwner, LedgerRecord, LedgerState,
     ManagedLedgerChunk, ManagedLedgerRecord, NamespacePolicies, NamespaceRecord, OwnershipRecord,
-    Record, Shard, TenantRecord, TopicRecord,
+    Record, SessionId, Shard, TenantRecord, TopicRecord,
 };
+use crate::store::LeaseId;
 
 /// Decodes bytes as the kind that a strategy makes; what comes of it doesn't matter.
 pub(super) fn decode<S: Strategy<Value: Record>>(_kind: fn() -> S, bytes: &[u8]) {
@@ -104,23 +105,34 @@ pub(super) fn bookie() -> impl Strategy<Value = BookieRecord> {
 }
 
 pub(super) fn broker() -> impl Strategy<Value = BrokerRecord> {
-    (broker_id(), text(), text(), text(), any::<u64>()).prop_map(
-        |(broker_id, service_url, admin_url, release, started_ms)| BrokerRecord {
+    let urls = (text(), text());
+    let lease = (any::<u64>(), any::<u64>(), any::<u64>());
+    let weight = 1..=BrokerRecord::MAX_WEIGHT;
+    (broker_id(), urls, text(), any::<u64>(), lease, any::<bool>(), weight).prop_map(
+        |(broker_id, urls, release, started_ms, lease, draining, weight)| BrokerRecord {
             broker_id,
-            service_url,
-            admin_url,
+            service_url: urls.0,
+            admin_url: urls.1,
             release,
             started_ms,
+            session: SessionId(lease.0),
+            lease: LeaseId(lease.1),
+            lease_ttl_ms: lease.2,
+            draining,
+            weight,
         },
     )
 }
 
 pub(super) fn ownership() -> impl Strategy<Value = OwnershipRecord> {
-    (broker_id(), text(), text()).prop_map(|(broker_id, service_url, admin_url)| OwnershipRecord {
-        broker_id,
-        service_url,
-        admin_url,
-    })
+    (broker_id(), text(), text(), any::<u64>()).prop_map(
+        |(broker_id, service_url, admin_url, session)| OwnershipRecord {
+            broker_id,
+            service_url,
+            admin_url,
+            session: SessionId(session),
+        },
+    )
 }
 
 pub(super) fn bundle() -> impl Strategy<Value = BundleRecord> {
