@@ -43,6 +43,20 @@ struct Shard {
     bytes: u64,
     errors: u64,
     first_error: Option<String>,
+    /// When the last answer within the window came.
+    last: Option<Instant>,
+    longest_gap: Duration,
+}
+
+impl Shard {
+    /// An answer within the window.
+    fn count(&mut self, now: Instant, bytes: u64) {
+        self.answered += 1;
+        self.bytes += bytes;
+        if let Some(last) = self.last.replace(now) {
+            self.longest_gap = self.longest_gap.max(now.saturating_duration_since(last));
+        }
+    }
 }
 
 /// Records what becomes of messages.
@@ -65,6 +79,9 @@ pub(super) struct Recorded {
     pub errors: u64,
     /// Why the first of them did.
     pub first_error: Option<String>,
+    /// The longest time within the window that a shard, which has one producer in eight, was
+    /// without an answer; counted from its first one.
+    pub longest_gap: Duration,
 }
 
 fn histogram() -> Histogram<u64> {
@@ -80,6 +97,8 @@ impl Recorder {
             bytes: 0,
             errors: 0,
             first_error: None,
+            last: None,
+            longest_gap: Duration::ZERO,
         };
         Self { window, shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect() }
     }
@@ -93,8 +112,7 @@ impl Recorder {
         let now = Instant::now();
         let mut shard = self.shard(shard).lock();
         if self.window.holds(now) {
-            shard.answered += 1;
-            shard.bytes += bytes;
+            shard.count(now, bytes);
         }
         if self.window.holds(due) {
             let latency = u64::try_from(now.saturating_duration_since(due).as_nanos());
@@ -104,12 +122,12 @@ impl Recorder {
 
     /// As [`Recorder::answered`], for a latency that was measured elsewhere.
     pub fn received(&self, shard: usize, latency: Duration, bytes: u64) {
-        if !self.window.holds(Instant::now()) {
+        let now = Instant::now();
+        if !self.window.holds(now) {
             return;
         }
         let mut shard = self.shard(shard).lock();
-        shard.answered += 1;
-        shard.bytes += bytes;
+        shard.count(now, bytes);
         let latency = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         shard.latency_ns.saturating_record(latency.max(1));
     }
@@ -129,6 +147,7 @@ impl Recorder {
             bytes: 0,
             errors: 0,
             first_error: None,
+            longest_gap: Duration::ZERO,
         };
         for shard in &self.shards {
             let shard = shard.lock();
@@ -137,6 +156,9 @@ impl Recorder {
             all.bytes += shard.bytes;
             all.errors += shard.errors;
             all.first_error = all.first_error.or_else(|| shard.first_error.clone());
+            let at_the_end = shard.last.map(|last| self.window.end.saturating_duration_since(last));
+            let gap = shard.longest_gap.max(at_the_end.unwrap_or_default());
+            all.longest_gap = all.longest_gap.max(gap);
         }
         all
     }
@@ -163,5 +185,22 @@ mod tests {
         let over = Recorder::new(Window { end: now, ..window });
         over.answered(0, now, 10);
         assert_eq!(over.recorded().answered, 0);
+    }
+
+    #[test]
+    fn the_longest_gap_is_between_answers_or_after_the_last_of_them() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let window = Window { start: now, measured: now, end: now + 60 * second };
+        let recorder = Recorder::new(window);
+        assert_eq!(recorder.recorded().longest_gap, Duration::ZERO, "nothing was answered");
+        let mut shard = recorder.shard(0).lock();
+        for at in [5, 7, 40, 41] {
+            shard.count(now + at * second, 1);
+        }
+        drop(shard);
+        assert_eq!(recorder.recorded().longest_gap, 33 * second);
+        recorder.shard(1).lock().count(now + second, 1);
+        assert_eq!(recorder.recorded().longest_gap, 59 * second);
     }
 }
