@@ -15,6 +15,7 @@ mod change_log;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 pub mod embedded;
+pub mod etcd;
 mod lease;
 mod limits;
 pub mod memory;
@@ -27,6 +28,7 @@ use bytes::Bytes;
 
 pub use change_log::HistoryLimits;
 pub use embedded::{EmbeddedConfig, EmbeddedStore};
+pub use etcd::{EtcdConfig, EtcdStore};
 pub use limits::MAX_KEY_BYTES;
 pub use memory::MemoryStore;
 
@@ -191,6 +193,13 @@ pub enum StoreError {
     /// The stored data can't be read.
     #[error("the metadata store is damaged: {0}")]
     Corrupt(String),
+    /// The store doesn't let this process in, or not at this key. Nothing was done.
+    #[error("the metadata store refuses access: {0}")]
+    Denied(String),
+    /// The store isn't the one that this process has known: another one answers at its address, or
+    /// it was set back to an older state. Final: nothing is sent to it any more.
+    #[error("the metadata store was replaced or set back: {0}")]
+    Replaced(String),
 }
 
 /// Why a watch ended. Re-read, then watch from the revision of what was read.

@@ -63,9 +63,11 @@ impl From<StoreError> for JobError {
                 Self::Later(error.to_string())
             }
             StoreError::Corrupt(why) => Self::Fatal(TopicError::Corrupt(why)),
-            StoreError::TooLarge(_) | StoreError::Invalid(_) | StoreError::LeaseLost => {
-                Self::Fatal(unavailable(error))
-            }
+            StoreError::TooLarge(_)
+            | StoreError::Invalid(_)
+            | StoreError::LeaseLost
+            | StoreError::Denied(_)
+            | StoreError::Replaced(_) => Self::Fatal(unavailable(error)),
         }
     }
 }

@@ -156,9 +156,11 @@ fn name_status(error: &NameError) -> StatusCode {
 
 fn store_status(error: &StoreError) -> StatusCode {
     match error {
-        StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::LeaseLost => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        StoreError::Unavailable(_)
+        | StoreError::Unknown(_)
+        | StoreError::LeaseLost
+        | StoreError::Denied(_)
+        | StoreError::Replaced(_) => StatusCode::SERVICE_UNAVAILABLE,
         StoreError::TooLarge(_) => StatusCode::PRECONDITION_FAILED,
         StoreError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
         StoreError::Invalid(_) | StoreError::Corrupt(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -236,6 +238,8 @@ mod tests {
             (StoreError::LeaseLost, 503),
             (StoreError::Full(text()), 507),
             (StoreError::Corrupt(text()), 500),
+            (StoreError::Denied(text()), 503),
+            (StoreError::Replaced(text()), 503),
         ]);
         assert_statuses(vec![(ReadError::Store(StoreError::LeaseLost), 503)]);
     }
