@@ -163,6 +163,14 @@ impl Bookie {
         }
     }
 
+    /// Whether each of these ledgers takes no ordinary adds under its token any more. Changes
+    /// nothing, and doesn't wait for the disk.
+    #[must_use]
+    pub fn fenced(&self, ledgers: &[FenceRequest]) -> Vec<bool> {
+        let log = &self.inner.log;
+        log.with_state(|state| ledgers.iter().map(|asked| state.is_fenced(*asked)).collect())
+    }
+
     /// Notes that these ledgers may be gone from the metadata. Deletes nothing by itself.
     pub fn delete_hint(&self, ledgers: &[LedgerId]) {
         let mut hints = self.inner.hints.lock();

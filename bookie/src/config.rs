@@ -67,6 +67,10 @@ pub struct BookieConfig {
     /// *unknown*, and is given up. A ledger whose end may have been there can be recovered only
     /// with another bookie's copy. Otherwise the start is refused and says what is lost.
     pub accept_damage: bool,
+    /// Start although the metadata are older than what this bookie has seen, as after a restore
+    /// from a backup: ledgers made since are unknown to them and will be deleted. Otherwise the
+    /// start is refused.
+    pub accept_older_metadata: bool,
 }
 
 impl Default for BookieConfig {
@@ -92,6 +96,7 @@ impl Default for BookieConfig {
             mass_deletion_floor: 100,
             mass_deletion_percent: 50,
             accept_damage: false,
+            accept_older_metadata: false,
         }
     }
 }

@@ -36,7 +36,8 @@ pub enum CollectError {
     /// The metadata is older than it was.
     #[error(
         "the metadata is at revision {found}, but was at {seen}: it was restored from an old copy. \
-         Nothing is deleted any more until this node is restarted with the right metadata"
+         Nothing is deleted any more until this node is restarted with the right metadata, or, if \
+         what was changed since that copy is to be given up, with bookie.accept_older_metadata"
     )]
     WentBack {
         /// Highest revision ever seen.
@@ -305,6 +306,31 @@ impl Collector {
         let noted = tokio::task::spawn_blocking(move || log.forget(revision, &gone));
         noted.await.ok().and_then(Result::ok).ok_or(CollectError::ReadOnly)
     }
+}
+
+/// Whether these are the metadata that this bookie belongs to, and not older than it has seen; to be
+/// asked before a start. The revision is made durable.
+///
+/// # Errors
+/// Why this bookie must not work with them.
+pub async fn check(bookie: &Bookie, store: &Arc<dyn MetadataStore>) -> Result<(), CollectError> {
+    let collector = Collector::new(bookie.clone(), Arc::clone(store));
+    let mut revision = bookie.log().with_state(|state| state.wanted_revision);
+    match collector.check_identity(&mut revision).await {
+        Err(CollectError::WentBack { seen, found }) if bookie.config().accept_older_metadata => {
+            tracing::warn!(
+                seen,
+                found,
+                "older metadata are accepted, as bookie.accept_older_metadata says; unset it now"
+            );
+            revision = 0;
+            collector.check_identity(&mut revision).await?;
+        }
+        checked => checked?,
+    }
+    let log = bookie.log().clone();
+    let noted = tokio::task::spawn_blocking(move || log.set_revision(revision)).await;
+    noted.ok().and_then(Result::ok).ok_or(CollectError::ReadOnly)
 }
 
 #[cfg(test)]

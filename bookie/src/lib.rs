@@ -13,6 +13,7 @@ pub mod done;
 pub mod error;
 pub mod gc;
 mod log;
+pub mod registration;
 pub mod service;
 
 pub use log::OpenReport;

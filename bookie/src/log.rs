@@ -324,6 +324,21 @@ impl Log {
         }
         Ok(mine.len() as u64)
     }
+
+    /// Makes a revision of the metadata store the one that the manifest knows, even if it is lower
+    /// than the present one; returns when that is durable.
+    pub(crate) fn set_revision(&self, revision: u64) -> Result<(), BookieError> {
+        let mut state = self.state.lock();
+        state.wanted_revision = revision;
+        self.call_keeper(&mut state);
+        while state.manifest.metadata_revision != state.wanted_revision {
+            if state.poisoned.is_some() || state.turns.keeper_ended {
+                return Err(BookieError::ReadOnly);
+            }
+            self.settled.wait(&mut state);
+        }
+        Ok(())
+    }
 }
 
 fn write(group: &OpenGroup) -> Result<(), DeviceError> {

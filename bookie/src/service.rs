@@ -29,7 +29,7 @@ const MAX_APPENDS_IN_FLIGHT: usize = 16_384;
 const MAX_STREAMS: usize = 1_024;
 /// Largest message that is taken, beside one entry of the largest size.
 const MAX_BATCH_BYTES: usize = 16 << 20;
-/// Most ledgers in one hint.
+/// Most ledgers in one hint, or in one question.
 const MAX_HINTED: usize = 10_000;
 
 const FLAG_RECOVERY: u32 = 1;
@@ -132,6 +132,19 @@ impl pb::bookie_server::Bookie for BookieService {
         Ok(Response::new(answer))
     }
 
+    async fn ledgers_fenced(
+        &self,
+        request: Request<pb::LedgersFencedRequest>,
+    ) -> Result<Response<pb::LedgersFencedAnswer>, Status> {
+        check_meant(request.metadata(), self.bookie.identity())?;
+        let asked = fence_requests(&request.into_inner())?;
+        let mut bits = vec![0_u8; asked.len().div_ceil(8)];
+        for (at, fenced) in self.bookie.fenced(&asked).into_iter().enumerate() {
+            bits[at / 8] |= u8::from(fenced) << (at % 8);
+        }
+        Ok(Response::new(pb::LedgersFencedAnswer { fenced: bits.into() }))
+    }
+
     async fn delete_hint(
         &self,
         request: Request<pb::DeleteHintRequest>,
@@ -177,6 +190,21 @@ fn choose_protocol(least: u32, most: u32) -> Result<u32, Status> {
         PROTOCOL.start(),
         PROTOCOL.end()
     )))
+}
+
+/// Ledgers with their tokens, as they are asked about.
+fn fence_requests(request: &pb::LedgersFencedRequest) -> Result<Vec<FenceRequest>, Status> {
+    let (ledgers, tokens) = (&request.ledger_ids, &request.tokens);
+    if ledgers.len() > MAX_HINTED || ledgers.len() != tokens.len() {
+        let text = format!("one token for each of at most {MAX_HINTED} ledgers is needed");
+        return Err(Status::invalid_argument(text));
+    }
+    let pairs = ledgers.iter().zip(tokens);
+    let request = |(ledger, token): (&u64, &u64)| FenceRequest {
+        ledger: LedgerId(*ledger),
+        token: LedgerToken(*token),
+    };
+    Ok(pairs.map(request).collect())
 }
 
 /// What a peer said, short enough for a message.

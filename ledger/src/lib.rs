@@ -15,6 +15,7 @@ pub mod harness;
 pub mod metadata;
 pub mod observer;
 pub mod placement;
+pub mod probe;
 pub mod reader;
 mod records;
 mod recover;

@@ -1,9 +1,15 @@
 //! Which bookies a ledger goes to.
 
+mod choice;
+mod watched;
+
 use std::fmt::Debug;
 
 use geminga_proto::env::Env;
 use geminga_proto::id::BookieId;
+use geminga_proto::storage::BookieError;
+
+pub use watched::{WatchedPlacement, WatchedPlacementConfig};
 
 /// Chooses bookies for new ledgers and replacements for failed ones.
 pub trait Placement: Send + Sync + Debug + 'static {
@@ -18,11 +24,36 @@ pub trait Placement: Send + Sync + Debug + 'static {
         at_least: usize,
         exclude: &[BookieId],
     ) -> Result<Vec<BookieId>, PlacementError>;
+
+    /// Up to `want` different bookies for a ledger that keeps `keep`; none of `exclude`, to which
+    /// all its present bookies belong. `needed` of them the ledger can't go on without. Never
+    /// blocks.
+    fn replace(
+        &self,
+        want: usize,
+        needed: usize,
+        keep: &[BookieId],
+        exclude: &[BookieId],
+    ) -> Vec<BookieId> {
+        let _ = (needed, keep);
+        self.pick(want, 0, exclude).unwrap_or_default()
+    }
+
+    /// A bookie has failed a ledger. Called under the ledger's lock; must not block.
+    fn failed(&self, bookie: &BookieId, error: BookieError) {
+        let _ = (bookie, error);
+    }
+
+    /// Whether the bookie had better not be asked first. Never blocks.
+    fn is_suspect(&self, bookie: &BookieId) -> bool {
+        let _ = bookie;
+        false
+    }
 }
 
 /// Too few bookies.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{at_least} bookies that take writes are needed, only {available} can be had")]
+#[error("{at_least} bookies that take writes are needed, and {available} are up")]
 pub struct PlacementError {
     /// How many were needed.
     pub at_least: usize,

@@ -153,8 +153,9 @@ impl Recovery {
                 store.transport.append(&bookie, request, &sink);
             }
             RecoveryCommand::PickReplacement { count, exclude } => {
-                let picked = store.placement.pick(count, 1, &exclude).unwrap_or_default();
-                self.engine.replacement(picked, out);
+                let outage = self.engine.outage();
+                let picked = outage.map(|lack| store.replacements(id, &lack, count, &exclude));
+                self.engine.replacement(picked.unwrap_or_default(), out);
             }
             RecoveryCommand::Done(_) => unreachable!("the caller ends the recovery"),
         }

@@ -16,11 +16,13 @@ use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId, LedgerToken};
 use geminga_proto::storage::{BookieError, BookieInfo};
 
 pub use crate::config::{ConfigError, LedgerStoreConfig};
+use crate::engine::ensemble::Outage;
 use crate::engine::{EngineLimits, Versioned};
 use crate::error::{CreateError, DeleteError, OpenError, RecoverError};
 use crate::metadata::{Fragment, LedgerMetadata, LedgerState};
 use crate::observer::LedgerObserver;
 use crate::placement::Placement;
+use crate::probe::{self, Probed};
 use crate::reader::{ClosedLedger, LedgerReader};
 use crate::records::{self, LoadError};
 use crate::recover;
@@ -42,6 +44,23 @@ pub(crate) struct StoreShared {
     pub runtime: tokio::runtime::Handle,
     pub ticker: Ticker,
     ids: IdAllocator<LedgerId>,
+}
+
+impl StoreShared {
+    /// Tells placement which members have failed, and asks it for others in their place.
+    pub(crate) fn replacements(
+        &self,
+        ledger: LedgerId,
+        outage: &Outage,
+        count: usize,
+        exclude: &[BookieId],
+    ) -> Vec<BookieId> {
+        for (bookie, error) in &outage.failed {
+            tracing::debug!(%ledger, %bookie, %error, "a bookie fails a ledger");
+            self.placement.failed(bookie, *error);
+        }
+        self.placement.replace(count, outage.needed, &outage.keep, exclude)
+    }
 }
 
 /// All ledgers of a cluster, as seen by one process. Cheap to clone.
@@ -191,6 +210,13 @@ impl LedgerStore {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Asks the bookies of these open ledgers whether somebody has fenced them, and needs no
+    /// metadata for that. The writer of a ledger that was found fenced fails as such. Takes no
+    /// longer than `request_timeout_ms`. Answers in the order of `writers`.
+    pub async fn probe(&self, writers: &[LedgerWriter]) -> Vec<Probed> {
+        probe::probe(&self.shared, writers).await
     }
 
     /// Fences the ledger, finds its end and closes it there. A closed ledger is answered at once.

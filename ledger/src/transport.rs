@@ -11,9 +11,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
 use geminga_proto::storage::{
-    AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest,
-    ReadResult,
+    AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
+    ReadRequest, ReadResult,
 };
+
+/// Ledgers that may be asked about at once with [`BookieTransport::fenced`].
+pub const MAX_FENCED_ASKED: usize = 10_000;
 
 /// Hears what came of appends. One per open ledger; called from the transport's own task or
 /// thread, once per append, in any order, and never under a lock that
@@ -42,6 +45,10 @@ pub trait BookieTransport: Send + Sync + Debug + 'static {
 
     /// Fences a ledger.
     async fn fence(&self, bookie: &BookieId, request: FenceRequest) -> FenceResult;
+
+    /// Asks which of these ledgers are fenced, or refuse their token otherwise; at most
+    /// [`MAX_FENCED_ASKED`] at a time. Fences nothing.
+    async fn fenced(&self, bookie: &BookieId, ledgers: Vec<FenceRequest>) -> FencedResult;
 
     /// Suggests that these ledgers may be gone from the metadata.
     async fn delete_hint(

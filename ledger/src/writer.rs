@@ -23,6 +23,7 @@ use crate::engine::{Command, MetadataAnswer, Versioned};
 use crate::error::{AppendRefused, CloseError, ReadError};
 use crate::metadata::LedgerMetadata;
 use crate::observer::{LedgerObserver, StallReason, WriterFailure};
+use crate::probe::Witnesses;
 use crate::reader::{self, ClosedLedger};
 use crate::records::{self, LoadError};
 use crate::store::StoreShared;
@@ -213,6 +214,24 @@ impl LedgerWriter {
     }
 }
 
+impl LedgerWriter {
+    /// Who can tell whether the ledger is fenced; `None` if it has ended.
+    pub(crate) fn witnesses(&self) -> Option<Witnesses> {
+        let state = self.shared.state.lock();
+        let engine = &state.engine;
+        engine.ended().is_none().then(|| Witnesses {
+            token: engine.metadata().token,
+            bookies: engine.witnesses(),
+            ack_quorum: engine.metadata().ack_quorum,
+        })
+    }
+
+    /// A bookie has said that another owner has fenced the ledger.
+    pub(crate) fn fenced(&self) {
+        self.shared.event(|engine, out| engine.abandon(WriterFailure::Fenced, out));
+    }
+}
+
 impl WriterShared {
     /// Feeds the engine and does what it says.
     fn event(&self, event: impl FnOnce(&mut AppendEngine, &mut Vec<Command>)) {
@@ -263,11 +282,8 @@ impl WriterShared {
                 state.outbox.stall = Some(None);
             }
             Command::PickReplacement { count, exclude } => {
-                let picked = self.store.placement.pick(count, 1, &exclude);
-                let picked = picked.unwrap_or_else(|error| {
-                    tracing::debug!(ledger = %self.id, %error, "no replacement for a bookie");
-                    Vec::new()
-                });
+                let outage = state.engine.outage();
+                let picked = self.store.replacements(self.id, &outage, count, &exclude);
                 state.engine.replacement(picked, &mut state.commands);
             }
             Command::Commit { version, metadata } => self.commit(version, metadata),

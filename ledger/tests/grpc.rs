@@ -234,6 +234,21 @@ impl Bookie for TestBookie {
         }))
     }
 
+    async fn ledgers_fenced(
+        &self,
+        request: Request<v1::LedgersFencedRequest>,
+    ) -> Result<Response<v1::LedgersFencedAnswer>, Status> {
+        self.0.check_meant(&request)?;
+        let request = request.into_inner();
+        let disk = self.0.disk.lock();
+        let mut fenced = vec![0_u8; request.ledger_ids.len().div_ceil(8)];
+        for (at, (id, token)) in request.ledger_ids.iter().zip(&request.tokens).enumerate() {
+            let asked = FenceRequest { ledger: LedgerId(*id), token: LedgerToken(*token) };
+            fenced[at / 8] |= u8::from(disk.is_fenced(&asked)) << (at % 8);
+        }
+        Ok(Response::new(v1::LedgersFencedAnswer { fenced: fenced.into() }))
+    }
+
     async fn delete_hint(
         &self,
         _: Request<v1::DeleteHintRequest>,

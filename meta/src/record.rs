@@ -28,7 +28,7 @@ use prost::Message;
 
 use crate::store::{Compare, KeyValue, Revision};
 
-pub use bookie::BookieRecord;
+pub use bookie::{BookieRecord, BookieState};
 pub use broker::BrokerRecord;
 pub use bundle::BundleRecord;
 pub use cluster::ClusterRecord;

@@ -124,6 +124,10 @@ pub struct FenceRequest {
 /// durable.
 pub type FenceResult = Result<Lac, BookieError>;
 
+/// Whether each of some ledgers is fenced, or was deleted, or is known under another token: an
+/// ordinary add with that token is refused for good. In the order in which they were asked for.
+pub type FencedResult = Result<Vec<bool>, BookieError>;
+
 /// What a bookie says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BookieInfo {

@@ -120,7 +120,7 @@ impl LogState {
             return Some(Chore::Trim(surplus));
         }
         let news =
-            self.wanted_revision > self.manifest.metadata_revision || !self.doomed.is_empty();
+            self.wanted_revision != self.manifest.metadata_revision || !self.doomed.is_empty();
         news.then(|| Chore::Forget {
             revision: self.wanted_revision,
             ledgers: self.doomed.iter().copied().collect(),

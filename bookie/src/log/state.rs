@@ -323,6 +323,16 @@ impl LogState {
         Ok(FenceAdmission::Queued(receiver))
     }
 
+    /// Whether ordinary adds of a ledger under this token are refused for good. A fence counts from
+    /// when it is taken, as it does for adds.
+    pub(crate) fn is_fenced(&self, asked: FenceRequest) -> bool {
+        self.is_deleted(asked.ledger)
+            || self
+                .table
+                .get(&asked.ledger)
+                .is_some_and(|ledger| ledger.fence != Fence::None || ledger.token != asked.token)
+    }
+
     pub(super) fn enqueue(&mut self, pending: Pending) {
         let bytes = pending.stored_bytes();
         self.pending_bytes += bytes;

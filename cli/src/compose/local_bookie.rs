@@ -12,7 +12,8 @@ use geminga_bookie::done::{AppendAnswer, AppendDone};
 use geminga_ledger::transport::{AppendSink, BookieTransport};
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
 use geminga_proto::storage::{
-    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest, ReadResult,
+    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest,
+    ReadResult,
 };
 use parking_lot::Mutex;
 
@@ -74,6 +75,13 @@ impl BookieTransport for LocalBookie {
             return Err(BookieError::Unreachable);
         }
         self.bookie.fence(request).await
+    }
+
+    async fn fenced(&self, bookie: &BookieId, ledgers: Vec<FenceRequest>) -> FencedResult {
+        if *bookie != self.id {
+            return Err(BookieError::Unreachable);
+        }
+        Ok(self.bookie.fenced(&ledgers))
     }
 
     async fn delete_hint(

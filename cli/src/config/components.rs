@@ -105,6 +105,7 @@ fn bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
         census_interval: from.census_interval.0,
         mass_deletion_percent: from.mass_deletion_percent,
         accept_damage: from.accept_damage,
+        accept_older_metadata: from.accept_older_metadata,
         ..BookieConfig::default()
     })
 }

@@ -167,6 +167,9 @@ settings! {
         mass_deletion_percent: u32 = 50,
         /// Start although parts of the data are lost; what they may have held can't be read.
         accept_damage: bool = false,
+        /// Start although the metadata are older than what this node has seen, as after a restore
+        /// from a backup; ledgers made since that backup are deleted.
+        accept_older_metadata: bool = false,
     }
 }
 

@@ -427,7 +427,13 @@ impl AppendEngine {
         self.end(failure);
     }
 
-    /// Ends the ledger under its owner, for a reason that is not the protocol's.
+    /// Members of every ensemble that the record may hold: a fence that is complete without an ack
+    /// quorum of them can't be.
+    pub(crate) fn witnesses(&self) -> Vec<BookieId> {
+        self.countable().iter().map(|slot| self.members[slot].bookie.clone()).collect()
+    }
+
+    /// Ends the ledger under its owner, for a reason that did not come with an answer to an add.
     pub fn abandon(&mut self, failure: WriterFailure, out: &mut Vec<Command>) {
         if self.ended.is_none() {
             self.fail(failure, out);

@@ -136,6 +136,17 @@ impl ModelBookie {
         None
     }
 
+    /// Whether a ledger takes no ordinary adds under a token any more.
+    #[must_use]
+    pub fn is_fenced(&self, asked: &FenceRequest) -> bool {
+        let known = self.durable.get(&asked.ledger);
+        self.deleted.contains(&asked.ledger)
+            || self.fencing.contains(&asked.ledger)
+            || known.is_some_and(|known| {
+                known.fenced || known.token.is_some_and(|token| token != asked.token)
+            })
+    }
+
     fn token(&self, ledger: LedgerId) -> Option<LedgerToken> {
         self.durable.get(&ledger).and_then(|known| known.token)
     }

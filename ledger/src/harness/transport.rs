@@ -6,8 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use geminga_proto::id::{BookieId, LedgerId};
 use geminga_proto::storage::{
-    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest, ReadResult,
-    SyncMode,
+    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest,
+    ReadResult, SyncMode,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -188,6 +188,17 @@ impl BookieTransport for ModelTransport {
             Answer::Fence(result) => result,
             other => unreachable!("a fence is answered with {other:?}"),
         }
+    }
+
+    async fn fenced(&self, bookie: &BookieId, ledgers: Vec<FenceRequest>) -> FencedResult {
+        let (down, hung, answer) = self.change(bookie, |node| {
+            let answer = ledgers.iter().map(|asked| node.disk.is_fenced(asked)).collect();
+            (node.down, node.hung, answer)
+        });
+        if hung {
+            std::future::pending::<()>().await;
+        }
+        if down { Err(BookieError::Unreachable) } else { Ok(answer) }
     }
 
     async fn delete_hint(

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use geminga_proto::env::{Random, SeededRandom};
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
 use geminga_proto::storage::{
-    AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest,
-    ReadResult,
+    AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
+    ReadRequest, ReadResult,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -182,6 +182,10 @@ impl BookieTransport for FaultyTransport {
 
     async fn fence(&self, bookie: &BookieId, request: FenceRequest) -> FenceResult {
         self.wrapped(self.inner.fence(bookie, request)).await
+    }
+
+    async fn fenced(&self, bookie: &BookieId, ledgers: Vec<FenceRequest>) -> FencedResult {
+        self.wrapped(self.inner.fenced(bookie, ledgers)).await
     }
 
     async fn delete_hint(

@@ -18,7 +18,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use geminga_proto::id::{BookieId, ClusterId, LedgerId};
 use geminga_proto::storage::{
-    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest, ReadResult,
+    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest,
+    ReadResult,
 };
 use parking_lot::Mutex;
 
@@ -137,6 +138,10 @@ impl BookieTransport for GrpcTransport {
 
     async fn fence(&self, bookie: &BookieId, request: FenceRequest) -> FenceResult {
         self.connection(bookie).request(|answer| Job::Fence(request, answer)).await?
+    }
+
+    async fn fenced(&self, bookie: &BookieId, ledgers: Vec<FenceRequest>) -> FencedResult {
+        self.connection(bookie).request(|answer| Job::Fenced(ledgers, answer)).await?
     }
 
     async fn delete_hint(

@@ -6,6 +6,29 @@ use serde_json::{Value, json};
 
 use super::{Record, parse};
 
+/// What a bookie takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BookieState {
+    /// All writes.
+    Writable,
+    /// No ordinary adds, for lack of space or because it is ending.
+    Full,
+    /// No writes any more: its disk failed. Reads go on.
+    ReadOnly,
+}
+
+impl BookieState {
+    /// The name used in output.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Writable => "writable",
+            Self::Full => "full",
+            Self::ReadOnly => "read-only",
+        }
+    }
+}
+
 /// Below `keys::bookie`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BookieRecord {
@@ -21,6 +44,26 @@ pub struct BookieRecord {
     pub total_bytes: u64,
     /// What ordinary adds can still take.
     pub free_bytes: u64,
+    /// A write has failed: it takes none until it is started again.
+    pub poisoned: bool,
+    /// Random, of one start of the process; 0: not told.
+    pub session: u64,
+    /// How long the record's lease lasts without a keep-alive; 0: not told.
+    pub lease_ttl_ms: u64,
+    /// The release that it runs.
+    pub release: String,
+}
+
+impl BookieRecord {
+    /// What it takes.
+    #[must_use]
+    pub fn state(&self) -> BookieState {
+        match (self.poisoned, self.writable) {
+            (true, _) => BookieState::ReadOnly,
+            (false, true) => BookieState::Writable,
+            (false, false) => BookieState::Full,
+        }
+    }
 }
 
 impl Record for BookieRecord {
@@ -31,6 +74,9 @@ impl Record for BookieRecord {
     fn check(&self) -> Result<(), String> {
         if self.free_bytes > self.total_bytes {
             return Err("free_bytes is above total_bytes".to_owned());
+        }
+        if self.poisoned && self.writable {
+            return Err("it is writable and poisoned".to_owned());
         }
         Ok(())
     }
@@ -44,6 +90,10 @@ impl Record for BookieRecord {
             writable: self.writable,
             total_bytes: self.total_bytes,
             free_bytes: self.free_bytes,
+            poisoned: self.poisoned,
+            session: self.session,
+            lease_ttl_ms: self.lease_ttl_ms,
+            release: self.release.clone(),
         }
     }
 
@@ -55,6 +105,10 @@ impl Record for BookieRecord {
             writable: message.writable,
             total_bytes: message.total_bytes,
             free_bytes: message.free_bytes,
+            poisoned: message.poisoned,
+            session: message.session,
+            lease_ttl_ms: message.lease_ttl_ms,
+            release: message.release,
         })
     }
 
@@ -66,6 +120,9 @@ impl Record for BookieRecord {
             "writable": self.writable,
             "total_bytes": self.total_bytes,
             "free_bytes": self.free_bytes,
+            "state": self.state().as_str(),
+            "lease_ttl_ms": self.lease_ttl_ms,
+            "release": self.release,
         })
     }
 }

@@ -57,8 +57,22 @@ fn the_bytes_of_small_records_never_change() {
         writable: true,
         total_bytes: 2,
         free_bytes: 1,
+        poisoned: false,
+        session: 0,
+        lease_ttl_ms: 0,
+        release: String::new(),
     };
     assert_golden(&bookie, "120262311a03683a3122017a280130023801");
+    let told = BookieRecord {
+        writable: false,
+        poisoned: true,
+        session: 3,
+        lease_ttl_ms: 300,
+        release: "r".to_owned(),
+        ..bookie
+    };
+    let bytes = "120262311a03683a3122017a300238014001 490300000000000000 50ac02 5a0172";
+    assert_golden(&told, &bytes.replace(' ', ""));
     let (service_url, admin_url) = ("s".to_owned(), "a".to_owned());
     let ownership = OwnershipRecord {
         broker_id: broker_id.clone(),

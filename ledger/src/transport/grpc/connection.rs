@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
 use geminga_proto::storage::{
-    AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest,
-    ReadResult,
+    AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
+    ReadRequest, ReadResult,
 };
 use geminga_proto::v1::bookie_client::BookieClient;
 use geminga_proto::{BOOKIE_HEADER, CLUSTER_HEADER, PROTOCOL, v1};
@@ -42,6 +42,7 @@ const STREAM_DEPTH: usize = 4;
 pub(super) enum Job {
     Read(ReadRequest, Reply<ReadResult>),
     Fence(FenceRequest, Reply<FenceResult>),
+    Fenced(Vec<FenceRequest>, Reply<FencedResult>),
     DeleteHint(Vec<LedgerId>, Reply<Result<(), BookieError>>),
     Info(Reply<Result<BookieInfo, BookieError>>),
 }
@@ -497,6 +498,12 @@ fn ask(connection: &Connection, client: &Client, job: Job) {
                     let result = client.fence(wire::fence(request)).await;
                     let result = told(&bookie, result).and_then(|found| wire::fence_answer(&found));
                     answer.send(result);
+                }
+                Job::Fenced(ledgers, answer) => {
+                    let result = client.ledgers_fenced(wire::fenced(&ledgers)).await;
+                    let result = told(&bookie, result);
+                    answer
+                        .send(result.and_then(|found| wire::fenced_answer(&found, ledgers.len())));
                 }
                 Job::DeleteHint(ledgers, answer) => {
                     let ledger_ids = ledgers.into_iter().map(|ledger| ledger.0).collect();

@@ -3,8 +3,8 @@
 
 use geminga_proto::id::{EntryId, Lac};
 use geminga_proto::storage::{
-    AddKind, AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest,
-    ReadResult, StoredEntry, SyncMode,
+    AddKind, AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
+    ReadRequest, ReadResult, StoredEntry, SyncMode,
 };
 use geminga_proto::v1;
 
@@ -41,6 +41,21 @@ pub(super) fn read(request_id: u64, request: ReadRequest) -> v1::ReadRequest {
 
 pub(super) fn fence(request: FenceRequest) -> v1::FenceRequest {
     v1::FenceRequest { ledger_id: request.ledger.0, token: request.token.0 }
+}
+
+pub(super) fn fenced(ledgers: &[FenceRequest]) -> v1::LedgersFencedRequest {
+    v1::LedgersFencedRequest {
+        ledger_ids: ledgers.iter().map(|asked| asked.ledger.0).collect(),
+        tokens: ledgers.iter().map(|asked| asked.token.0).collect(),
+    }
+}
+
+/// One bit for each of the `asked` ledgers.
+pub(super) fn fenced_answer(answer: &v1::LedgersFencedAnswer, asked: usize) -> FencedResult {
+    if answer.fenced.len() != asked.div_ceil(8) {
+        return Err(BookieError::Invalid);
+    }
+    Ok((0..asked).map(|at| answer.fenced[at / 8] >> (at % 8) & 1 == 1).collect())
 }
 
 /// A status; one that this build doesn't know says nothing about the outcome.
@@ -93,6 +108,18 @@ pub(super) fn info(answer: &v1::InfoAnswer) -> Result<BookieInfo, BookieError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bitmap_of_another_length_than_the_question_is_refused() {
+        let answer = |bytes: &'static [u8], asked| {
+            fenced_answer(&v1::LedgersFencedAnswer { fenced: bytes.into() }, asked)
+        };
+        assert_eq!(answer(&[0b101], 3), Ok(vec![true, false, true]));
+        assert_eq!(answer(&[0, 1], 9).map(|bits| bits[8]), Ok(true));
+        assert_eq!(answer(&[], 0), Ok(vec![]));
+        assert_eq!(answer(&[0], 9), Err(BookieError::Invalid));
+        assert_eq!(answer(&[0, 0], 8), Err(BookieError::Invalid));
+    }
 
     #[test]
     fn a_status_that_is_not_known_is_an_unknown_outcome() {

@@ -92,14 +92,19 @@ pub(super) fn cookie() -> impl Strategy<Value = CookieRecord> {
 }
 
 pub(super) fn bookie() -> impl Strategy<Value = BookieRecord> {
-    (bookie_id(), text(), text(), any::<bool>(), any::<u64>(), any::<u64>()).prop_map(
-        |(bookie_id, address, zone, writable, one, two)| BookieRecord {
+    let told = (any::<u64>(), any::<u64>(), any::<bool>(), text());
+    (bookie_id(), text(), text(), any::<bool>(), any::<u64>(), any::<u64>(), told).prop_map(
+        |(bookie_id, address, zone, writable, one, two, told)| BookieRecord {
             bookie_id,
             address,
             zone,
             writable,
             total_bytes: one.max(two),
             free_bytes: one.min(two),
+            poisoned: !writable && told.2,
+            session: told.0,
+            lease_ttl_ms: told.1,
+            release: told.3,
         },
     )
 }

@@ -1,0 +1,147 @@
+//! [`Registration`]: keeps this bookie's record in the metadata, under a lease.
+//!
+//! The record says where the bookie is and what it can take, so that brokers find it and choose it.
+//! It gives liveness only: a bookie that isn't registered serves those who know it. So whatever
+//! becomes of the metadata store, the bookie goes on, and registers again when it can.
+//!
+//! A record of the same name under another's live lease is another process with this bookie's
+//! name. One that advertises our very address, which this process has bound, must be of an earlier
+//! run that has ended: its lease is revoked at a start. Any other is waited for until its lease must
+//! have ended; if it hasn't, the start is refused. Once started, nobody's lease is revoked: two
+//! processes that do that would go on for ever.
+//!
+//! Writes of the record are few: one when what it takes changes, and one when the free space has
+//! moved by a twentieth of the disk, at most every ten seconds ([`differs`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_meta::keys;
+use geminga_meta::record::{BookieRecord, Nonce, Record, RecordError, Stored};
+use geminga_meta::store::{Compare, LeaseId, MetadataStore, StoreError, Txn, TxnOutcome};
+use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
+use geminga_proto::env::{Env, Monotonic};
+use geminga_proto::id::BookieId;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::bookie::Bookie;
+use crate::gc::{self, CollectError};
+
+mod keeper;
+
+use keeper::Keeper;
+
+/// Free space is told again once it has moved by this share of the disk.
+const TOLD_SHARE: u64 = 20;
+/// Least time between two writes for the free space alone.
+const TOLD_PAUSE: Duration = Duration::from_secs(10);
+/// What the metadata store may take longer than the lease to end it: it checks at intervals, and
+/// counts leases of a second in whole ones.
+const LEASE_SLACK: Duration = Duration::from_secs(2);
+
+/// Settings of a [`Registration`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistrationConfig {
+    /// Where brokers reach the bookie, as host:port. This process has bound it.
+    pub address: String,
+    /// Its failure domain; may be empty.
+    pub zone: String,
+    /// How long it stays registered without a sign of life.
+    pub lease_ttl: Duration,
+    /// The release that it runs.
+    pub release: String,
+}
+
+/// Why a bookie is not registered, and must not run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistrationError {
+    /// Another process has the name.
+    #[error("bookie {bookie} is running already at {address}; choose another bookie_id")]
+    AlreadyRunning {
+        /// The name.
+        bookie: BookieId,
+        /// Where the other one is.
+        address: String,
+    },
+    /// It is another cluster's metadata, or older than what this bookie has acted on.
+    #[error(transparent)]
+    Metadata(CollectError),
+    /// The record can't be written.
+    #[error("this bookie's record can't be written: {0}")]
+    Record(#[from] RecordError),
+    /// The metadata store refuses for a reason that waiting doesn't mend.
+    #[error("this bookie can't be registered: {0}")]
+    Store(StoreError),
+}
+
+/// A bookie that is registered, as far as the metadata store answers. Dropping it without
+/// [`Registration::close`] leaves the record to the end of its lease.
+#[derive(Debug)]
+pub struct Registration {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Registration {
+    /// Checks that the metadata is this bookie's and not older than it has seen, takes the name,
+    /// and keeps the record up from then on. Waits for a metadata store that doesn't answer, and
+    /// says so; drop the future to give up.
+    ///
+    /// # Errors
+    /// [`RegistrationError`]: this process must not serve.
+    pub async fn start(
+        config: RegistrationConfig,
+        bookie: Bookie,
+        store: Arc<dyn MetadataStore>,
+        env: Env,
+    ) -> Result<Self, RegistrationError> {
+        let mut keeper = Keeper::new(config, bookie, store, env);
+        keeper.check_metadata().await?;
+        keeper.take_name().await?;
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(keeper.run(stopped));
+        Ok(Self { stop, task })
+    }
+
+    /// Takes the record away, so that nobody counts on this bookie any more. Takes as long as the
+    /// metadata store needs, but no longer than the lease.
+    pub async fn close(self) {
+        self.stop.send_replace(true);
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "keeping this bookie's record has failed");
+        }
+    }
+}
+
+/// Whether what the bookie says now is worth a write of its record. `since`: the last write.
+fn differs(told: &BookieRecord, now: &BookieRecord, since: Duration) -> bool {
+    let state = |record: &BookieRecord| (record.writable, record.poisoned, record.total_bytes);
+    let moved = told.free_bytes.abs_diff(now.free_bytes);
+    let much = moved > 0 && moved >= now.total_bytes / TOLD_SHARE;
+    state(told) != state(now) || (much && since >= TOLD_PAUSE)
+}
+
+/// What is to be done about a record of our name that somebody wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rival {
+    /// It is our own.
+    Ourselves,
+    /// An earlier process at our address, which has ended: its lease may be revoked.
+    Former,
+    /// Another process, or one that has just ended.
+    Other,
+}
+
+fn rival(ours: &BookieRecord, found: &BookieRecord) -> Rival {
+    if found.session == ours.session {
+        Rival::Ourselves
+    } else if found.address == ours.address {
+        Rival::Former
+    } else {
+        Rival::Other
+    }
+}
+
+#[cfg(test)]
+mod tests;

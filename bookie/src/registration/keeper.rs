@@ -1,0 +1,316 @@
+//! [`Keeper`]: takes the bookie's name in the metadata and keeps its record up to date.
+
+use super::*;
+
+/// The lease that the record hangs on, and what was told with it.
+#[derive(Debug)]
+struct Held {
+    lease: LeaseId,
+    told: BookieRecord,
+    told_at: Monotonic,
+}
+
+/// How one turn ended.
+#[derive(Debug)]
+enum Turn {
+    /// The record is there and true.
+    Registered,
+    /// The store doesn't answer.
+    Away(String),
+    /// Somebody else has the name.
+    Taken(String),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    config: RegistrationConfig,
+    bookie: Bookie,
+    store: Arc<dyn MetadataStore>,
+    env: Env,
+    session: u64,
+    held: Option<Held>,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        config: RegistrationConfig,
+        bookie: Bookie,
+        store: Arc<dyn MetadataStore>,
+        env: Env,
+    ) -> Self {
+        let session = env.random.nonzero_u64();
+        Self { config, bookie, store, env, session, held: None }
+    }
+
+    /// How often a sign of life is sent.
+    fn pace(&self) -> Duration {
+        (self.config.lease_ttl / 4).max(Duration::from_millis(10))
+    }
+
+    fn record(&self) -> BookieRecord {
+        let info = self.bookie.info();
+        let ttl_ms = self.config.lease_ttl.as_millis();
+        let poisoned = self.bookie.poisoned().is_some();
+        BookieRecord {
+            bookie_id: self.bookie.identity().bookie.clone(),
+            address: self.config.address.clone(),
+            zone: self.config.zone.clone(),
+            writable: info.writable && !poisoned,
+            total_bytes: info.total_bytes,
+            free_bytes: info.free_bytes.min(info.total_bytes),
+            poisoned,
+            session: self.session,
+            lease_ttl_ms: u64::try_from(ttl_ms).unwrap_or(u64::MAX),
+            release: self.config.release.clone(),
+        }
+    }
+
+    /// Waits for the metadata store; refuses one that isn't ours, or went back.
+    pub(super) async fn check_metadata(&self) -> Result<(), RegistrationError> {
+        let mut silent = false;
+        loop {
+            match gc::check(&self.bookie, &self.store).await {
+                Ok(()) => return Ok(()),
+                Err(CollectError::Store(error)) if is_passing(&error) => {
+                    self.wait_for_store(&error, &mut silent).await;
+                }
+                Err(error) => return Err(RegistrationError::Metadata(error)),
+            }
+        }
+    }
+
+    async fn wait_for_store(&self, error: &StoreError, silent: &mut bool) {
+        if !std::mem::replace(silent, true) {
+            tracing::warn!(%error, "waiting for the metadata store to register this bookie");
+        }
+        tokio::time::sleep(self.pace()).await;
+    }
+
+    /// Registers for the first time.
+    pub(super) async fn take_name(&mut self) -> Result<(), RegistrationError> {
+        let mut silent = false;
+        // Until when somebody else's lease may be alive.
+        let mut until: Option<Monotonic> = None;
+        loop {
+            let error = match self.register().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(found)) => match self.contest(&found, &mut until).await {
+                    Ok(()) => continue,
+                    Err(Contest::Lost(error)) => return Err(error),
+                    Err(Contest::Store(error)) => error,
+                },
+                Err(Failed::Record(error)) => return Err(error.into()),
+                Err(Failed::Store(error)) => error,
+            };
+            if !is_passing(&error) {
+                return Err(RegistrationError::Store(error));
+            }
+            self.wait_for_store(&error, &mut silent).await;
+        }
+    }
+
+    /// Somebody else's record is there: ends its lease if it is of an earlier run, else waits a
+    /// moment, or gives up.
+    async fn contest(&self, found: &Found, until: &mut Option<Monotonic>) -> Result<(), Contest> {
+        let other = &found.stored.record;
+        if rival(&self.record(), other) == Rival::Former
+            && let Some(lease) = found.lease
+        {
+            tracing::info!(address = other.address, "replacing the record of an earlier run");
+            return match self.store.revoke_lease(lease).await {
+                Ok(()) | Err(StoreError::LeaseLost) => Ok(()),
+                Err(error) => Err(Contest::Store(error)),
+            };
+        }
+        let now = self.env.clock.monotonic();
+        let lease = match other.lease_ttl_ms {
+            0 => self.config.lease_ttl,
+            told => Duration::from_millis(told),
+        };
+        let until = until.get_or_insert_with(|| {
+            tracing::info!(
+                address = other.address,
+                "this bookie's name is taken; waiting for the other one's lease to end"
+            );
+            now.saturating_add(lease.saturating_mul(2)).saturating_add(LEASE_SLACK)
+        });
+        if now >= *until {
+            let bookie = other.bookie_id.clone();
+            let address = other.address.clone();
+            return Err(Contest::Lost(RegistrationError::AlreadyRunning { bookie, address }));
+        }
+        tokio::time::sleep(self.pace()).await;
+        Ok(())
+    }
+
+    /// Writes the record under a lease of its own, unless somebody else's is there; answers that.
+    async fn register(&mut self) -> Result<Option<Found>, Failed> {
+        let lease = match &self.held {
+            Some(held) => held.lease,
+            None => self.store.grant_lease(self.config.lease_ttl).await?,
+        };
+        let registered = self.write(lease).await;
+        if self.held.is_none() {
+            // Its lease would only wait for its end.
+            self.drop_lease(lease).await;
+        }
+        registered
+    }
+
+    async fn drop_lease(&self, lease: LeaseId) {
+        if let Err(error) = self.store.revoke_lease(lease).await {
+            tracing::debug!(%error, "a lease is left to its end");
+        }
+    }
+
+    async fn write(&mut self, lease: LeaseId) -> Result<Option<Found>, Failed> {
+        let record = self.record();
+        let key = keys::bookie(&record.bookie_id);
+        let found = self.find(&key).await?;
+        let compare = match &found {
+            None => Compare::Absent(key.clone()),
+            Some(other) => match rival(&record, &other.stored.record) {
+                Rival::Ourselves => other.stored.unchanged(),
+                // It hangs on nothing that could end.
+                Rival::Former if other.lease.is_none() => other.stored.unchanged(),
+                Rival::Former | Rival::Other => return Ok(found),
+            },
+        };
+        let nonce = Nonce::new(self.env.random.as_ref());
+        let value = record.encode(nonce)?;
+        let txn = Txn::default().when(compare).put_leased(&key, value, lease);
+        let policy = RetryPolicy { attempts: 3, ..RetryPolicy::default() };
+        let witness = Witness::new(&key, nonce);
+        match commit(self.store.as_ref(), &self.env, policy, txn, &witness).await? {
+            TxnOutcome::Applied(_) => {
+                let told_at = self.env.clock.monotonic();
+                self.held = Some(Held { lease, told: record, told_at });
+                Ok(None)
+            }
+            TxnOutcome::Conflict(_) => Err(contended().into()),
+        }
+    }
+
+    async fn find(&self, key: &str) -> Result<Option<Found>, Failed> {
+        let Some(pair) = self.store.get(key).await? else { return Ok(None) };
+        let lease = pair.lease;
+        Ok(Some(Found { stored: Stored::from_pair(pair)?, lease }))
+    }
+
+    /// Keeps the record up until it is told to stop; then takes it away.
+    pub(super) async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        let mut last = Turn::Registered;
+        loop {
+            // A sender that is gone means that nobody waits for the record to go.
+            let told = async { stopped.wait_for(|stopped| *stopped).await.is_ok() };
+            tokio::select! {
+                told = told => {
+                    if told {
+                        self.withdraw().await;
+                    }
+                    return;
+                }
+                () = tokio::time::sleep(self.pace()) => {}
+            }
+            let turn = self.turn().await;
+            tell(&last, &turn);
+            last = turn;
+        }
+    }
+
+    /// A sign of life, and what has changed; or a new registration.
+    async fn turn(&mut self) -> Turn {
+        // Half a lease: what hangs for longer had better be asked anew.
+        let limit = (self.config.lease_ttl / 2).max(Duration::from_millis(500));
+        match tokio::time::timeout(limit, self.keep()).await {
+            Ok(Ok(None)) => Turn::Registered,
+            Ok(Ok(Some(found))) => Turn::Taken(found.stored.record.address),
+            Ok(Err(error)) => Turn::Away(error.to_string()),
+            Err(_) => Turn::Away(format!("no answer within {} ms", limit.as_millis())),
+        }
+    }
+
+    async fn keep(&mut self) -> Result<Option<Found>, Failed> {
+        let Some(held) = &self.held else { return self.register().await };
+        match self.store.keep_alive(held.lease).await {
+            Ok(()) => {}
+            Err(StoreError::LeaseLost) => {
+                tracing::info!("the lease of this bookie's record was lost; it is taken again");
+                self.held = None;
+                return self.register().await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let since = self.env.clock.monotonic().saturating_sub(held.told_at);
+        if differs(&held.told, &self.record(), since) { self.register().await } else { Ok(None) }
+    }
+
+    async fn withdraw(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        let revoked = self.store.revoke_lease(held.lease);
+        match tokio::time::timeout(self.config.lease_ttl, revoked).await {
+            Ok(Ok(()) | Err(StoreError::LeaseLost)) => {}
+            Ok(Err(error)) => {
+                tracing::info!(%error, "this bookie's record is left to the end of its lease");
+            }
+            Err(_) => tracing::info!("this bookie's record is left to the end of its lease"),
+        }
+    }
+}
+
+/// A record of our name, with the lease that it hangs on.
+#[derive(Debug)]
+struct Found {
+    stored: Stored<BookieRecord>,
+    lease: Option<LeaseId>,
+}
+
+/// Why the record was not written.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// How waiting for another's lease ended badly.
+enum Contest {
+    Lost(RegistrationError),
+    Store(StoreError),
+}
+
+fn contended() -> StoreError {
+    StoreError::Unavailable("the bookie's record was changed meanwhile".to_owned())
+}
+
+/// Whether trying again may help.
+fn is_passing(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Unavailable(_)
+            | StoreError::Unknown(_)
+            | StoreError::LeaseLost
+            | StoreError::Full(_)
+    )
+}
+
+/// Says what has changed, once.
+fn tell(last: &Turn, turn: &Turn) {
+    match (last, turn) {
+        (Turn::Registered, Turn::Away(error)) => {
+            tracing::warn!(error, "this bookie's registration can't be kept up; serving goes on");
+        }
+        (Turn::Registered | Turn::Away(_), Turn::Taken(address)) => tracing::error!(
+            address,
+            "another process has registered under this bookie's name; end one of the two"
+        ),
+        (Turn::Away(_) | Turn::Taken(_), Turn::Registered) => {
+            tracing::info!("this bookie is registered again");
+        }
+        (Turn::Registered, Turn::Registered)
+        | (Turn::Away(_) | Turn::Taken(_), Turn::Away(_))
+        | (Turn::Taken(_), Turn::Taken(_)) => {}
+    }
+}

@@ -1,0 +1,207 @@
+//! The registration over a memory metadata store whose faults are injected.
+
+use geminga_meta::record::{ClusterRecord, CookieRecord};
+use geminga_meta::store::MemoryStore;
+use geminga_proto::env::SystemClock;
+use geminga_proto::id::{ClusterId, LedgerId, LedgerToken};
+use geminga_proto::storage::FenceRequest;
+
+use super::*;
+use crate::config::BookieConfig;
+use crate::cookie::Identity;
+use crate::device::memory::MemoryDevice;
+
+const TTL: Duration = Duration::from_millis(200);
+
+fn identity() -> Identity {
+    let (bookie, cluster) = (BookieId::new("b1"), ClusterId::new("c"));
+    Identity::detached(bookie.expect("a name"), cluster.expect("a name"), 42)
+}
+
+fn bookie_config() -> BookieConfig {
+    BookieConfig {
+        segment_bytes: Some(1 << 20),
+        first_segment_bytes: 256 * 1024,
+        max_entry_bytes: 128 * 1024,
+        ..BookieConfig::default()
+    }
+}
+
+fn open(config: BookieConfig) -> Bookie {
+    let device = Arc::new(MemoryDevice::new(64 << 20));
+    Bookie::open(config, identity(), device, Env::system()).expect("opens").0
+}
+
+fn config(port: u16) -> RegistrationConfig {
+    RegistrationConfig {
+        address: format!("127.0.0.1:{port}"),
+        zone: "z".to_owned(),
+        lease_ttl: TTL,
+        release: "1".to_owned(),
+    }
+}
+
+async fn put<R: Record>(store: &MemoryStore, key: &str, record: &R) {
+    let value = record.encode(Nonce::new(Env::system().random.as_ref())).expect("valid");
+    store.txn(Txn::default().put(key, value)).await.expect("written");
+}
+
+/// The metadata of a cluster that knows the bookie's disk.
+async fn metadata() -> Arc<MemoryStore> {
+    let store = Arc::new(MemoryStore::new(Arc::new(SystemClock::default())));
+    let Identity { bookie, cluster, instance, .. } = identity();
+    let record = ClusterRecord { cluster_id: cluster.clone(), format_version: 1, created_ms: 1 };
+    put(&store, keys::CLUSTER, &record).await;
+    let cookie = CookieRecord { bookie_id: bookie.clone(), cluster_id: cluster, instance };
+    put(&store, &keys::cookie(&bookie), &cookie).await;
+    store
+}
+
+async fn found(store: &MemoryStore) -> Option<BookieRecord> {
+    let pair = store.get(&keys::bookie(&identity().bookie)).await.ok()??;
+    Some(Stored::from_pair(pair).expect("valid").record)
+}
+
+async fn until(store: &MemoryStore, what: &str, holds: impl Fn(Option<&BookieRecord>) -> bool) {
+    for _ in 0..1_000 {
+        if holds(found(store).await.as_ref()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what}: {:?}", found(store).await);
+}
+
+async fn start(store: &Arc<MemoryStore>, port: u16) -> Result<Registration, RegistrationError> {
+    Registration::start(config(port), open(bookie_config()), store.clone(), Env::system()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bookie_is_registered_past_its_lease_and_gone_once_it_is_closed() {
+    let store = metadata().await;
+    let registration = start(&store, 7_001).await.expect("registered");
+    let record = found(&store).await.expect("written");
+    assert_eq!((record.address.as_str(), record.zone.as_str()), ("127.0.0.1:7001", "z"));
+    assert!(record.writable && record.free_bytes > 0 && record.session != 0, "{record:?}");
+    assert_eq!(record.lease_ttl_ms, 200);
+    let revision = store.revision();
+    tokio::time::sleep(TTL * 3).await;
+    assert_eq!(found(&store).await, Some(record), "kept alive");
+    assert_eq!(store.revision(), revision, "and not written again");
+    registration.close().await;
+    assert_eq!(found(&store).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_was_lost_is_taken_again_also_after_an_outage() {
+    let store = metadata().await;
+    let registration = start(&store, 7_001).await.expect("registered");
+    store.faults().set_down(true);
+    tokio::time::sleep(TTL * 2).await;
+    store.expire_leases();
+    store.faults().set_down(false);
+    until(&store, "it registers again", |record| record.is_some()).await;
+    registration.close().await;
+    assert_eq!(found(&store).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_the_metadata_store() {
+    let store = metadata().await;
+    store.faults().set_down(true);
+    let (shared, bookie) = (store.clone(), open(bookie_config()));
+    let starting = tokio::spawn(async move {
+        Registration::start(config(7_001), bookie, shared, Env::system()).await
+    });
+    tokio::time::sleep(TTL).await;
+    assert!(!starting.is_finished());
+    store.faults().set_down(false);
+    starting.await.expect("no panic").expect("registered").close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_record_of_an_earlier_run_at_our_address_is_replaced_at_once() {
+    let store = metadata().await;
+    let long = RegistrationConfig { lease_ttl: Duration::from_secs(3_600), ..config(7_001) };
+    let former = Registration::start(long, open(bookie_config()), store.clone(), Env::system());
+    let former = former.await.expect("registered");
+    let session = found(&store).await.expect("written").session;
+    former.task.abort();
+    let again = start(&store, 7_001).await.expect("its former self is gone");
+    assert_ne!(found(&store).await.expect("written").session, session);
+    again.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_live_process_of_the_name_refuses_the_start_and_an_ended_one_is_waited_for() {
+    let store = metadata().await;
+    let first = start(&store, 7_001).await.expect("registered");
+    let refused = start(&store, 7_002).await.expect_err("the name is taken");
+    let words = "bookie b1 is running already at 127.0.0.1:7001; choose another bookie_id";
+    assert_eq!(refused.to_string(), words);
+    assert_eq!(found(&store).await.map(|record| record.address), Some("127.0.0.1:7001".to_owned()));
+    // Killed: only its lease is left.
+    first.task.abort();
+    let second = start(&store, 7_002).await.expect("the other one has ended");
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_that_went_back_refuse_the_start_until_that_is_accepted() {
+    let store = metadata().await;
+    let device = MemoryDevice::new(64 << 20);
+    let opened = |config| {
+        let device = Arc::new(device.clone());
+        Bookie::open(config, identity(), device, Env::system()).expect("opens").0
+    };
+    let bookie = opened(bookie_config());
+    put(&store, "tenants/t", &geminga_meta::record::TenantRecord { created_ms: 1 }).await;
+    let registration =
+        Registration::start(config(7_001), bookie.clone(), store, Env::system()).await;
+    registration.expect("registered").close().await;
+    let fence = FenceRequest { ledger: LedgerId(1), token: LedgerToken(1) };
+    bookie.fence(fence).await.expect("fenced");
+    bookie.close().await.expect("closed");
+    let old = metadata().await;
+    let bookie = opened(bookie_config());
+    let refused =
+        Registration::start(config(7_001), bookie.clone(), old.clone(), Env::system()).await;
+    let refused = refused.expect_err("older metadata");
+    assert!(refused.to_string().contains("bookie.accept_older_metadata"), "{refused}");
+    assert_eq!(found(&old).await, None);
+    bookie.close().await.expect("closed");
+    let accepts = BookieConfig { accept_older_metadata: true, ..bookie_config() };
+    let bookie = opened(accepts);
+    let accepted =
+        Registration::start(config(7_001), bookie.clone(), old.clone(), Env::system()).await;
+    accepted.expect("accepted").close().await;
+    bookie.close().await.expect("closed");
+    // It is accepted once and for all.
+    let again = Registration::start(config(7_001), opened(bookie_config()), old, Env::system());
+    again.await.expect("registered").close().await;
+}
+
+#[test]
+fn only_what_matters_is_worth_a_write() {
+    let told = BookieRecord {
+        bookie_id: identity().bookie,
+        address: "a:1".to_owned(),
+        zone: String::new(),
+        writable: true,
+        total_bytes: 1_000,
+        free_bytes: 500,
+        poisoned: false,
+        session: 1,
+        lease_ttl_ms: 1,
+        release: String::new(),
+    };
+    let (soon, late) = (Duration::ZERO, TOLD_PAUSE);
+    let free = |free_bytes| BookieRecord { free_bytes, ..told.clone() };
+    assert!(!differs(&told, &told, late));
+    assert!(!differs(&told, &free(451), late), "less than a twentieth");
+    assert!(differs(&told, &free(450), late) && differs(&told, &free(550), late));
+    assert!(!differs(&told, &free(0), soon), "too soon for free space alone");
+    let full = BookieRecord { writable: false, ..free(0) };
+    assert!(differs(&told, &full, soon), "what it takes is told at once");
+    assert!(differs(&full, &BookieRecord { poisoned: true, ..full.clone() }, soon));
+}

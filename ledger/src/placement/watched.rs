@@ -1,0 +1,242 @@
+//! [`WatchedPlacement`]: chooses among the bookies that are registered, by a watched view.
+//!
+//! While the metadata store doesn't answer, it goes on with what it knew last. A bookie that failed
+//! a ledger is *suspect* for a while, or until it is started anew, since what is wrong with it
+//! mostly concerns all ledgers, and a dead one is in the view until its lease ends. An address stays
+//! known when its bookie is gone from the view: readers and recoveries try there.
+//!
+//! Invariant: `pick` and `address` wait for nothing but a short lock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_meta::keys;
+use geminga_meta::record::BookieRecord;
+use geminga_meta::store::{MetadataStore, StoreError};
+use geminga_meta::update_loop::RetryPolicy;
+use geminga_meta::watch_cache::WatchCache;
+use geminga_proto::env::{Env, Monotonic};
+use geminga_proto::id::BookieId;
+use geminga_proto::storage::BookieError;
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
+
+use crate::placement::choice::{Candidate, Want, choose};
+use crate::placement::{Placement, PlacementError};
+use crate::transport::grpc::BookieDirectory;
+
+/// Addresses of bookies that are gone which are remembered.
+const MAX_FORMER: usize = 10_000;
+
+/// Settings of a [`WatchedPlacement`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchedPlacementConfig {
+    /// How long a bookie that failed is avoided.
+    pub quarantine: Duration,
+}
+
+impl Default for WatchedPlacementConfig {
+    fn default() -> Self {
+        Self { quarantine: Duration::from_secs(5) }
+    }
+}
+
+/// A bookie that failed a ledger.
+#[derive(Debug, Clone, Copy)]
+struct Quarantine {
+    /// The start of its process that failed; another one is another chance.
+    session: u64,
+    until: Monotonic,
+}
+
+/// What is known of the bookies.
+#[derive(Debug, Default)]
+struct Known {
+    /// Registered ones, as last confirmed; sorted.
+    bookies: Vec<BookieRecord>,
+    quarantined: HashMap<BookieId, Quarantine>,
+    /// Also of bookies that aren't registered any more.
+    addresses: HashMap<BookieId, String>,
+    /// What is wrong with records that can't be used, as was said once.
+    damaged: Vec<String>,
+}
+
+impl Known {
+    /// Takes a new view in.
+    fn see(&mut self, bookies: Vec<BookieRecord>) {
+        if self.addresses.len() > MAX_FORMER {
+            self.addresses.clear();
+        }
+        for bookie in &bookies {
+            let address = format!("http://{}", bookie.address);
+            self.addresses.insert(bookie.bookie_id.clone(), address);
+        }
+        self.bookies = bookies;
+        let bookies = &self.bookies;
+        self.quarantined.retain(|id, quarantine| {
+            let found = bookies.iter().find(|bookie| bookie.bookie_id == *id);
+            found.is_none_or(|bookie| bookie.session == quarantine.session)
+        });
+    }
+
+    fn is_suspect(&self, bookie: &BookieId, now: Monotonic) -> bool {
+        self.quarantined.get(bookie).is_some_and(|quarantine| now < quarantine.until)
+    }
+
+    /// The registered bookies that take writes and are not excluded.
+    fn eligible<'a>(&'a self, exclude: &'a [BookieId]) -> impl Iterator<Item = &'a BookieRecord> {
+        let takes = |bookie: &&BookieRecord| bookie.writable && bookie.free_bytes > 0;
+        self.bookies.iter().filter(takes).filter(|bookie| !exclude.contains(&bookie.bookie_id))
+    }
+
+    fn zone_of(&self, bookie: &BookieId) -> Option<&str> {
+        let found = self.bookies.iter().find(|known| known.bookie_id == *bookie);
+        found.map(|bookie| bookie.zone.as_str())
+    }
+
+    fn pick(
+        &self,
+        kept: &[BookieId],
+        exclude: &[BookieId],
+        want: Want,
+        now: Monotonic,
+        below: impl FnMut(u64) -> u64,
+    ) -> Vec<BookieId> {
+        let eligible: Vec<&BookieRecord> = self.eligible(exclude).collect();
+        let candidate = |bookie: &&'_ BookieRecord| Candidate {
+            zone: self.zone_of(&bookie.bookie_id).unwrap_or_default(),
+            free_bytes: bookie.free_bytes,
+            suspect: self.is_suspect(&bookie.bookie_id, now),
+        };
+        let candidates: Vec<Candidate<'_>> = eligible.iter().map(candidate).collect();
+        let kept: Vec<&str> = kept.iter().filter_map(|bookie| self.zone_of(bookie)).collect();
+        let chosen = choose(&candidates, &kept, want, below);
+        chosen.into_iter().map(|at| eligible[at].bookie_id.clone()).collect()
+    }
+}
+
+/// Chooses among the bookies that are registered, and knows where they are. Share it in an `Arc`.
+#[derive(Debug)]
+pub struct WatchedPlacement {
+    env: Env,
+    config: WatchedPlacementConfig,
+    known: Arc<Mutex<Known>>,
+    follower: AbortHandle,
+}
+
+impl Drop for WatchedPlacement {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+impl WatchedPlacement {
+    /// Reads which bookies are registered, and follows it from then on. Must be called inside a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the first read fails.
+    pub async fn start(
+        store: Arc<dyn MetadataStore>,
+        env: Env,
+        config: WatchedPlacementConfig,
+    ) -> Result<Self, StoreError> {
+        let policy = RetryPolicy::default();
+        let cache =
+            WatchCache::<BookieRecord>::start(store, env.clone(), policy, keys::BOOKIES).await?;
+        let known = Arc::new(Mutex::new(Known::default()));
+        let mut changes = cache.changes();
+        see(&cache, &known);
+        let shown = Arc::clone(&known);
+        let follower = tokio::spawn(async move {
+            // The cache, and so the watch, lives as long as this task.
+            while changes.changed().await.is_ok() {
+                see(&cache, &shown);
+            }
+        });
+        Ok(Self { env, config, known, follower: follower.abort_handle() })
+    }
+
+    /// The registered bookies as last confirmed, those too that take no writes.
+    #[must_use]
+    pub fn registered(&self) -> Vec<BookieRecord> {
+        self.known.lock().bookies.clone()
+    }
+}
+
+/// Takes the view in, unless it is out of date: then what was known last stays.
+fn see(cache: &WatchCache<BookieRecord>, known: &Mutex<Known>) {
+    let Ok(listed) = cache.list() else { return };
+    let (mut bookies, mut damaged) = (Vec::with_capacity(listed.len()), Vec::new());
+    for stored in listed {
+        match stored {
+            Ok(stored) => bookies.push(stored.record.clone()),
+            Err(error) => damaged.push(error.to_string()),
+        }
+    }
+    let mut known = known.lock();
+    for error in damaged.iter().filter(|error| !known.damaged.contains(error)) {
+        tracing::warn!(error, "a bookie's record can't be used");
+    }
+    known.damaged = damaged;
+    known.see(bookies);
+}
+
+impl Placement for WatchedPlacement {
+    fn pick(
+        &self,
+        want: usize,
+        at_least: usize,
+        exclude: &[BookieId],
+    ) -> Result<Vec<BookieId>, PlacementError> {
+        let now = self.env.clock.monotonic();
+        let known = self.known.lock();
+        // One that failed lately is better than none: the ledger gets it back when it works again.
+        let count = Want { most: want, with_suspects: want };
+        let picked = known.pick(&[], exclude, count, now, |bound| self.env.random.below(bound));
+        if picked.len() < at_least {
+            return Err(PlacementError { at_least, available: picked.len() });
+        }
+        Ok(picked)
+    }
+
+    fn replace(
+        &self,
+        want: usize,
+        needed: usize,
+        keep: &[BookieId],
+        exclude: &[BookieId],
+    ) -> Vec<BookieId> {
+        let now = self.env.clock.monotonic();
+        // Each replacement costs the ledger a fragment, so it should be one that works.
+        let count = Want { most: want, with_suspects: needed };
+        let known = self.known.lock();
+        known.pick(keep, exclude, count, now, |bound| self.env.random.below(bound))
+    }
+
+    fn failed(&self, bookie: &BookieId, _: BookieError) {
+        let until = self.env.clock.monotonic().saturating_add(self.config.quarantine);
+        let mut known = self.known.lock();
+        let found = known.bookies.iter().find(|known| known.bookie_id == *bookie);
+        // One that isn't registered is not chosen anyway.
+        if let Some(session) = found.map(|bookie| bookie.session) {
+            known.quarantined.insert(bookie.clone(), Quarantine { session, until });
+        }
+    }
+
+    fn is_suspect(&self, bookie: &BookieId) -> bool {
+        let now = self.env.clock.monotonic();
+        let known = self.known.lock();
+        known.is_suspect(bookie, now) || known.zone_of(bookie).is_none()
+    }
+}
+
+impl BookieDirectory for WatchedPlacement {
+    fn address(&self, bookie: &BookieId) -> Option<String> {
+        self.known.lock().addresses.get(bookie).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! The view over a memory metadata store whose faults are injected.
+
+use geminga_meta::record::{Nonce, Record};
+use geminga_meta::store::{MemoryStore, Txn};
+use geminga_proto::env::{ManualClock, SeededRandom};
+
+use super::*;
+
+struct Scene {
+    clock: Arc<ManualClock>,
+    store: Arc<MemoryStore>,
+    placement: WatchedPlacement,
+}
+
+fn name(index: usize) -> BookieId {
+    BookieId::new(&format!("b{index}")).expect("valid")
+}
+
+fn record(index: usize, zone: &str) -> BookieRecord {
+    BookieRecord {
+        bookie_id: name(index),
+        address: format!("127.0.0.1:{}", 7_000 + index),
+        zone: zone.to_owned(),
+        writable: true,
+        total_bytes: 10 << 30,
+        free_bytes: 5 << 30,
+        poisoned: false,
+        session: 1,
+        lease_ttl_ms: 1_000,
+        release: "1".to_owned(),
+    }
+}
+
+async fn put(store: &MemoryStore, record: &BookieRecord) {
+    let value = record.encode(Nonce::new(&SeededRandom::new(1))).expect("valid");
+    let txn = Txn::default().put(keys::bookie(&record.bookie_id), value);
+    store.txn(txn).await.expect("written");
+}
+
+async fn scene(bookies: &[BookieRecord]) -> Scene {
+    let clock = Arc::new(ManualClock::default());
+    let store = Arc::new(MemoryStore::new(clock.clone()));
+    for bookie in bookies {
+        put(&store, bookie).await;
+    }
+    let env = Env { clock: clock.clone(), random: Arc::new(SeededRandom::new(7)) };
+    let config = WatchedPlacementConfig::default();
+    let placement = WatchedPlacement::start(store.clone(), env, config).await.expect("read");
+    Scene { clock, store, placement }
+}
+
+impl Scene {
+    async fn until(&self, what: &str, holds: impl Fn(&WatchedPlacement) -> bool) {
+        for _ in 0..2_000 {
+            if holds(&self.placement) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{what}: {:?}", self.placement);
+    }
+}
+
+#[tokio::test]
+async fn full_and_read_only_bookies_are_not_picked_and_too_few_is_an_error_with_numbers() {
+    let full = BookieRecord { writable: false, ..record(1, "") };
+    let poisoned = BookieRecord { writable: false, poisoned: true, ..record(2, "") };
+    let empty = BookieRecord { free_bytes: 0, ..record(3, "") };
+    let scene = scene(&[record(0, ""), full, poisoned, empty]).await;
+    assert_eq!(scene.placement.pick(3, 1, &[]), Ok(vec![name(0)]));
+    let few = scene.placement.pick(3, 2, &[]).expect_err("too few");
+    assert_eq!(few, PlacementError { at_least: 2, available: 1 });
+    assert!(few.to_string().contains("2 bookies") && few.to_string().contains("1 are up"));
+    put(&scene.store, &record(1, "")).await;
+    scene.until("one is writable again", |placement| placement.pick(3, 2, &[]).is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_replacement_goes_to_the_zone_that_lost_its_bookie() {
+    let bookies: Vec<_> = (0..6).map(|index| record(index, ["a", "b", "c"][index % 3])).collect();
+    let scene = scene(&bookies).await;
+    for _ in 0..20 {
+        let picked = scene.placement.pick(3, 2, &[]).expect("there are six");
+        let mut zones: Vec<_> =
+            picked.iter().map(|id| bookies.iter().find(|b| b.bookie_id == *id)).collect();
+        zones.sort_by_key(|bookie| bookie.map(|bookie| bookie.zone.clone()));
+        zones.dedup_by_key(|bookie| bookie.map(|bookie| bookie.zone.clone()));
+        assert_eq!(zones.len(), 3, "{picked:?}");
+    }
+    // 0, 1 and 2 are the ensemble, and 1 has failed.
+    let exclude = [name(0), name(1), name(2)];
+    let picked = scene.placement.replace(1, 0, &[name(0), name(2)], &exclude);
+    assert_eq!(picked, [name(4)], "the other one of its zone");
+}
+
+#[tokio::test]
+async fn a_bookie_that_failed_is_avoided_for_a_while_or_until_it_is_started_anew() {
+    let scene = scene(&[record(0, ""), record(1, ""), record(2, "")]).await;
+    let placement = &scene.placement;
+    placement.failed(&name(0), BookieError::Unreachable);
+    assert!(placement.is_suspect(&name(0)) && !placement.is_suspect(&name(1)));
+    for _ in 0..20 {
+        assert!(!placement.pick(2, 2, &[]).expect("two are well").contains(&name(0)));
+    }
+    assert_eq!(
+        placement.pick(3, 2, &[]).map(|all| all[2].clone()),
+        Ok(name(0)),
+        "as a last choice"
+    );
+    let kept = [name(1), name(2)];
+    assert!(placement.replace(1, 0, &kept, &kept).is_empty(), "the ledger can do without");
+    assert_eq!(placement.replace(1, 1, &kept, &kept), [name(0)]);
+    put(&scene.store, &BookieRecord { session: 2, ..record(0, "") }).await;
+    scene.until("it is started anew", |placement| !placement.is_suspect(&name(0))).await;
+    scene.placement.failed(&name(0), BookieError::Io);
+    scene.clock.advance(Duration::from_secs(6));
+    assert!(!scene.placement.is_suspect(&name(0)));
+}
+
+#[tokio::test]
+async fn the_address_of_a_bookie_that_is_gone_stays_known() {
+    let scene = scene(&[record(0, ""), record(1, "")]).await;
+    let gone = Txn::default().delete(keys::bookie(&name(1)));
+    scene.store.txn(gone).await.expect("deleted");
+    scene.until("one is gone", |placement| placement.registered().len() == 1).await;
+    let address = |index| scene.placement.address(&name(index));
+    assert_eq!(address(1).as_deref(), Some("http://127.0.0.1:7001"));
+    assert_eq!(address(2), None);
+    assert!(scene.placement.is_suspect(&name(1)), "it is asked last");
+    put(&scene.store, &BookieRecord { address: "127.0.0.1:9".to_owned(), ..record(1, "") }).await;
+    let moved = Some("http://127.0.0.1:9".to_owned());
+    scene.until("it moves", |placement| placement.address(&name(1)) == moved).await;
+}
+
+#[tokio::test]
+async fn while_the_metadata_store_is_away_the_last_view_goes_on() {
+    let scene = scene(&[record(0, ""), record(1, "")]).await;
+    scene.store.lose_watches();
+    scene.store.faults().set_down(true);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(scene.placement.pick(2, 2, &[]).map(|picked| picked.len()), Ok(2));
+    scene.store.faults().set_down(false);
+    put(&scene.store, &record(2, "")).await;
+    scene.until("it is followed again", |placement| placement.registered().len() == 3).await;
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_used_hides_no_other() {
+    let scene = scene(&[record(0, "")]).await;
+    let bad = Txn::default().put(keys::bookie(&name(1)), "not a record");
+    scene.store.txn(bad).await.expect("written");
+    put(&scene.store, &record(2, "")).await;
+    scene.until("the last one is seen", |placement| placement.registered().len() == 2).await;
+    assert_eq!(scene.placement.pick(3, 2, &[]).map(|picked| picked.len()), Ok(2));
+}
