@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub mod admin;
+pub mod cluster;
 pub mod consume;
 pub mod perf;
 pub mod produce;
@@ -18,6 +19,7 @@ Exit codes:
   1    it failed; the error says what, why and what to do
   2    the command line or a setting is wrong; nothing was started
   3    no progress within --timeout
+  4    `admin cluster status`: the cluster is degraded
   130  interrupted by Ctrl-C
 
 Settings resolve as: defaults < file (--config) < environment (GEMINGA_…) < flags.
@@ -27,7 +29,10 @@ Examples:
   geminga standalone
   seq 1000 | geminga produce numbers
   geminga consume numbers -s mine --count 10
-  geminga admin topics stats numbers";
+  geminga admin topics stats numbers
+
+A cluster: `geminga cluster init` once, then `geminga bookie` and `geminga broker` as often as
+wanted; scripts/cluster does it on one machine.";
 
 /// A durable messaging system with Pulsar's model, in one binary.
 #[derive(Debug, Parser)]
@@ -62,13 +67,13 @@ pub struct GlobalArgs {
 /// Where a command finds its cluster.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ClientArgs {
-    /// Where brokers are reached [default: http://localhost:6660]
-    /// [environment: GEMINGA_SERVICE_URL]
-    #[arg(long, global = true, value_name = "URL", help_heading = "Connection")]
+    /// Where brokers are reached; several URLs are separated by commas
+    /// [default: http://localhost:6660] [environment: GEMINGA_SERVICE_URL]
+    #[arg(long, global = true, value_name = "URLS", help_heading = "Connection")]
     pub service_url: Option<String>,
-    /// Where the admin API is reached [default: http://localhost:8080]
-    /// [environment: GEMINGA_ADMIN_URL]
-    #[arg(long, global = true, value_name = "URL", help_heading = "Connection")]
+    /// Where the admin API is reached; several URLs are separated by commas
+    /// [default: http://localhost:8080] [environment: GEMINGA_ADMIN_URL]
+    #[arg(long, global = true, value_name = "URLS", help_heading = "Connection")]
     pub admin_url: Option<String>,
     /// Tenant of topics that are named without one [default: public]
     #[arg(
@@ -96,6 +101,12 @@ pub struct ClientArgs {
 pub enum Command {
     /// Run a whole cluster in this process: broker, bookie and metadata
     Standalone(standalone::StandaloneArgs),
+    /// Run a broker of a cluster
+    Broker(cluster::BrokerArgs),
+    /// Run a storage node of a cluster
+    Bookie(cluster::BookieArgs),
+    /// Make a new cluster
+    Cluster(cluster::ClusterArgs),
     /// Publish the lines of a file, or a file as one message
     Produce(produce::ProduceArgs),
     /// Receive, write out and acknowledge messages
@@ -107,13 +118,7 @@ pub enum Command {
     Admin(admin::AdminArgs),
     /// Print a shell's completion script
     Completions(CompletionsArgs),
-    /// Not built yet: comes with the cluster
-    #[command(hide = true, disable_help_flag = true)]
-    Broker(UnbuiltArgs),
-    /// Not built yet: comes with the cluster
-    #[command(hide = true, disable_help_flag = true)]
-    Bookie(UnbuiltArgs),
-    /// Not built yet: comes with the cluster
+    /// Not built yet
     #[command(hide = true, disable_help_flag = true)]
     Repair(UnbuiltArgs),
 }

@@ -7,10 +7,14 @@ use geminga_client::{Client, ClientError};
 use crate::config::Settings;
 
 pub mod admin;
+pub mod bookie;
+pub mod broker;
+pub mod cluster;
 pub mod completions;
 pub mod consume;
 pub mod perf;
 pub mod produce;
+mod serve;
 pub mod standalone;
 
 /// A client of the cluster that the settings name, connected, so that a wrong address is told at

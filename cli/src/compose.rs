@@ -1,9 +1,13 @@
 //! The composition root: builds servers out of the crates. Only here does anything know both a
 //! bookie and a broker.
 
-pub mod listeners;
+mod bookie_node;
+mod broker_node;
+mod listeners;
 mod local_bookie;
 mod metrics;
+mod parts;
 pub mod ready_file;
+pub mod server;
 pub mod standalone;
 mod storage;

@@ -1,21 +1,26 @@
 //! Resolved settings: defaults < file < environment < flags, validated, each with its origin.
 //!
 //! This is the only room of the workspace that reads files of settings and the environment.
-//! What is resolved here goes to the components as their own config structs
-//! ([`Settings::broker`], [`Settings::bookie`], …), which validate themselves.
+//! What is resolved here goes to the components as their own config structs ([`components`]), which
+//! validate themselves.
 
 use std::path::{Path, PathBuf};
 
-use crate::args::{ClientArgs, GlobalArgs, standalone::StandaloneArgs};
+use crate::args::GlobalArgs;
 
-mod components;
+pub mod components;
 mod environment;
+mod flags;
 mod layers;
 mod print;
+mod secret;
 mod settings;
 pub mod units;
+pub mod urls;
+mod validate;
 
-pub use components::Components;
+pub use components::Deployment;
+pub use flags::AsSettings;
 pub use layers::Origin;
 pub use settings::{Settings, SyncModeSetting};
 
@@ -147,40 +152,6 @@ pub fn environment() -> Vec<(String, String)> {
 fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path)
         .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), why: error.to_string() })
-}
-
-/// Flags that are settings.
-pub trait AsSettings {
-    /// Settings by name.
-    fn as_settings(&self) -> Vec<(&'static str, toml::Value)>;
-}
-
-impl AsSettings for ClientArgs {
-    fn as_settings(&self) -> Vec<(&'static str, toml::Value)> {
-        let given = [
-            ("service_url", &self.service_url),
-            ("admin_url", &self.admin_url),
-            ("tenant", &self.tenant),
-            ("namespace", &self.namespace),
-        ];
-        let text = |(key, value): (_, &Option<String>)| Some((key, value.clone()?.into()));
-        given.into_iter().filter_map(text).collect()
-    }
-}
-
-impl AsSettings for StandaloneArgs {
-    fn as_settings(&self) -> Vec<(&'static str, toml::Value)> {
-        let port = |port: Option<u16>| port.map(|port| toml::Value::Integer(port.into()));
-        let given = [
-            ("data_dir", self.data_dir.as_ref().map(|dir| dir.display().to_string().into())),
-            ("bind", self.bind.map(|bind| bind.to_string().into())),
-            ("advertised_address", self.advertised_address.clone().map(Into::into)),
-            ("grpc_port", port(self.grpc_port)),
-            ("admin_port", port(self.admin_port)),
-            ("bookie_port", port(self.bookie_port)),
-        ];
-        given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
-    }
 }
 
 #[cfg(test)]

@@ -43,10 +43,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     if let Some(name) = unbuilt(&cli.command) {
-        return Err(Failed::usage(format!(
-            "`geminga {name}` is not built yet: it comes with the cluster. Until then `geminga \
-             standalone` runs broker, bookie and metadata in one process"
-        )));
+        return Err(Failed::usage(format!("`geminga {name}` is not built yet")));
     }
     if let Command::Completions(args) = &cli.command {
         return command::completions::run(args);
@@ -56,7 +53,8 @@ fn run(cli: Cli) -> Outcome {
     if cli.global.print_config {
         return Ok(output::line(resolved.print())?);
     }
-    let serves = matches!(cli.command, Command::Standalone(_));
+    let serves =
+        matches!(cli.command, Command::Standalone(_) | Command::Broker(_) | Command::Bookie(_));
     start_logging(&resolved, serves)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = match resolved.settings.worker_threads {
@@ -82,23 +80,25 @@ fn dispatch(runtime: &tokio::runtime::Runtime, command: Command, resolved: &Reso
     let settings = &resolved.settings;
     match command {
         Command::Standalone(args) => runtime.block_on(command::standalone::run(&args, settings)),
+        Command::Broker(args) => runtime.block_on(command::broker::run(&args, settings)),
+        Command::Bookie(args) => runtime.block_on(command::bookie::run(&args, settings)),
+        Command::Cluster(args) => runtime.block_on(command::cluster::run(&args, settings)),
         Command::Produce(args) => runtime.block_on(command::produce::run(&args, settings)),
         Command::Consume(args) => runtime.block_on(command::consume::run(&args, settings)),
         Command::Perf(perf) => command::perf::run(runtime, &perf, settings),
         Command::Admin(args) => runtime.block_on(command::admin::run(&args, settings)),
-        Command::Completions(_) | Command::Broker(_) | Command::Bookie(_) | Command::Repair(_) => {
-            Ok(())
-        }
+        Command::Completions(_) | Command::Repair(_) => Ok(()),
     }
 }
 
 /// The name of a command that isn't there yet.
 fn unbuilt(command: &Command) -> Option<&'static str> {
     match command {
-        Command::Broker(_) => Some("broker"),
-        Command::Bookie(_) => Some("bookie"),
         Command::Repair(_) => Some("repair"),
         Command::Standalone(_)
+        | Command::Broker(_)
+        | Command::Bookie(_)
+        | Command::Cluster(_)
         | Command::Produce(_)
         | Command::Consume(_)
         | Command::Perf(_)
@@ -112,6 +112,9 @@ fn flags(command: &Command) -> Vec<(&'static str, toml::Value)> {
     use args::perf::PerfCommand;
     match command {
         Command::Standalone(args) => args.as_settings(),
+        Command::Broker(args) => args.as_settings(),
+        Command::Bookie(args) => args.as_settings(),
+        Command::Cluster(args) => args.as_settings(),
         Command::Produce(args) => args.client.as_settings(),
         Command::Consume(args) => args.client.as_settings(),
         Command::Admin(args) => args.client.as_settings(),
@@ -122,8 +125,6 @@ fn flags(command: &Command) -> Vec<(&'static str, toml::Value)> {
         Command::Perf(PerfCommand::Topics(args)) => args.client.as_settings(),
         Command::Perf(PerfCommand::Bookie(_) | PerfCommand::Disk(_))
         | Command::Completions(_)
-        | Command::Broker(_)
-        | Command::Bookie(_)
         | Command::Repair(_) => Vec::new(),
     }
 }

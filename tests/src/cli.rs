@@ -7,6 +7,24 @@ use std::time::{Duration, Instant};
 
 use crate::standalone::Standalone;
 
+/// What client commands can be run against.
+pub trait Reached {
+    /// For `--service-url`.
+    fn service_url(&self) -> String;
+    /// For `--admin-url`.
+    fn admin_url(&self) -> String;
+}
+
+impl Reached for Standalone {
+    fn service_url(&self) -> String {
+        Self::service_url(self)
+    }
+
+    fn admin_url(&self) -> String {
+        Self::admin_url(self)
+    }
+}
+
 /// What a command printed and how it ended.
 #[derive(Debug)]
 pub struct Ran {
@@ -135,7 +153,7 @@ fn read_all(source: Option<&mut impl Read>) -> Vec<u8> {
 /// # Panics
 /// When it can't be started.
 #[must_use]
-pub fn against(server: &Standalone, args: &[&str]) -> Ran {
+pub fn against(server: &impl Reached, args: &[&str]) -> Ran {
     client(server, args).stdin(Stdio::null()).output().expect("the binary starts").into()
 }
 
@@ -144,7 +162,7 @@ pub fn against(server: &Standalone, args: &[&str]) -> Ran {
 /// # Panics
 /// When it can't be started or doesn't read its input.
 #[must_use]
-pub fn against_with_input(server: &Standalone, args: &[&str], input: &[u8]) -> Ran {
+pub fn against_with_input(server: &impl Reached, args: &[&str], input: &[u8]) -> Ran {
     let mut child = client(server, args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -161,7 +179,7 @@ pub fn against_with_input(server: &Standalone, args: &[&str], input: &[u8]) -> R
 
 /// A client command with the server's addresses in its environment.
 #[must_use]
-pub fn client(server: &Standalone, args: &[&str]) -> Command {
+pub fn client(server: &impl Reached, args: &[&str]) -> Command {
     let mut command = command(args);
     command.env("GEMINGA_SERVICE_URL", server.service_url());
     command.env("GEMINGA_ADMIN_URL", server.admin_url());

@@ -8,6 +8,7 @@
 
 pub mod bookie_files;
 pub mod cli;
+pub mod cluster;
 pub mod corpus;
 pub mod disk;
 pub mod http;

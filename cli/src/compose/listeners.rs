@@ -1,9 +1,10 @@
-//! [`Listeners`]: the ports of a process, bound before anything else is touched, so that a port in
+//! [`Port`]: the ports of a process, bound before anything else is touched, so that a port in
 //! use is told at once; and the names under which others reach them.
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context;
+use geminga_proto::id::BrokerId;
 use tokio::net::TcpListener;
 
 use crate::config::Settings;
@@ -25,41 +26,70 @@ impl Port {
     }
 }
 
-/// All ports of a standalone.
-#[derive(Debug)]
-pub struct Listeners {
+/// What a port is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
     /// The messaging API.
-    pub grpc: Port,
+    Messaging,
     /// The admin API and metrics.
-    pub admin: Port,
+    Admin,
     /// The storage node.
-    pub bookie: Port,
+    Storage,
 }
 
-impl Listeners {
-    /// Opens the ports that the settings name.
-    ///
-    /// # Errors
-    /// Which port can't be opened, why, and which flag changes it.
-    pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
-        let host = host(&settings.advertised_address, settings.bind);
-        let open = async |port, what, flag| {
-            let address = SocketAddr::new(settings.bind, port);
-            let listener = TcpListener::bind(address).await.with_context(|| {
-                format!(
-                    "can't listen on {address} ({what}); if another process uses that port, stop \
-                     it or choose another one with {flag}"
-                )
-            })?;
-            let port = listener.local_addr().context("a bound port has an address")?.port();
-            anyhow::Ok(Port { listener, advertised: format!("{host}:{port}") })
-        };
-        Ok(Self {
-            grpc: open(settings.grpc_port, "messaging API", "--grpc-port").await?,
-            admin: open(settings.admin_port, "admin API", "--admin-port").await?,
-            bookie: open(settings.bookie_port, "storage node", "--bookie-port").await?,
-        })
+impl Service {
+    /// Its port, what it is called, and which flag changes it.
+    fn of(self, settings: &Settings) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::Messaging => (settings.grpc_port, "messaging API", "--grpc-port"),
+            Self::Admin => (settings.admin_port, "admin API", "--admin-port"),
+            Self::Storage => (settings.bookie_port, "storage node", "--bookie-port"),
+        }
     }
+}
+
+/// Opens the port that the settings name.
+///
+/// # Errors
+/// Which port can't be opened, why, and which flag changes it.
+pub async fn bind(settings: &Settings, service: Service) -> anyhow::Result<Port> {
+    let (port, what, flag) = service.of(settings);
+    let address = SocketAddr::new(settings.bind, port);
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "can't listen on {address} ({what}); if another process uses that port, stop it or \
+             choose another one with {flag}"
+        )
+    })?;
+    let port = listener.local_addr().context("a bound port has an address")?.port();
+    let host = host(&settings.advertised_address, settings.bind);
+    Ok(Port { listener, advertised: format!("{host}:{port}") })
+}
+
+/// A node's name as the settings have it; "auto" is this machine's name and the port, which no
+/// other node of the machine has.
+///
+/// # Errors
+/// The machine's name can't be part of one.
+pub fn node_name(setting: &str, port: &Port, key: &str) -> anyhow::Result<String> {
+    if setting != "auto" {
+        return Ok(setting.to_owned());
+    }
+    let number = port.listener.local_addr().context("a bound port has an address")?.port();
+    let machine = machine_name();
+    let name = format!("{machine}-{number}");
+    BrokerId::new(&name).map(|_| name).map_err(|_| {
+        anyhow::anyhow!(
+            "this machine's name {machine:?} can't be part of a node's name (64 letters, digits, \
+             '-', '_' or '.' in all); set {key}"
+        )
+    })
+}
+
+fn machine_name() -> String {
+    let system = rustix::system::uname();
+    let name = system.nodename().to_string_lossy();
+    if name.is_empty() { "localhost".to_owned() } else { name.into_owned() }
 }
 
 /// The host that others are told to connect to.
@@ -69,9 +99,7 @@ fn host(setting: &str, bind: IpAddr) -> String {
     }
     if bind.is_unspecified() {
         // A wildcard is no address that anybody could connect to.
-        let name = rustix::system::uname();
-        let name = name.nodename().to_string_lossy();
-        return if name.is_empty() { "localhost".to_owned() } else { name.into_owned() };
+        return machine_name();
     }
     match bind {
         IpAddr::V4(address) => address.to_string(),
@@ -95,13 +123,22 @@ mod tests {
 
     #[tokio::test]
     async fn port_0_is_a_free_port_and_a_taken_one_is_named() {
-        let mut settings =
-            Settings { grpc_port: 0, admin_port: 0, bookie_port: 0, ..Settings::default() };
-        let open = Listeners::bind(&settings).await.expect("ports are free");
-        let port = open.admin.listener.local_addr().expect("bound").port();
-        assert_eq!(open.admin.advertised, format!("127.0.0.1:{port}"));
+        let mut settings = Settings { admin_port: 0, ..Settings::default() };
+        let open = bind(&settings, Service::Admin).await.expect("ports are free");
+        let port = open.listener.local_addr().expect("bound").port();
+        assert_eq!(open.advertised, format!("127.0.0.1:{port}"));
         settings.admin_port = port;
-        let error = format!("{:#}", Listeners::bind(&settings).await.expect_err("taken"));
+        let error = format!("{:#}", bind(&settings, Service::Admin).await.expect_err("taken"));
         assert!(error.contains(&port.to_string()) && error.contains("--admin-port"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_node_without_a_name_is_called_after_its_machine_and_port() {
+        let settings = Settings { bookie_port: 0, ..Settings::default() };
+        let open = bind(&settings, Service::Storage).await.expect("ports are free");
+        let port = open.listener.local_addr().expect("bound").port();
+        let name = node_name("auto", &open, "bookie_id").expect("a usable name");
+        assert_eq!(name, format!("{}-{port}", machine_name()));
+        assert_eq!(node_name("b1", &open, "bookie_id").expect("as it is"), "b1");
     }
 }

@@ -4,9 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde_json::json;
-
-use super::listeners::Listeners;
+use serde_json::{Value, json};
 
 /// Removes what a former run has left, so that nobody takes it for this run's.
 ///
@@ -24,12 +22,11 @@ pub fn clear(path: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The file can't be written.
-pub fn write(path: &Path, listeners: &Addresses) -> anyhow::Result<()> {
-    let text = json!({
-        "grpc": listeners.grpc,
-        "admin": listeners.admin,
-        "bookie": listeners.bookie,
-    });
+pub fn write(path: &Path, addresses: &Addresses) -> anyhow::Result<()> {
+    let named =
+        [("grpc", &addresses.grpc), ("admin", &addresses.admin), ("bookie", &addresses.bookie)];
+    let open = named.iter().filter_map(|(name, address)| Some((*name, address.as_ref()?)));
+    let text: Value = open.map(|(name, address)| (name.to_owned(), json!(address))).collect();
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".{}", std::process::id()));
     let aside = PathBuf::from(aside);
@@ -38,25 +35,15 @@ pub fn write(path: &Path, listeners: &Addresses) -> anyhow::Result<()> {
         .with_context(|| format!("can't write the ready file {}", path.display()))
 }
 
-/// Where everything is reached, as `host:port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where a process is reached, as `host:port`, by the ports that it has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Addresses {
     /// The messaging API.
-    pub grpc: String,
+    pub grpc: Option<String>,
     /// The admin API.
-    pub admin: String,
+    pub admin: Option<String>,
     /// The storage node.
-    pub bookie: String,
-}
-
-impl From<&Listeners> for Addresses {
-    fn from(listeners: &Listeners) -> Self {
-        Self {
-            grpc: listeners.grpc.advertised.clone(),
-            admin: listeners.admin.advertised.clone(),
-            bookie: listeners.bookie.advertised.clone(),
-        }
-    }
+    pub bookie: Option<String>,
 }
 
 #[cfg(test)]
@@ -71,12 +58,12 @@ mod tests {
         std::fs::write(&path, "old").expect("writes");
         clear(&path).expect("removed");
         assert!(!path.exists());
-        let text = |name: &str| format!("{name}:1");
-        let addresses = Addresses { grpc: text("g"), admin: text("a"), bookie: text("b") };
+        let text = |name: &str| Some(format!("{name}:1"));
+        let addresses = Addresses { grpc: text("g"), admin: text("a"), bookie: None };
         write(&path, &addresses).expect("written");
         let read = std::fs::read(&path).expect("there");
         let read: serde_json::Value = serde_json::from_slice(&read).expect("JSON");
-        assert_eq!(read, json!({ "grpc": "g:1", "admin": "a:1", "bookie": "b:1" }));
+        assert_eq!(read, json!({ "grpc": "g:1", "admin": "a:1" }));
         assert_eq!(std::fs::read_dir(home.path()).expect("there").count(), 1);
         assert!(write(&home.path().join("no/such/dir"), &addresses).is_err());
     }

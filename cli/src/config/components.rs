@@ -1,5 +1,7 @@
-//! Settings as the components' own config structs. The composition root takes them from here and
-//! nowhere else.
+//! Settings as the components' own config structs, each accepted by its component. The composition
+//! root takes them from here and nowhere else.
+
+use std::time::Duration;
 
 use geminga_bookie::config::BookieConfig;
 use geminga_broker::core::config::BrokerConfig;
@@ -16,35 +18,93 @@ const ENTRY_OVERHEAD_BYTES: u64 = 1 << 20;
 /// writes below half of it, and without its writes no ledger is closed and no space comes back.
 const METADATA_SHARE_BYTES: u64 = 32 << 20;
 
-/// The components' settings, each accepted by its component.
-#[derive(Debug, Clone)]
-pub struct Components {
-    /// The broker's, without its addresses.
-    pub broker: BrokerConfig,
-    /// The ledger's.
-    pub ledger: LedgerStoreConfig,
-    /// The bookie's.
-    pub bookie: BookieConfig,
+/// Whether the components are all there is, or one of several processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deployment {
+    /// Everything in one process: embedded metadata, one bookie.
+    Standalone,
+    /// Brokers and bookies are processes of their own, with etcd between them.
+    Cluster,
 }
 
-impl Components {
-    /// The settings of a standalone's components.
-    ///
-    /// # Errors
-    /// [`ConfigError::Component`] with the words of the component that refuses.
-    pub fn standalone(settings: &Settings, broker_id: BrokerId) -> Result<Self, ConfigError> {
-        let refused = |component| move |why: String| ConfigError::Component { component, why };
-        let broker = broker(settings, broker_id)?;
-        broker.validate().map_err(|error| refused("broker")(error.to_string()))?;
-        let ledger = ledger(settings);
-        ledger.validate().map_err(|error| refused("ledger")(error.to_string()))?;
-        let bookie = bookie(settings)?;
-        bookie.validate().map_err(|error| refused("bookie")(error.to_string()))?;
-        Ok(Self { broker, ledger, bookie })
+/// A component's words as an error of the settings.
+fn refused(component: &'static str, why: &impl ToString) -> ConfigError {
+    ConfigError::Component { component, why: why.to_string() }
+}
+
+/// The broker's settings, without its addresses.
+///
+/// # Errors
+/// [`ConfigError::Component`] with the words of the component that refuses.
+pub fn broker(
+    settings: &Settings,
+    deployment: Deployment,
+    id: BrokerId,
+) -> Result<BrokerConfig, ConfigError> {
+    let lease_ttl = settings.broker.lease_ttl.0.map_or_else(
+        || match deployment {
+            // Nobody takes over from a standalone, so nothing is gained by losing a lease early.
+            Deployment::Standalone => Duration::from_secs(30),
+            Deployment::Cluster => Duration::from_secs(5),
+        },
+        |ttl| ttl.0,
+    );
+    let config = BrokerConfig { lease_ttl, ..plain_broker(settings, id)? };
+    config.validate().map_err(|error| refused("broker", &error))?;
+    Ok(config)
+}
+
+/// The settings of the ledgers that a broker writes.
+///
+/// # Errors
+/// As for [`broker`].
+pub fn ledger(
+    settings: &Settings,
+    deployment: Deployment,
+) -> Result<LedgerStoreConfig, ConfigError> {
+    let from = &settings.ledger;
+    let all = match deployment {
+        Deployment::Standalone => 1,
+        Deployment::Cluster => 3,
+    };
+    let write_quorum = from.write_quorum.0.unwrap_or(all);
+    let majority = write_quorum.saturating_div(2).saturating_add(1).min(write_quorum);
+    let ack_quorum = from.ack_quorum.0.unwrap_or(majority);
+    if deployment == Deployment::Standalone && write_quorum > 1 {
+        let why = format!(
+            "write_quorum = {write_quorum}: a standalone has one bookie; leave it out, or run a \
+             cluster"
+        );
+        return Err(refused("ledger", &why));
     }
+    let config = LedgerStoreConfig {
+        write_quorum,
+        ack_quorum,
+        append_timeout_ms: from.append_timeout_ms,
+        request_timeout_ms: from.request_timeout_ms,
+        retry_interval_ms: from.retry_interval_ms,
+        ..LedgerStoreConfig::default()
+    };
+    config.validate().map_err(|error| refused("ledger", &error))?;
+    Ok(config)
 }
 
-fn broker(settings: &Settings, broker_id: BrokerId) -> Result<BrokerConfig, ConfigError> {
+/// A bookie's settings.
+///
+/// # Errors
+/// As for [`broker`].
+pub fn bookie(settings: &Settings, deployment: Deployment) -> Result<BookieConfig, ConfigError> {
+    let keep_free_bytes = match deployment {
+        Deployment::Standalone => METADATA_SHARE_BYTES,
+        // A cluster's metadata is on other disks.
+        Deployment::Cluster => 0,
+    };
+    let config = BookieConfig { keep_free_bytes, ..plain_bookie(settings)? };
+    config.validate().map_err(|error| refused("bookie", &error))?;
+    Ok(config)
+}
+
+fn plain_broker(settings: &Settings, broker_id: BrokerId) -> Result<BrokerConfig, ConfigError> {
     let from = &settings.broker;
     Ok(BrokerConfig {
         auto_topic_creation: from.auto_topic_creation,
@@ -63,7 +123,6 @@ fn broker(settings: &Settings, broker_id: BrokerId) -> Result<BrokerConfig, Conf
         retention_bytes: from.retention_bytes.0,
         unsubscribed_retention: from.unsubscribed_retention.0,
         unsubscribed_retention_bytes: from.unsubscribed_retention_bytes.0,
-        lease_ttl: from.lease_ttl.0,
         read_ahead_bytes: from.read_ahead_bytes.0,
         max_producers_per_topic: from.max_producers_per_topic as usize,
         max_subscriptions_per_topic: from.max_subscriptions_per_topic as usize,
@@ -72,20 +131,7 @@ fn broker(settings: &Settings, broker_id: BrokerId) -> Result<BrokerConfig, Conf
     })
 }
 
-fn ledger(settings: &Settings) -> LedgerStoreConfig {
-    let from = &settings.ledger;
-    LedgerStoreConfig {
-        // One bookie, so one copy: the same ledger as in a cluster, with (Qw, Qa) = (1, 1).
-        write_quorum: 1,
-        ack_quorum: 1,
-        append_timeout_ms: from.append_timeout_ms,
-        request_timeout_ms: from.request_timeout_ms,
-        retry_interval_ms: from.retry_interval_ms,
-        ..LedgerStoreConfig::default()
-    }
-}
-
-fn bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
+fn plain_bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
     let from = &settings.bookie;
     let auto = |size: Auto<ByteSize>| size.0.map(|bytes| bytes.0);
     let entry = ByteSize(settings.broker.max_message_bytes.0.saturating_add(ENTRY_OVERHEAD_BYTES));
@@ -93,7 +139,6 @@ fn bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
         segment_bytes: auto(from.segment_bytes),
         first_segment_bytes: from.first_segment_bytes.0,
         max_bytes: auto(from.max_bytes),
-        keep_free_bytes: METADATA_SHARE_BYTES,
         max_entry_bytes: narrow("broker", "max_message_bytes", entry)?,
         max_group_bytes: narrow("bookie", "max_group_bytes", from.max_group_bytes)?,
         max_pending_bytes: from.max_pending_bytes.0,
@@ -121,7 +166,9 @@ fn narrow(component: &'static str, name: &str, size: ByteSize) -> Result<u32, Co
 mod tests {
     use geminga_meta::store::EmbeddedConfig;
 
+    use super::Deployment::{Cluster, Standalone};
     use super::*;
+    use crate::config::units::Span;
 
     fn id() -> BrokerId {
         BrokerId::new("b").expect("valid")
@@ -129,27 +176,61 @@ mod tests {
 
     #[test]
     fn the_defaults_are_accepted_and_are_the_components_own() {
-        let made = Components::standalone(&Settings::default(), id()).expect("accepted");
-        assert_eq!(made.broker, BrokerConfig::new(id()));
-        let mut bookie = BookieConfig::default();
-        assert!(made.bookie.max_entry_bytes > made.broker.max_message_bytes);
-        bookie.max_entry_bytes = made.bookie.max_entry_bytes;
-        bookie.keep_free_bytes = METADATA_SHARE_BYTES;
+        let settings = Settings::default();
+        let own = BrokerConfig::new(id());
+        let made = broker(&settings, Standalone, id()).expect("accepted");
+        assert_eq!(made, own);
+        let ttl = Duration::from_secs(5);
+        let clustered = broker(&settings, Cluster, id()).expect("accepted");
+        assert_eq!(clustered, BrokerConfig { lease_ttl: ttl, ..own });
+        let max_entry_bytes = bookie(&settings, Cluster).expect("accepted").max_entry_bytes;
+        assert!(max_entry_bytes > made.max_message_bytes);
+        let own = BookieConfig { max_entry_bytes, ..BookieConfig::default() };
+        assert_eq!(bookie(&settings, Cluster), Ok(own.clone()));
         let metadata = EmbeddedConfig::new("metadata");
         assert!(METADATA_SHARE_BYTES >= 2 * metadata.min_free_bytes);
-        assert_eq!(made.bookie, bookie);
-        assert_eq!((made.ledger.write_quorum, made.ledger.ack_quorum), (1, 1));
+        let shared = BookieConfig { keep_free_bytes: METADATA_SHARE_BYTES, ..own };
+        assert_eq!(bookie(&settings, Standalone), Ok(shared));
+    }
+
+    #[test]
+    fn quorums_are_one_in_a_standalone_and_a_majority_of_three_in_a_cluster() {
+        let quorums = |write: Option<u32>, ack: Option<u32>, deployment| {
+            let mut settings = Settings::default();
+            (settings.ledger.write_quorum, settings.ledger.ack_quorum) = (Auto(write), Auto(ack));
+            let made = ledger(&settings, deployment);
+            made.map(|made| (made.write_quorum, made.ack_quorum)).map_err(|error| error.to_string())
+        };
+        assert_eq!(quorums(None, None, Standalone), Ok((1, 1)));
+        assert_eq!(quorums(None, None, Cluster), Ok((3, 2)));
+        assert_eq!(quorums(Some(1), None, Cluster), Ok((1, 1)));
+        assert_eq!(quorums(Some(2), None, Cluster), Ok((2, 2)));
+        assert_eq!(quorums(Some(5), Some(4), Cluster), Ok((5, 4)));
+        for (write, ack, deployment) in [
+            (Some(3), None, Standalone),
+            (None, Some(2), Standalone),
+            (None, Some(4), Cluster),
+            (Some(0), None, Cluster),
+            (Some(u32::MAX), None, Cluster),
+        ] {
+            let error = quorums(write, ack, deployment).expect_err("refused");
+            assert!(error.contains("ledger") && error.contains("_quorum"), "{error}");
+        }
     }
 
     #[test]
     fn a_component_that_refuses_is_named_with_its_setting() {
         let mut settings = Settings::default();
         settings.broker.max_message_bytes = ByteSize(5 << 30);
-        let error = Components::standalone(&settings, id()).expect_err("refused").to_string();
+        let error = broker(&settings, Cluster, id()).expect_err("refused").to_string();
         assert!(error.contains("broker") && error.contains("max_message_bytes"), "{error}");
         settings = Settings::default();
         settings.bookie.ordinary_reserve_percent = 99;
-        let error = Components::standalone(&settings, id()).expect_err("refused").to_string();
+        let error = bookie(&settings, Cluster).expect_err("refused").to_string();
         assert!(error.contains("bookie") && error.contains("ordinary_reserve_percent"), "{error}");
+        settings = Settings::default();
+        settings.broker.lease_ttl = Auto(Some(Span(Duration::from_millis(1))));
+        let error = broker(&settings, Cluster, id()).expect_err("refused").to_string();
+        assert!(error.contains("broker") && error.contains("lease_ttl"), "{error}");
     }
 }

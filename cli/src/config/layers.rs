@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::ConfigError;
+use super::secret::is_secret;
 use super::settings::Settings;
 
 /// Where a value comes from.
@@ -62,7 +63,7 @@ impl Layers {
     pub fn overlay_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let table: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
             path: path.to_owned(),
-            why: error.to_string().trim_end().to_owned(),
+            why: syntax_error(&error, text),
         })?;
         let mut leaves = Vec::new();
         flatten("", &table, &mut leaves);
@@ -113,7 +114,9 @@ impl Layers {
             let mut alone = defaults.clone();
             alone.values.insert(key.clone(), set.clone());
             if let Err(error) = Settings::deserialize_table(alone.table()) {
-                return Err(self.invalid(key, &error));
+                // The parser's words quote the value.
+                let why = if is_secret(key) { "it must be a text" } else { error.as_str() };
+                return Err(self.invalid(key, why));
             }
         }
         Settings::deserialize_table(self.table())
@@ -123,9 +126,13 @@ impl Layers {
     /// The error that `key`'s value is wrong.
     pub fn invalid(&self, key: &str, why: &str) -> ConfigError {
         let set = self.values.get(key);
+        let shown = |set: &Set| match is_secret(key) {
+            true => "what it is set to".to_owned(),
+            false => set.value.to_string(),
+        };
         ConfigError::Invalid {
             key: key.to_owned(),
-            value: set.map_or_else(String::new, |set| set.value.to_string()),
+            value: set.map_or_else(String::new, shown),
             origin: set.map_or(Origin::Default, |set| set.origin.clone()),
             why: why.to_owned(),
         }
@@ -146,6 +153,17 @@ impl Layers {
         }
         root
     }
+}
+
+/// The parser's words with the line that they are about, unless that line may hold a secret.
+fn syntax_error(error: &toml::de::Error, text: &str) -> String {
+    let shown = error.to_string();
+    if !shown.contains("password") {
+        return shown.trim_end().to_owned();
+    }
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(0, |before| before.matches('\n').count()) + 1;
+    format!("line {line}: {}", error.message())
 }
 
 fn flatten(prefix: &str, table: &Table, leaves: &mut Vec<(String, Value)>) {

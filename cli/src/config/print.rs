@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::environment::variable;
 use super::layers::{Layers, Origin};
+use super::secret::is_secret;
 use super::settings::describe;
 
 pub(super) fn print(layers: &Layers) -> String {
@@ -25,7 +26,12 @@ pub(super) fn print(layers: &Layers) -> String {
         if set.origin != Origin::Default {
             let _infallible = write!(text, "\n# set by: {}", set.origin);
         }
-        let _infallible = write!(text, "\n{name} = {}\n", set.value);
+        let _infallible = if is_secret(key) && set.origin != Origin::Default {
+            // A line that isn't there is a setting that isn't set: the file reads back without it.
+            write!(text, "\n# it is set, and not shown\n# {name} = \"…\"\n")
+        } else {
+            write!(text, "\n{name} = {}\n", set.value)
+        };
     }
     text
 }

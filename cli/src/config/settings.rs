@@ -4,12 +4,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::ConfigError;
-use super::layers::Layers;
+use super::secret::Secret;
 use super::units::{Auto, ByteSize, Span};
 
 /// A struct of settings with its defaults, and what describes each of them.
@@ -40,9 +40,9 @@ macro_rules! settings {
 settings! {
     /// All settings. Those of the sections belong to the component of that name.
     Settings {
-        /// Where clients reach brokers.
+        /// Where clients reach brokers; several URLs are separated by commas.
         service_url: String = "http://localhost:6660".to_owned(),
-        /// Where tools reach the admin API.
+        /// Where tools reach the admin API; several URLs are separated by commas.
         admin_url: String = "http://localhost:8080".to_owned(),
         /// Tenant of topics that are named without one.
         tenant: String = "public".to_owned(),
@@ -50,7 +50,15 @@ settings! {
         namespace: String = "default".to_owned(),
         /// What is logged; "auto" is info for servers and warn for tools.
         log: String = "auto".to_owned(),
-        /// Where standalone stores everything.
+        /// Name of the cluster that brokers and bookies belong to; part of its metadata's keys, so
+        /// that several clusters can share an etcd. A standalone's is always "standalone".
+        cluster_name: String = "geminga".to_owned(),
+        /// A broker's name in its cluster; "auto" is this machine's name and the messaging port.
+        broker_id: String = "auto".to_owned(),
+        /// A bookie's name in its cluster, which its disk keeps; "auto" is this machine's name and
+        /// the storage node's port.
+        bookie_id: String = "auto".to_owned(),
+        /// Where a standalone stores everything, and a bookie its messages. A broker stores nothing.
         data_dir: PathBuf = PathBuf::from("./geminga-data"),
         /// Address that servers listen on.
         bind: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -65,12 +73,40 @@ settings! {
         bookie_port: u16 = 3181,
         /// Threads for everything but disk writes; 0 is one for each core.
         worker_threads: u16 = 0,
+        /// Where a cluster's metadata is.
+        metadata: MetadataSettings = MetadataSettings::default(),
         /// The broker's settings.
         broker: BrokerSettings = BrokerSettings::default(),
         /// The ledger's settings.
         ledger: LedgerSettings = LedgerSettings::default(),
         /// The bookie's settings.
         bookie: BookieSettings = BookieSettings::default(),
+    }
+}
+
+settings! {
+    /// Section `[metadata]`: how brokers and bookies reach etcd. A standalone has its own store.
+    MetadataSettings {
+        /// URLs of etcd's members, separated by commas; https:// needs ca_file.
+        endpoints: String = "http://localhost:2379".to_owned(),
+        /// etcd's user; empty if it has none.
+        user: String = String::new(),
+        /// The user's password.
+        password: Secret = Secret::default(),
+        /// A file that holds the user's password, instead of password.
+        password_file: PathBuf = PathBuf::new(),
+        /// PEM file of the authorities that etcd's certificate may come from.
+        ca_file: PathBuf = PathBuf::new(),
+        /// PEM file of the certificate that is shown to etcd, with key_file.
+        cert_file: PathBuf = PathBuf::new(),
+        /// PEM file of the certificate's key.
+        key_file: PathBuf = PathBuf::new(),
+        /// How long connecting to one of etcd's members may take.
+        connect_timeout: Span = seconds(1),
+        /// How long etcd may take to answer, with its other members asked in turn.
+        request_timeout: Span = seconds(3),
+        /// How long a start waits for etcd to be reached; "auto" is for ever, and for tools 10s.
+        wait: Auto<Span> = Auto(None),
     }
 }
 
@@ -109,8 +145,9 @@ settings! {
         unsubscribed_retention: Span = hours(24),
         /// How much data of a topic that never had a subscription is kept.
         unsubscribed_retention_bytes: ByteSize = ByteSize(1 << 30),
-        /// How long ownership outlives a broker that has gone silent.
-        lease_ttl: Span = seconds(30),
+        /// How long ownership outlives a broker that has gone silent; "auto" is 5s in a cluster and
+        /// 30s in a standalone. etcd takes no less than one and a half times its election time-out.
+        lease_ttl: Auto<Span> = Auto(None),
         /// Bytes that one read of older messages asks for.
         read_ahead_bytes: ByteSize = ByteSize(1 << 20),
         /// Most producers on a topic.
@@ -125,6 +162,11 @@ settings! {
 settings! {
     /// Section `[ledger]`.
     LedgerSettings {
+        /// Bookies that each message is sent to; "auto" is 3 in a cluster. A standalone has one.
+        write_quorum: Auto<u32> = Auto(None),
+        /// Bookies that have a message durably before its producer has the receipt; "auto" is the
+        /// majority of write_quorum.
+        ack_quorum: Auto<u32> = Auto(None),
         /// A bookie that owes an answer for so long counts as failed.
         append_timeout_ms: u64 = 10_000,
         /// How long a read, a fence or a metadata request may take.
@@ -137,6 +179,11 @@ settings! {
 settings! {
     /// Section `[bookie]`.
     BookieSettings {
+        /// What fails together with this bookie, like a rack; copies are spread over zones. Empty
+        /// for none.
+        zone: String = String::new(),
+        /// How long a bookie that has gone silent counts as there.
+        lease_ttl: Span = seconds(5),
         /// How writes are made durable: "auto" is direct I/O where the file system takes it, else
         /// "fdatasync".
         sync_mode: SyncModeSetting = SyncModeSetting::Auto,
@@ -159,7 +206,7 @@ settings! {
         /// Memory for index pages.
         index_cache_bytes: ByteSize = ByteSize(32 << 20),
         /// After how long without a write the last one is sealed off.
-        idle_close: Span = Span(std::time::Duration::from_millis(100)),
+        idle_close: Span = Span(Duration::from_millis(100)),
         /// How often the ledgers on disk are compared with the metadata.
         census_interval: Span = seconds(60),
         /// Deletion of ledgers stops when more than this share of them is gone at once from the
@@ -184,7 +231,7 @@ pub enum SyncModeSetting {
 }
 
 const fn seconds(seconds: u64) -> Span {
-    Span(std::time::Duration::from_secs(seconds))
+    Span(Duration::from_secs(seconds))
 }
 
 const fn hours(hours: u64) -> Span {
@@ -194,6 +241,7 @@ const fn hours(hours: u64) -> Span {
 /// What a setting is for.
 pub(super) fn describe(key: &str) -> String {
     let (docs, name) = match key.split_once('.') {
+        Some(("metadata", name)) => (MetadataSettings::DOCS, name),
         Some(("broker", name)) => (BrokerSettings::DOCS, name),
         Some(("ledger", name)) => (LedgerSettings::DOCS, name),
         Some(("bookie", name)) => (BookieSettings::DOCS, name),
@@ -207,44 +255,5 @@ impl Settings {
     /// Reads a table that holds every setting.
     pub(super) fn deserialize_table(table: Table) -> Result<Self, String> {
         table.try_into().map_err(|error: toml::de::Error| error.message().to_owned())
-    }
-
-    /// Checks what no component checks.
-    pub(super) fn validate(&self, layers: &Layers) -> Result<(), ConfigError> {
-        for (key, url) in [("service_url", &self.service_url), ("admin_url", &self.admin_url)] {
-            if let Err(why) = check_url(url) {
-                return Err(layers.invalid(key, why));
-            }
-        }
-        let ports = [
-            ("grpc_port", self.grpc_port),
-            ("admin_port", self.admin_port),
-            ("bookie_port", self.bookie_port),
-        ];
-        for (at, (key, port)) in ports.iter().enumerate() {
-            if let Some((other, _)) = ports[..at].iter().find(|(_, p)| p == port && *port != 0) {
-                return Err(layers.invalid(key, &format!("{other} is the same port")));
-            }
-        }
-        let host = &self.advertised_address;
-        if host.is_empty() || host.contains(['/', ' ']) || host.contains("://") {
-            let why = "it must be a host name or address without a port";
-            return Err(layers.invalid("advertised_address", why));
-        }
-        if self.worker_threads > 1_024 {
-            return Err(layers.invalid("worker_threads", "it must be at most 1024"));
-        }
-        Ok(())
-    }
-}
-
-fn check_url(url: &str) -> Result<(), &'static str> {
-    if url.starts_with("https://") {
-        return Err("TLS is not supported yet; use http://host:port");
-    }
-    let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
-    match authority {
-        Some(rest) if !rest.is_empty() && !rest.contains(['/', ' ', '?', '#']) => Ok(()),
-        _ => Err("it must be http://host:port"),
     }
 }

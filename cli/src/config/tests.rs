@@ -91,11 +91,28 @@ fn a_value_that_cannot_be_is_refused_with_its_name_and_origin() {
         ("advertised_address = \"http://a\"", "advertised_address"),
         ("worker_threads = 60000", "worker_threads"),
         ("broker = 1", "broker"),
+        ("service_url = \"http://a:1,\"", "service_url"),
+        ("cluster_name = \"a/b\"", "cluster_name"),
+        ("broker_id = \"\"", "broker_id"),
+        ("bookie_id = \"a b\"", "bookie_id"),
+        ("[metadata]\nendpoints = \"\"", "metadata.endpoints"),
+        ("[metadata]\nendpoints = \"https://a:1\"", "metadata.ca_file"),
+        ("[metadata]\nca_file = \"a.pem\"", "metadata.ca_file"),
+        ("[metadata]\nuser = \"root\"", "metadata.user"),
+        ("[metadata]\npassword = \"x\"", "metadata.user"),
+        ("[metadata]\npassword = 12345678", "metadata.password"),
+        ("[metadata]\nwait = \"0s\"", "metadata.wait"),
+        ("[metadata]\nrequest_timeout = \"1ms\"", "metadata.request_timeout"),
+        ("[bookie]\nlease_ttl = \"999ms\"", "bookie.lease_ttl"),
+        ("[ledger]\nwrite_quorum = \"most\"", "ledger.write_quorum"),
+        ("[ledger]\nwrite_quorum = -1", "ledger.write_quorum"),
     ] {
         match from_file(text) {
             Err(ConfigError::Invalid { key: found, origin, .. }) => {
                 assert_eq!(found, key, "{text}");
-                let expected = key == "admin_port" || matches!(origin, Origin::File(_));
+                // What is missing, or collides, may not be what the file holds.
+                let elsewhere = ["admin_port", "metadata.ca_file", "metadata.user"].contains(&key);
+                let expected = elsewhere || matches!(origin, Origin::File(_));
                 assert!(expected, "{text}: {origin}");
             }
             Err(ConfigError::Unknown { key: found, .. }) => assert_eq!(found, key, "{text}"),
@@ -120,4 +137,39 @@ fn what_is_printed_can_be_read_back_and_says_where_it_is_from() {
     assert_eq!(from_file(&printed).expect("valid").settings, resolved.settings);
     let undescribed = printed.lines().filter(|line| line.starts_with("#  ["));
     assert_eq!(undescribed.count(), 0, "every setting is described");
+}
+
+#[test]
+fn a_password_is_used_and_never_shown() {
+    let file = file("[metadata]\nuser = \"root\"\npassword = \"hunter2\"");
+    let resolved = resolve(&global(Some(file.path().to_owned()), &[]), &[], &[]).expect("valid");
+    assert_eq!(resolved.settings.metadata.password.reveal(), "hunter2");
+    let printed = resolved.print();
+    assert!(printed.contains("it is set, and not shown"), "{printed}");
+    assert!(printed.contains("GEMINGA_METADATA_PASSWORD]"), "{printed}");
+    for shown in [printed, format!("{:?}", resolved.settings)] {
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    for text in ["password = 12345678", "password = [\"12345678\"]"] {
+        let error = from_file(&format!("[metadata]\n{text}")).expect_err("refused").to_string();
+        assert!(error.contains("metadata.password") && !error.contains("12345678"), "{error}");
+    }
+    let error = from_file("[metadata]\npassword = \"hunter2").expect_err("refused").to_string();
+    assert!(error.contains("line 2") && !error.contains("hunter2"), "{error}");
+    let unset = from_file("").expect("valid").print();
+    assert!(unset.contains("\npassword = \"\"\n"), "{unset}");
+}
+
+#[test]
+fn auto_or_a_number_or_a_time_is_read_from_file_and_environment() {
+    let settings = from_file("[ledger]\nwrite_quorum = 5\n[metadata]\nwait = \"3s\"");
+    let settings = settings.expect("valid").settings;
+    assert_eq!(settings.ledger.write_quorum, units::Auto(Some(5)));
+    assert_eq!(settings.ledger.ack_quorum, units::Auto(None));
+    let wait = units::Span(std::time::Duration::from_secs(3));
+    assert_eq!(settings.metadata.wait, units::Auto(Some(wait)));
+    let set = environment(&[("GEMINGA_LEDGER_ACK_QUORUM", "2"), ("GEMINGA_METADATA_WAIT", "auto")]);
+    let settings = resolve(&global(None, &[]), &[], &set).expect("valid").settings;
+    assert_eq!(settings.ledger.ack_quorum, units::Auto(Some(2)));
+    assert_eq!(settings.metadata.wait, units::Auto(None));
 }

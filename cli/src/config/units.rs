@@ -232,6 +232,39 @@ impl<'de> Deserialize<'de> for Auto<ByteSize> {
     }
 }
 
+impl<'de> Deserialize<'de> for Auto<Span> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = |text: &str| match text {
+            "auto" => Ok(Auto(None)),
+            _ => parse_some_duration(text).map(|span| Auto(Some(Span(span)))),
+        };
+        from.deserialize_any(Reader {
+            expected: "\"auto\", or a time like \"30s\"",
+            text,
+            number: None,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Auto<u32> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = |text: &str| match text {
+            "auto" => Ok(Auto(None)),
+            _ => match text.parse() {
+                Ok(number) => Ok(Auto(Some(number))),
+                Err(_) => Err(format!("{text:?} is neither \"auto\" nor a number")),
+            },
+        };
+        // One that doesn't fit is above what any setting takes, and is refused as that.
+        let number = |number| Auto(Some(u32::try_from(number).unwrap_or(u32::MAX)));
+        from.deserialize_any(Reader {
+            expected: "\"auto\", or a number",
+            text,
+            number: Some(number),
+        })
+    }
+}
+
 impl Serialize for ByteSize {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)

@@ -1,0 +1,97 @@
+//! [`BrokerNode`]: a broker with its front-ends, the same in a standalone and in a process of its
+//! own.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use geminga_broker::core::broker::Broker;
+use geminga_broker::core::config::BrokerConfig;
+use geminga_broker::frontend::admin::{self, AdminConfig, AdminState, ClusterIdentity, Readiness};
+use geminga_broker::frontend::grpc::{self, GrpcConfig, GrpcQueues, GrpcState};
+use geminga_ledger::store::LedgerStore;
+use geminga_meta::store::MetadataStore;
+use geminga_proto::PROTOCOL;
+use geminga_proto::env::Env;
+use geminga_proto::id::ClusterId;
+use prometheus_client::registry::Registry;
+
+use super::listeners::Port;
+use super::parts::Parts;
+
+/// The ports of a broker.
+#[derive(Debug)]
+pub(super) struct BrokerPorts {
+    /// The messaging API.
+    pub grpc: Port,
+    /// The admin API and metrics.
+    pub admin: Port,
+}
+
+/// A running broker.
+#[derive(Debug)]
+pub(super) struct BrokerNode {
+    broker: Broker,
+    readiness: Readiness,
+}
+
+impl BrokerNode {
+    /// Starts a broker that tells others these ports. They are served later.
+    ///
+    /// # Errors
+    /// Why it can't start.
+    pub async fn start(
+        config: BrokerConfig,
+        ports: &BrokerPorts,
+        env: Env,
+        metadata: Arc<dyn MetadataStore>,
+        ledgers: LedgerStore,
+    ) -> anyhow::Result<Self> {
+        let config =
+            BrokerConfig { service_url: ports.grpc.url(), admin_url: ports.admin.url(), ..config };
+        let started = Broker::start(config, env, metadata, ledgers);
+        let broker = started.await.context("the broker can't start")?;
+        Ok(Self { broker, readiness: Readiness::default() })
+    }
+
+    /// Serves the ports. `registry` holds what is scraped beside the broker's own figures.
+    pub fn serve(
+        &self,
+        parts: &mut Parts,
+        ports: BrokerPorts,
+        (name, id): (&str, ClusterId),
+        registry: Registry,
+    ) {
+        let identity = ClusterIdentity {
+            name: name.to_owned(),
+            id: id.clone(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: PROTOCOL,
+        };
+        let queues = GrpcQueues::default();
+        let shown = queues.clone();
+        let state =
+            AdminState::new(self.broker.clone(), identity, self.readiness.clone(), registry)
+                .with_queues(move || shown.stats());
+        let admin = ports.admin.listener;
+        let admin = admin::serve(admin, AdminConfig::default(), state, parts.stopped());
+        parts.spawn("admin API", admin);
+        let state = GrpcState { broker: self.broker.clone(), cluster_id: id, queues };
+        let grpc = ports.grpc.listener;
+        let grpc = grpc::serve(grpc, GrpcConfig::default(), state, parts.stopped());
+        parts.spawn("messaging API", async {
+            if let Err(error) = grpc.await {
+                tracing::error!(%error, "the messaging port failed");
+            }
+        });
+    }
+
+    /// Says on `/readyz` whether everything serves.
+    pub fn set_ready(&self, ready: bool) {
+        self.readiness.set(ready);
+    }
+
+    /// Closes ledgers and state logs and gives up ownership.
+    pub async fn shutdown(self) {
+        self.broker.shutdown().await;
+    }
+}

@@ -1,0 +1,23 @@
+//! [`Server`]: what a server process looks like to the command that runs it.
+
+use std::future::Future;
+
+use super::ready_file::Addresses;
+
+/// A server that was started.
+pub trait Server: Sized {
+    /// Where it is reached.
+    fn addresses(&self) -> &Addresses;
+
+    /// Says, to whoever asks and in the log, that everything serves.
+    fn set_ready(&self);
+
+    /// Is done when the server can't go on, and says why.
+    fn broken(&mut self) -> impl Future<Output = anyhow::Error>;
+
+    /// Ends everything in order.
+    ///
+    /// # Errors
+    /// What didn't end well.
+    fn close(self) -> impl Future<Output = anyhow::Result<()>>;
+}
