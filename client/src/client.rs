@@ -3,17 +3,19 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use geminga_proto::env::Env;
 use geminga_proto::topic_name::{NamespaceName, TopicName};
 
-use crate::connection::{BrokerInfo, ConnectSettings, Connection, Pool};
+use crate::connection::{BrokerInfo, ConnectSettings};
 use crate::consumer::ConsumerBuilder;
 use crate::error::ClientError;
-use crate::lookup;
+use crate::lookup::Directory;
+use crate::pool::Pool;
 use crate::producer::ProducerBuilder;
+use crate::service_urls::ServiceUrls;
 
 /// Where a broker listens if nothing else is said.
 pub const DEFAULT_SERVICE_URL: &str = "http://localhost:6660";
@@ -38,10 +40,11 @@ pub struct Client {
 }
 
 pub(crate) struct ClientInner {
-    pub(crate) pool: Pool,
+    pub(crate) directory: Directory,
     pub(crate) env: Env,
     pub(crate) operation_timeout: Duration,
-    service_url: String,
+    /// Producers and consumers that are looking for a broker now. Each counts itself.
+    pub(crate) searching: AtomicUsize,
     namespace: NamespaceName,
     /// Ids of producers and consumers: never used twice, so that a late answer to a session
     /// that is gone can't be taken for one to its successor.
@@ -50,24 +53,19 @@ pub(crate) struct ClientInner {
 
 impl fmt::Debug for Client {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Client").field("service_url", &self.inner.service_url).finish()
+        out.debug_struct("Client").field("service_urls", &self.inner.directory.urls()).finish()
     }
 }
 
 impl Drop for ClientInner {
     fn drop(&mut self) {
-        self.pool.close();
+        self.directory.close();
     }
 }
 
 impl ClientInner {
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// A connection to the broker that serves `topic`.
-    pub(crate) async fn locate(&self, topic: &TopicName) -> Result<Arc<Connection>, ClientError> {
-        lookup::locate(&self.pool, &self.service_url, topic).await
     }
 }
 
@@ -77,12 +75,13 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// Connects now, instead of with the first producer or consumer, and says to whom.
+    /// Connects now, instead of with the first producer or consumer, and says to whom. Each
+    /// service URL is tried once.
     ///
     /// # Errors
-    /// Why there is no connection.
+    /// Why there is no connection; of several service URLs each with its reason.
     pub async fn connect(&self) -> Result<BrokerInfo, ClientError> {
-        let connection = self.inner.pool.get(&self.inner.service_url).await?;
+        let connection = self.inner.directory.any().await?;
         Ok(connection.info().clone())
     }
 
@@ -111,7 +110,7 @@ impl Client {
     /// Ends the connections. Producers and consumers that are still open fail with
     /// [`ClientError::Closed`]; close them first to be sure of their messages.
     pub fn close(&self) {
-        self.inner.pool.close();
+        self.inner.directory.close();
     }
 }
 
@@ -119,7 +118,7 @@ impl Client {
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct ClientBuilder {
-    service_url: String,
+    service_urls: Vec<String>,
     tenant: String,
     namespace: String,
     expected_cluster_id: Option<String>,
@@ -132,7 +131,7 @@ pub struct ClientBuilder {
 impl Default for ClientBuilder {
     fn default() -> Self {
         Self {
-            service_url: DEFAULT_SERVICE_URL.to_owned(),
+            service_urls: vec![DEFAULT_SERVICE_URL.to_owned()],
             tenant: "public".to_owned(),
             namespace: "default".to_owned(),
             expected_cluster_id: None,
@@ -145,9 +144,20 @@ impl Default for ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// Address of any broker of the cluster: `http://host:port`. Default: localhost, port 6660.
+    /// Address of any broker of the cluster: `http://host:port`; or of several, with commas, the
+    /// scheme being needed for the first only. Default: localhost, port 6660.
+    ///
+    /// One that works is enough. With several the client gets along without any one of them: it
+    /// begins with a random one, keeps to the one that answered last, and asks the next when one
+    /// fails or says nothing for a quarter of a second.
     pub fn service_url(mut self, url: impl Into<String>) -> Self {
-        self.service_url = url.into();
+        self.service_urls = vec![url.into()];
+        self
+    }
+
+    /// As [`ClientBuilder::service_url`] with several addresses.
+    pub fn service_urls<U: Into<String>>(mut self, urls: impl IntoIterator<Item = U>) -> Self {
+        self.service_urls = urls.into_iter().map(Into::into).collect();
         self
     }
 
@@ -163,7 +173,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Refuses brokers of any other cluster.
+    /// Refuses brokers of any other cluster. Without it the first connection decides: brokers of
+    /// another cluster than that one's are refused from then on.
     pub fn expected_cluster_id(mut self, cluster_id: impl Into<String>) -> Self {
         self.expected_cluster_id = Some(cluster_id.into());
         self
@@ -175,7 +186,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Limit of one attempt to connect. Default: 5 s.
+    /// Limit of one attempt to connect, and of the handshake after it. Default: 5 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -200,15 +211,7 @@ impl ClientBuilder {
     /// [`ClientError::Config`] or [`ClientError::Name`] say what is wrong.
     pub fn build(self) -> Result<Client, ClientError> {
         let refuse = |setting, why: &str| Err(ClientError::Config { setting, why: why.to_owned() });
-        if self.service_url.starts_with("https://") {
-            return refuse("service_url", "TLS is not supported; use http://host:port");
-        }
-        let authority = self.service_url.strip_prefix("http://").unwrap_or_default();
-        let authority = authority.strip_suffix('/').unwrap_or(authority);
-        if authority.is_empty() || authority.contains('/') {
-            let why = format!("{:?} is not http://host:port", self.service_url);
-            return Err(ClientError::Config { setting: "service_url", why });
-        }
+        let urls = ServiceUrls::new(&self.service_urls, &*self.env.random)?;
         if self.connect_timeout.is_zero() {
             return refuse("connect_timeout", "must be more than 0");
         }
@@ -226,10 +229,10 @@ impl ClientBuilder {
             client_name: self.client_name,
         };
         let inner = ClientInner {
-            pool: Pool::new(settings),
+            directory: Directory::new(Pool::new(settings, self.env.clone()), urls),
             env: self.env,
             operation_timeout: self.operation_timeout,
-            service_url: format!("http://{authority}"),
+            searching: AtomicUsize::new(0),
             namespace,
             next_id: AtomicU64::new(1),
         };

@@ -1,33 +1,36 @@
-//! [`Connection`]: one gRPC channel to one broker, with its Produce and Consume streams, and
-//! [`Pool`], which has at most one live connection for each broker.
+//! [`Connection`]: one gRPC channel to one broker, with its Produce and Consume streams.
 //!
 //! Invariants: a connection is used only after its handshake agreed on protocol and cluster; one
-//! whose transport failed is never used again; streams are opened when first needed.
+//! whose transport failed is never used again; streams are opened when first needed; whoever waits
+//! for an answer of a broker that shows no sign of life (`liveness.rs`) is told so.
 
-use std::collections::HashMap;
 use std::error::Error as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use geminga_proto::env::{Clock, Env};
 use geminga_proto::v1;
 use geminga_proto::v1::messaging_client::MessagingClient;
-use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use crate::error::{BrokerError, ClientError};
 use crate::link::{Consume, Link, OutboundStream, Produce, Protocol};
+use crate::liveness::{Health, Step, TICK, Vitals, Watch};
 
 /// HTTP/2 flow-control windows: with the default of 64 KiB a stream reaches half the speed.
 const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const FRAME_BYTES: u32 = 1024 * 1024;
-/// A connection without a sign of life for this long is pinged, and given up after as long again.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// A connection without a sign of life for this long is pinged by the transport, also if nobody
+/// waits for anything: an idle consumer must not stay for ever at a broker that is cut off.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A connection whose ping has no answer for this long is given up. Longer than it takes to ask the
+/// others (`liveness.rs`): it ends every session, also if the broker still owns their topics.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limit of one lookup: they are answered from memory, and others can be asked.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Above the largest entry, a message may have others before it and its own fields.
 const DECODE_SLACK_BYTES: usize = 2 * 1024 * 1024;
-/// Brokers that one client connects to.
-const MAX_BROKERS: usize = 1024;
 /// Carries a `v1::ErrorCode` in the metadata of a gRPC status.
 pub(crate) const ERROR_CODE_KEY: &str = "geminga-error-code";
 
@@ -55,6 +58,24 @@ pub(crate) struct ConnectSettings {
 
 type Slot<P> = tokio::sync::Mutex<Option<Arc<Link<P>>>>;
 
+/// The streams of a connection, once they are needed.
+#[derive(Debug, Default)]
+struct Streams {
+    produce: Slot<Produce>,
+    consume: Slot<Consume>,
+}
+
+impl Streams {
+    /// True if somebody waits for an answer on one of them.
+    fn has_waiting(&self) -> bool {
+        // A slot that is locked is being opened, which is a call and counted as such.
+        let produce = self.produce.try_lock().ok().and_then(|slot| slot.clone());
+        let consume = self.consume.try_lock().ok().and_then(|slot| slot.clone());
+        produce.is_some_and(|link| link.has_waiting())
+            || consume.is_some_and(|link| link.has_waiting())
+    }
+}
+
 /// A channel to a broker.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -62,10 +83,9 @@ pub(crate) struct Connection {
     info: BrokerInfo,
     grpc: MessagingClient<Channel>,
     operation_timeout: Duration,
-    /// Set by whoever sees the transport fail; read by the pool.
-    dead: Arc<AtomicBool>,
-    produce: Slot<Produce>,
-    consume: Slot<Consume>,
+    /// Its signs of life; `Dead` is set by whoever sees the transport fail, and read by the pool.
+    vitals: Arc<Vitals>,
+    streams: Arc<Streams>,
 }
 
 /// Walks to the innermost cause, which alone says something.
@@ -126,52 +146,64 @@ impl Connection {
     pub(crate) async fn open(
         url: &str,
         settings: &ConnectSettings,
+        expected_cluster: Option<String>,
+        env: &Env,
     ) -> Result<Arc<Self>, ClientError> {
-        let invalid = |why: String| ClientError::Config { setting: "service_url", why };
+        let failed = |why: String| ClientError::Connect { url: url.to_owned(), why };
+        // The client's own addresses were checked: this is one that a broker gave.
+        let invalid =
+            |error: &tonic::transport::Error| failed(format!("no address: {}", cause(error)));
         let endpoint = Endpoint::from_shared(url.to_owned())
-            .map_err(|error| invalid(format!("{url:?}: {}", cause(&error))))?
+            .map_err(|error| invalid(&error))?
             .connect_timeout(settings.connect_timeout)
             .tcp_nodelay(true)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES)
             .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
         let channel = endpoint.connect().await.map_err(|error| {
             let why = cause(&error);
             if speaks_another_protocol(&why) {
                 return ClientError::NotABroker { url: url.to_owned(), why };
             }
-            ClientError::Connect { url: url.to_owned(), why }
+            failed(why)
         })?;
-        let info = Self::handshake(url, channel.clone(), settings).await?;
+        let expected = expected_cluster.unwrap_or_default();
+        let request = handshake_request(settings, &expected);
+        let info = Self::handshake(url, channel.clone(), settings, request.clone()).await?;
         let limit = info.max_message_bytes as usize + DECODE_SLACK_BYTES;
         let grpc = MessagingClient::new(channel).max_decoding_message_size(limit);
-        Ok(Arc::new(Self {
+        let connection = Self {
             url: url.into(),
             info,
             grpc,
             operation_timeout: settings.operation_timeout,
-            dead: Arc::new(AtomicBool::new(false)),
-            produce: Slot::default(),
-            consume: Slot::default(),
-        }))
+            vitals: Arc::default(),
+            streams: Arc::default(),
+        };
+        if !expected.is_empty() {
+            connection.check_cluster(&expected)?;
+        }
+        let watchman = Watchman {
+            vitals: Arc::clone(&connection.vitals),
+            streams: Arc::clone(&connection.streams),
+            grpc: connection.grpc.clone(),
+            request,
+            clock: Arc::clone(&env.clock),
+        };
+        tokio::spawn(watchman.run());
+        Ok(Arc::new(connection))
     }
 
     async fn handshake(
         url: &str,
         channel: Channel,
         settings: &ConnectSettings,
+        request: v1::HandshakeRequest,
     ) -> Result<BrokerInfo, ClientError> {
-        let (min, max) = (*geminga_proto::PROTOCOL.start(), *geminga_proto::PROTOCOL.end());
-        let expected = settings.expected_cluster_id.clone().unwrap_or_default();
-        let request = v1::HandshakeRequest {
-            min_protocol: min,
-            max_protocol: max,
-            client: settings.client_name.clone(),
-            expected_cluster_id: expected.clone(),
-        };
+        let (min, max) = (request.min_protocol, request.max_protocol);
         let mut grpc = MessagingClient::new(channel);
         // Something that isn't a broker may take the connection and then stay silent.
         let answer = tokio::time::timeout(settings.connect_timeout, grpc.handshake(request));
@@ -186,20 +218,26 @@ impl Connection {
         if !geminga_proto::PROTOCOL.contains(&answer.protocol) {
             return Err(ClientError::Protocol { chosen: answer.protocol, min, max });
         }
-        if !expected.is_empty() && answer.cluster_id != expected {
-            let code = v1::ErrorCode::WrongCluster;
-            let message = format!(
-                "{url} belongs to cluster {:?}, expected was {expected:?}; check the service URL",
-                answer.cluster_id
-            );
-            return Err(BrokerError { code, message }.into());
-        }
         Ok(BrokerInfo {
             cluster_id: answer.cluster_id,
             broker_id: answer.broker_id,
             max_message_bytes: answer.max_message_bytes,
             protocol: answer.protocol,
         })
+    }
+
+    /// Refuses a broker of another cluster.
+    pub(crate) fn check_cluster(&self, expected: &str) -> Result<(), ClientError> {
+        let found = &self.info.cluster_id;
+        if found == expected {
+            return Ok(());
+        }
+        self.finish();
+        let message = format!(
+            "{} belongs to cluster {found:?}, expected was {expected:?}; check the service URLs",
+            self.url
+        );
+        Err(BrokerError { code: v1::ErrorCode::WrongCluster, message }.into())
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -210,26 +248,66 @@ impl Connection {
         &self.info
     }
 
-    fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Acquire)
+    pub(crate) fn is_dead(&self) -> bool {
+        self.health() == Health::Dead
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        self.vitals.health()
+    }
+
+    /// True while the broker shows no sign of life though somebody waits for one.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.health() == Health::Doubtful
+    }
+
+    /// Waits until the broker shows no sign of life though somebody waits for one.
+    pub(crate) async fn doubtful(&self) {
+        self.vitals.doubtful().await;
+    }
+
+    /// Waits until it has shown one again, or the connection is dead.
+    pub(crate) async fn clear(&self) {
+        self.vitals.clear().await;
+    }
+
+    /// Why nothing is expected of the broker, or of this connection to it.
+    pub(crate) fn silent(&self) -> ClientError {
+        let why = match self.health() {
+            Health::Dead => "the connection is over",
+            Health::Fine | Health::Doubtful => "the broker shows no sign of life",
+        };
+        ClientError::Disconnected { url: self.url.to_string(), why: why.to_owned() }
     }
 
     fn failed(&self, status: &Status) -> ClientError {
         if is_transport(status) {
-            self.dead.store(true, Ordering::Release);
+            self.vitals.die();
+        } else {
+            self.vitals.heard();
         }
         status_error(&self.url, status)
     }
 
+    /// The answer to a call; not waited for beyond `limit`, nor while the broker is doubtful.
     async fn within<T>(
         &self,
+        limit: Duration,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, ClientError> {
-        match tokio::time::timeout(self.operation_timeout, call).await {
-            Ok(result) => result.map_err(|status| self.failed(&status)),
-            Err(_) => {
-                self.dead.store(true, Ordering::Release);
-                let why = format!("no answer within {:?}", self.operation_timeout);
+        let _counted = self.vitals.call();
+        tokio::select! {
+            biased;
+            result = call => match result {
+                Ok(answer) => {
+                    self.vitals.heard();
+                    Ok(answer)
+                }
+                Err(status) => Err(self.failed(&status)),
+            },
+            () = self.vitals.doubtful() => Err(self.silent()),
+            () = tokio::time::sleep(limit) => {
+                let why = format!("no answer within {limit:?}");
                 Err(ClientError::Disconnected { url: self.url.to_string(), why })
             }
         }
@@ -239,7 +317,8 @@ impl Connection {
     pub(crate) async fn lookup(&self, topic: &str) -> Result<v1::LookupResponse, ClientError> {
         let mut grpc = self.grpc.clone();
         let request = v1::LookupRequest { topic: topic.to_owned() };
-        let answer = self.within(grpc.lookup(request)).await?.into_inner();
+        let limit = self.operation_timeout.min(LOOKUP_TIMEOUT);
+        let answer = self.within(limit, grpc.lookup(request)).await?.into_inner();
         match answer.error {
             Some(error) => Err(BrokerError::from_wire(error).into()),
             None => Ok(answer),
@@ -248,14 +327,14 @@ impl Connection {
 
     /// The Produce stream; opens it if there is none.
     pub(crate) async fn produce(&self) -> Result<Arc<Link<Produce>>, ClientError> {
-        let mut slot = self.produce.lock().await;
+        let mut slot = self.streams.produce.lock().await;
         if let Some(link) = slot.as_ref().filter(|link| !link.is_closed()) {
             return Ok(Arc::clone(link));
         }
-        let link = Link::<Produce>::new();
+        let link = Link::<Produce>::new(Arc::clone(&self.vitals));
         let mut grpc = self.grpc.clone();
         let call = grpc.produce(OutboundStream(Arc::clone(&link)));
-        let stream = self.within(call).await?.into_inner();
+        let stream = self.within(self.operation_timeout, call).await?.into_inner();
         self.read(Arc::clone(&link), stream);
         *slot = Some(Arc::clone(&link));
         Ok(link)
@@ -263,14 +342,14 @@ impl Connection {
 
     /// The Consume stream; opens it if there is none.
     pub(crate) async fn consume(&self) -> Result<Arc<Link<Consume>>, ClientError> {
-        let mut slot = self.consume.lock().await;
+        let mut slot = self.streams.consume.lock().await;
         if let Some(link) = slot.as_ref().filter(|link| !link.is_closed()) {
             return Ok(Arc::clone(link));
         }
-        let link = Link::<Consume>::new();
+        let link = Link::<Consume>::new(Arc::clone(&self.vitals));
         let mut grpc = self.grpc.clone();
         let call = grpc.consume(OutboundStream(Arc::clone(&link)));
-        let stream = self.within(call).await?.into_inner();
+        let stream = self.within(self.operation_timeout, call).await?.into_inner();
         self.read(Arc::clone(&link), stream);
         *slot = Some(Arc::clone(&link));
         Ok(link)
@@ -278,36 +357,42 @@ impl Connection {
 
     /// Starts the task that drains the stream until its end.
     fn read<P: Protocol>(&self, link: Arc<Link<P>>, mut stream: Streaming<P::Response>) {
-        let dead = Arc::clone(&self.dead);
+        let vitals = Arc::clone(&self.vitals);
         let url = Arc::clone(&self.url);
         tokio::spawn(async move {
-            let why = loop {
+            let over = loop {
                 match stream.message().await {
-                    Ok(Some(response)) => link.dispatch(response),
-                    Ok(None) => break "the broker ended the stream".to_owned(),
+                    Ok(Some(response)) => {
+                        vitals.heard();
+                        link.dispatch(response);
+                    }
+                    Ok(None) => {
+                        let why = "the broker ended the stream".to_owned();
+                        break ClientError::Disconnected { url: url.to_string(), why };
+                    }
                     Err(status) => {
                         if is_transport(&status) {
-                            dead.store(true, Ordering::Release);
+                            vitals.die();
                         }
-                        break status_error(&url, &status).to_string();
+                        break end_of_stream(&url, &status);
                     }
                 }
             };
-            tracing::debug!(broker = %url, %why, "a stream is over");
-            link.fail(&why);
+            tracing::debug!(broker = %url, error = %over, "a stream is over");
+            link.fail(&over);
         });
     }
 
     /// Ends both streams after what is queued.
     pub(crate) fn finish(&self) {
-        self.dead.store(true, Ordering::Release);
+        self.vitals.die();
         // A slot that is locked is being opened; its owner drops it with the connection.
-        if let Ok(slot) = self.produce.try_lock()
+        if let Ok(slot) = self.streams.produce.try_lock()
             && let Some(link) = slot.as_ref()
         {
             link.finish();
         }
-        if let Ok(slot) = self.consume.try_lock()
+        if let Ok(slot) = self.streams.consume.try_lock()
             && let Some(link) = slot.as_ref()
         {
             link.finish();
@@ -321,60 +406,87 @@ impl Drop for Connection {
     }
 }
 
-/// Where a broker's connection is, if there is one.
-type Place = tokio::sync::Mutex<Option<Arc<Connection>>>;
-
-/// At most one live connection for each broker's address.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    settings: ConnectSettings,
-    /// The inner lock is held while connecting, so that one attempt serves all who wait.
-    by_url: Mutex<HashMap<String, Arc<Place>>>,
-    /// Set once, when the client is closed.
-    closed: AtomicBool,
+/// What a stream's end means to those on it: one of them may be at fault, and the others must not
+/// fail for it, so only what can pass is told as the broker told it.
+fn end_of_stream(url: &str, status: &Status) -> ClientError {
+    match status_error(url, status) {
+        ClientError::Broker(error) if error.is_retryable() => ClientError::Broker(error),
+        ClientError::Disconnected { url, why } => ClientError::Disconnected { url, why },
+        other => ClientError::Disconnected { url: url.to_owned(), why: other.to_string() },
+    }
 }
 
-impl Pool {
-    pub(crate) fn new(settings: ConnectSettings) -> Self {
-        Self { settings, by_url: Mutex::default(), closed: AtomicBool::new(false) }
+fn handshake_request(settings: &ConnectSettings, expected_cluster: &str) -> v1::HandshakeRequest {
+    v1::HandshakeRequest {
+        min_protocol: *geminga_proto::PROTOCOL.start(),
+        max_protocol: *geminga_proto::PROTOCOL.end(),
+        client: settings.client_name.clone(),
+        expected_cluster_id: expected_cluster.to_owned(),
     }
+}
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
+/// Looks at a connection for whose answers somebody waits.
+struct Watchman {
+    vitals: Arc<Vitals>,
+    streams: Arc<Streams>,
+    grpc: MessagingClient<Channel>,
+    /// A ping is another handshake: the least that every broker answers.
+    request: v1::HandshakeRequest,
+    clock: Arc<dyn Clock>,
+}
 
-    /// The live connection to `url`; makes one if there is none.
-    pub(crate) async fn get(&self, url: &str) -> Result<Arc<Connection>, ClientError> {
-        if self.is_closed() {
-            return Err(ClientError::Closed);
+impl Watchman {
+    /// Runs until the connection is dead.
+    async fn run(self) {
+        let vitals = Arc::clone(&self.vitals);
+        tokio::select! {
+            () = vitals.dead() => {}
+            () = self.watch() => {}
         }
-        let slot = {
-            let mut by_url = self.by_url.lock();
-            if by_url.len() >= MAX_BROKERS && !by_url.contains_key(url) {
-                return Err(ClientError::TooMany { what: "brokers", limit: MAX_BROKERS });
+    }
+
+    fn somebody_waits(&self) -> bool {
+        self.vitals.has_calls() || self.streams.has_waiting()
+    }
+
+    async fn watch(self) {
+        let mut watch = Watch::default();
+        loop {
+            self.vitals.armed().await;
+            loop {
+                // First of all: what is answered at once needs no look, however much of it comes.
+                tokio::time::sleep(TICK).await;
+                let now = self.clock.monotonic();
+                let step = watch.look(now, self.vitals.signs(), || self.somebody_waits());
+                self.vitals.set_doubtful(watch.is_doubtful(now));
+                match step {
+                    Step::Look => {}
+                    Step::Ping => self.ping(),
+                    Step::Park => {
+                        self.vitals.disarm();
+                        // Who asked before this line relied on the watch.
+                        if self.somebody_waits() {
+                            self.vitals.asked();
+                        }
+                        break;
+                    }
+                }
             }
-            Arc::clone(by_url.entry(url.to_owned()).or_default())
-        };
-        let mut slot = slot.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_dead()) {
-            return Ok(Arc::clone(connection));
         }
-        *slot = None;
-        let connection = Connection::open(url, &self.settings).await?;
-        *slot = Some(Arc::clone(&connection));
-        Ok(connection)
     }
 
-    /// Ends every connection.
-    pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        let slots = std::mem::take(&mut *self.by_url.lock());
-        for slot in slots.into_values() {
-            if let Ok(mut slot) = slot.try_lock()
-                && let Some(connection) = slot.take()
-            {
-                connection.finish();
+    fn ping(&self) {
+        let (vitals, mut grpc) = (Arc::clone(&self.vitals), self.grpc.clone());
+        let request = self.request.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = vitals.dead() => {}
+                // A refusal is a sign of life, too.
+                answer = grpc.handshake(request) => match answer {
+                    Err(status) if is_transport(&status) => vitals.die(),
+                    _ => vitals.heard(),
+                },
             }
-        }
+        });
     }
 }

@@ -2,6 +2,7 @@
 //! and whether trying again can help. They are cloneable, because one failed batch fails many
 //! messages.
 
+use std::fmt;
 use std::time::Duration;
 
 pub use geminga_proto::v1::ErrorCode;
@@ -58,6 +59,12 @@ impl BrokerError {
         }
     }
 
+    /// True if this says something of the broker that was asked and nothing of what was asked
+    /// for: another address may lead to a broker that does it.
+    fn is_of_this_broker(&self) -> bool {
+        matches!(self.code, ErrorCode::WrongCluster | ErrorCode::ProtocolVersion)
+    }
+
     /// True if the topic must be looked up again: this broker no longer serves it, or can't now.
     pub(crate) fn ends_session(&self) -> bool {
         matches!(
@@ -70,7 +77,59 @@ impl BrokerError {
     }
 }
 
+/// What came of one of several addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UrlFailure {
+    /// The address.
+    pub url: String,
+    /// Why it didn't do.
+    pub error: ClientError,
+}
+
+impl fmt::Display for UrlFailure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url, error } = self;
+        match error {
+            ClientError::Connect { why, url: at } if at == url => write!(out, "{url}: {why}"),
+            ClientError::Disconnected { why, url: at } if at == url => {
+                write!(out, "{url}: the connection was lost: {why}")
+            }
+            ClientError::NotABroker { why, url: at } if at == url => {
+                write!(out, "{url}: not a Geminga broker's gRPC port (by default 6660): {why}")
+            }
+            other => write!(out, "{url}: {other}"),
+        }
+    }
+}
+
+fn list(tried: &[UrlFailure]) -> String {
+    let tried: Vec<String> = tried.iter().map(ToString::to_string).collect();
+    tried.join("; ")
+}
+
 /// Why a client can't be built or connect, or a producer or consumer can't be opened.
+///
+/// What is worth another attempt is tried again by the client itself: when something is opened,
+/// until the operation timeout; once it is open, for as long as it is wanted. So this is what an
+/// application sees:
+///
+/// | error | from `open`, `subscribe`, `connect` | later, as `Failed` | why |
+/// | --- | --- | --- | --- |
+/// | [`Config`](Self::Config), [`Name`](Self::Name), [`TooMany`](Self::TooMany) | yes | no | the call is wrong; nothing was sent |
+/// | [`Connect`](Self::Connect), [`Disconnected`](Self::Disconnected) | only from `connect` | no | brokers come back: tried again, elsewhere first |
+/// | [`NoneAnswered`](Self::NoneAnswered) | if none of its errors is worth another attempt, and from `connect` | as those in it | every address was tried |
+/// | [`NotABroker`](Self::NotABroker) | yes | no | a wrong port at first; later a port that is reused for a while |
+/// | [`Protocol`](Self::Protocol), `PROTOCOL_VERSION` | yes | yes | one side must be upgraded |
+/// | `WRONG_CLUSTER` | yes | yes | the address leads to another cluster, whose topics are others |
+/// | `NOT_OWNER`, `FENCED`, `SHUTTING_DOWN`, `UNAVAILABLE`, `STORAGE_FULL` | no | no | looked up again, another broker serves it or will; a message that `STORAGE_FULL` refuses hears it as [`SendError::Refused`] |
+/// | `PRODUCER_BUSY`, `CONSUMER_BUSY` | yes | only after `redeliver_unacknowledged` gave the place up and somebody took it | somebody else has the name or the subscription; later it is our own old session, which the broker has yet to miss |
+/// | `TOPIC_NOT_FOUND`, `NAMESPACE_NOT_FOUND`, `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_TYPE` | yes | yes | it was deleted, or made again as something else |
+/// | `STORAGE_CORRUPT`, `INTERNAL` | yes | yes | somebody must look at the cluster |
+/// | any other code | yes | yes | the broker and this client disagree about the protocol |
+/// | [`TimedOut`](Self::TimedOut) | yes | no | the operation timeout passed; it tells the last error |
+/// | [`Closed`](Self::Closed) | yes | yes | the application closed it |
+///
+/// A message's own time-out is the producer's `send_timeout`: see [`SendError::Timeout`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// A setting makes no sense; nothing was sent.
@@ -109,6 +168,12 @@ pub enum ClientError {
         url: String,
         /// The cause.
         why: String,
+    },
+    /// Several addresses were tried, and none led to a broker that could answer.
+    #[error("no broker answered: {}", list(tried))]
+    NoneAnswered {
+        /// Each address with its error.
+        tried: Vec<UrlFailure>,
     },
     /// The broker speaks no protocol version that this client speaks.
     #[error(
@@ -154,6 +219,7 @@ impl ClientError {
         match self {
             Self::Connect { .. } | Self::Disconnected { .. } | Self::TimedOut { .. } => true,
             Self::Broker(error) => error.is_retryable(),
+            Self::NoneAnswered { tried } => tried.iter().any(|it| it.error.is_retryable()),
             Self::Config { .. }
             | Self::Name(_)
             | Self::NotABroker { .. }
@@ -163,11 +229,54 @@ impl ClientError {
         }
     }
 
+    /// True if what worked once can work again. Then a port that is no broker's may become one
+    /// again.
+    pub(crate) fn can_pass(&self) -> bool {
+        match self {
+            Self::NotABroker { .. } => true,
+            Self::NoneAnswered { tried } => tried.iter().any(|it| it.error.can_pass()),
+            other => other.is_retryable(),
+        }
+    }
+
+    /// True if another address may lead to a broker that does what was asked.
+    pub(crate) fn may_do_elsewhere(&self) -> bool {
+        match self {
+            Self::Connect { .. }
+            | Self::NotABroker { .. }
+            | Self::Disconnected { .. }
+            | Self::NoneAnswered { .. }
+            | Self::Protocol { .. }
+            | Self::TimedOut { .. } => true,
+            Self::Broker(error) => error.is_retryable() || error.is_of_this_broker(),
+            Self::Config { .. } | Self::Name(_) | Self::TooMany { .. } | Self::Closed => false,
+        }
+    }
+
+    /// True if a broker gave its place up, in order: whoever has it now can be asked at once.
+    pub(crate) fn is_orderly(&self) -> bool {
+        let orderly = [ErrorCode::NotOwner, ErrorCode::ShuttingDown, ErrorCode::Fenced];
+        self.code().is_some_and(|code| orderly.contains(&code))
+    }
+
+    /// All of these were tried; the one error, if there was only one.
+    pub(crate) fn none_answered(mut tried: Vec<UrlFailure>) -> Self {
+        match tried.pop() {
+            Some(only) if tried.is_empty() => only.error,
+            Some(last) => {
+                tried.push(last);
+                Self::NoneAnswered { tried }
+            }
+            None => Self::NoneAnswered { tried },
+        }
+    }
+
     /// The broker's error code, if the broker refused.
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Broker(error) => Some(error.code),
+            Self::NoneAnswered { tried } => tried.iter().find_map(|it| it.error.code()),
             _ => None,
         }
     }
@@ -197,10 +306,15 @@ pub enum SendError {
     #[error("the broker refused the message: {0}")]
     Refused(#[source] BrokerError),
     /// No receipt within the send timeout: it may or may not be stored.
-    #[error("no receipt within {after:?}; the message may or may not be stored")]
+    #[error(
+        "no receipt within {after:?}; the message may or may not be stored{}",
+        last.as_ref().map_or_else(String::new, |last| format!("; the last error was: {last}"))
+    )]
     Timeout {
         /// The send timeout.
         after: Duration,
+        /// Why there was no session, or why the last one ended, if there was none since.
+        last: Option<String>,
     },
     /// The producer was closed before there was a receipt; it may or may not be stored.
     #[error("the producer is closed")]

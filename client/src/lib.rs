@@ -30,7 +30,21 @@
 //! ```
 //!
 //! A client has one connection to each broker, with one stream for all its producers and one for
-//! all its consumers. Both reconnect by themselves. Delivery is at least once: a message whose
+//! all its consumers. Give it the addresses of several brokers, and it needs any one of them:
+//!
+//! ```
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = geminga_client::Client::builder()
+//!     .service_url("http://broker-1:6660,broker-2:6660,broker-3:6660")
+//!     .build()?;
+//! # Ok(())
+//! # }
+//! # example().expect("these are addresses");
+//! ```
+//!
+//! Producers and consumers find their topic's broker, and find it again when it is stopped, dies,
+//! or falls silent; the application notices nothing but latency ([`ClientError`] has the table of
+//! what it can see). What has no receipt is sent again, in order. Delivery is at least once: a message whose
 //! receipt was lost may be stored twice, one whose acknowledgement has no receipt may come again.
 //!
 //! *Architecture invariant:* what is sent when, sent again, acknowledged and handed back is
@@ -46,11 +60,15 @@ mod connection;
 mod consumer;
 mod decode;
 mod error;
+mod flight;
 mod link;
+mod liveness;
 mod lookup;
 mod message;
+mod pool;
 mod producer;
 mod resend;
+mod service_urls;
 mod session;
 
 pub use client::{Client, ClientBuilder, DEFAULT_SERVICE_URL};
@@ -63,6 +81,7 @@ pub use consumer::{
 };
 pub use error::{
     BrokerError, ClientError, ConsumerError, DecodeError, ErrorCode, ReceiveError, SendError,
+    UrlFailure,
 };
 pub use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
 pub use message::{Message, MessageId, ReceivedMessage, SendReceipt};

@@ -18,6 +18,9 @@ use futures_util::Stream;
 use geminga_proto::v1;
 use parking_lot::Mutex;
 
+use crate::error::ClientError;
+use crate::liveness::Vitals;
+
 /// A message takes further frames until it has this many bytes.
 const MESSAGE_BYTES: usize = 1024 * 1024;
 /// A message takes at most so many frames.
@@ -42,7 +45,9 @@ pub(crate) trait Sink<E>: Send + Sync {
     /// Something for the producer or consumer `id`. Must not block.
     fn event(&self, id: u64, event: E);
     /// The stream is over.
-    fn lost(&self, id: u64, why: &str);
+    fn lost(&self, id: u64, error: &ClientError);
+    /// True if an answer is due to the producer or consumer `id`.
+    fn is_waiting(&self, id: u64) -> bool;
 }
 
 struct Outbound<F> {
@@ -54,13 +59,15 @@ struct Outbound<F> {
 struct Sinks<E> {
     by_id: HashMap<u64, Arc<dyn Sink<E>>>,
     /// Why the stream is over.
-    closed: Option<String>,
+    closed: Option<ClientError>,
 }
 
 /// One stream of a connection.
 pub(crate) struct Link<P: Protocol> {
     outbound: Mutex<Outbound<P::Frame>>,
     sinks: Mutex<Sinks<P::Event>>,
+    /// Of the connection: what is pushed may be waited for.
+    vitals: Arc<Vitals>,
 }
 
 impl<P: Protocol> fmt::Debug for Link<P> {
@@ -71,20 +78,24 @@ impl<P: Protocol> fmt::Debug for Link<P> {
 }
 
 impl<P: Protocol> Link<P> {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(vitals: Arc<Vitals>) -> Arc<Self> {
         let outbound = Outbound { frames: VecDeque::new(), waker: None, closed: false };
         let sinks = Sinks { by_id: HashMap::new(), closed: None };
-        Arc::new(Self { outbound: Mutex::new(outbound), sinks: Mutex::new(sinks) })
+        Arc::new(Self { outbound: Mutex::new(outbound), sinks: Mutex::new(sinks), vitals })
     }
 
     /// Adds a sink.
     ///
     /// # Errors
     /// Why the stream is over, if it is.
-    pub(crate) fn register(&self, id: u64, sink: Arc<dyn Sink<P::Event>>) -> Result<(), String> {
+    pub(crate) fn register(
+        &self,
+        id: u64,
+        sink: Arc<dyn Sink<P::Event>>,
+    ) -> Result<(), ClientError> {
         let mut sinks = self.sinks.lock();
-        if let Some(why) = &sinks.closed {
-            return Err(why.clone());
+        if let Some(error) = &sinks.closed {
+            return Err(error.clone());
         }
         sinks.by_id.insert(id, sink);
         Ok(())
@@ -96,6 +107,16 @@ impl<P: Protocol> Link<P> {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.sinks.lock().closed.is_some()
+    }
+
+    /// True if an answer is due to somebody on it.
+    pub(crate) fn has_waiting(&self) -> bool {
+        // A sink takes its own lock, under which it may use this link.
+        let sinks: Vec<_> = {
+            let sinks = self.sinks.lock();
+            sinks.by_id.iter().map(|(id, sink)| (*id, Arc::clone(sink))).collect()
+        };
+        sinks.iter().any(|(id, sink)| sink.is_waiting(*id))
     }
 
     /// Queues a frame. After the stream's end it is dropped: whoever sent it hears `lost`.
@@ -111,6 +132,7 @@ impl<P: Protocol> Link<P> {
         if let Some(waker) = waker {
             waker.wake();
         }
+        self.vitals.asked();
     }
 
     /// Ends the client's half of the stream, after what is queued.
@@ -137,7 +159,7 @@ impl<P: Protocol> Link<P> {
     }
 
     /// The stream is over.
-    pub(crate) fn fail(&self, why: &str) {
+    pub(crate) fn fail(&self, error: &ClientError) {
         self.finish();
         self.outbound.lock().frames.clear();
         let sinks = {
@@ -145,11 +167,11 @@ impl<P: Protocol> Link<P> {
             if sinks.closed.is_some() {
                 return;
             }
-            sinks.closed = Some(why.to_owned());
+            sinks.closed = Some(error.clone());
             std::mem::take(&mut sinks.by_id)
         };
         for (id, sink) in sinks {
-            sink.lost(id, why);
+            sink.lost(id, error);
         }
     }
 }

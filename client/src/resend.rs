@@ -78,6 +78,11 @@ impl<C> ResendQueue<C> {
         self.slots.iter().all(|slot| slot.completion.is_none())
     }
 
+    /// True if the broker owes an answer in this session.
+    pub(crate) fn is_answer_due(&self) -> bool {
+        self.outstanding_bytes > 0
+    }
+
     /// The newest entry that somebody waits for and `which` picks.
     pub(crate) fn last_waiting(&self, which: impl Fn(&C) -> bool) -> Option<&C> {
         let waiting = self.slots.iter().rev().filter_map(|slot| slot.completion.as_ref());

@@ -1,5 +1,6 @@
 //! The task behind a producer or a consumer: it opens the session with the broker, opens it again
-//! whenever it is lost, and runs what is due. Messages never pass through it.
+//! whenever it is lost, leaves it if another broker has the topic while its own says nothing, and
+//! runs what is due. Messages never pass through it.
 //!
 //! Invariants: there is one attempt at a time; an error that no further attempt can mend ends the
 //! endpoint, and everything that waits for it hears that error; attempts come at growing intervals
@@ -8,16 +9,18 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use geminga_proto::env::Monotonic;
+use geminga_proto::topic_name::TopicName;
 use tokio::sync::{Notify, oneshot};
 
 use crate::backoff::Backoff;
 use crate::client::ClientInner;
-use crate::connection::Connection;
 use crate::error::{ClientError, ErrorCode};
 use crate::link::{Link, Protocol};
+use crate::lookup::Located;
 
 /// What the task drives.
 pub(crate) trait Endpoint: Send + Sync + 'static {
@@ -25,6 +28,7 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
     const BUSY: ErrorCode;
 
     fn client(&self) -> &Arc<ClientInner>;
+    fn topic(&self) -> &TopicName;
     /// What logs call it.
     fn label(&self) -> String;
     /// Wakes the task.
@@ -44,8 +48,19 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
     /// True if the broker has done something for it since this was last asked: a session that was
     /// merely opened may end for the same reason as the one before it.
     fn take_progress(&self) -> bool;
-    /// One attempt at a session.
-    fn open_session(self: Arc<Self>) -> impl Future<Output = Result<(), ClientError>> + Send;
+    /// One attempt at a session with the topic's owner.
+    fn open_session(
+        self: Arc<Self>,
+        at: Located,
+    ) -> impl Future<Output = Result<(), ClientError>> + Send;
+    /// The session that is open, and where it is.
+    fn open_at(&self) -> Option<(u64, Located)>;
+    /// Gives a session up, if it still is the one.
+    fn give_up(&self, session_id: u64, error: ClientError);
+    /// Why the last session ended that was open, once.
+    fn take_ended(&self) -> Option<ClientError>;
+    /// There is no session, for this reason.
+    fn no_session(&self, error: &ClientError);
     /// It is over: leaves the link, tells all who wait.
     fn finish(&self, error: &ClientError);
 }
@@ -55,8 +70,8 @@ type Opened = oneshot::Sender<Result<(), ClientError>>;
 /// A producer's or consumer's place on a link.
 pub(crate) enum Session<P: Protocol> {
     None,
-    Opening { id: u64, link: Arc<Link<P>>, connection: Arc<Connection>, reply: Opened },
-    Open { id: u64, link: Arc<Link<P>>, connection: Arc<Connection> },
+    Opening { id: u64, link: Arc<Link<P>>, at: Located, reply: Opened },
+    Open { id: u64, link: Arc<Link<P>>, at: Located },
 }
 
 impl<P: Protocol> Session<P> {
@@ -69,6 +84,17 @@ impl<P: Protocol> Session<P> {
 
     pub(crate) fn is_open(&self) -> bool {
         matches!(self, Self::Open { .. })
+    }
+
+    pub(crate) fn is_opening(&self) -> bool {
+        matches!(self, Self::Opening { .. })
+    }
+
+    pub(crate) fn open_at(&self) -> Option<(u64, Located)> {
+        match self {
+            Self::Open { id, at, .. } => Some((*id, at.clone())),
+            Self::None | Self::Opening { .. } => None,
+        }
     }
 
     /// Sends a frame if the session is open.
@@ -93,25 +119,26 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// The session is over. Answers why if it was open; else whoever opens it hears it.
+    /// The session is over. Answers why, and where it was, if it was open; else whoever opens it
+    /// hears it.
     pub(crate) fn end(
         self,
         close: impl FnOnce(u64) -> P::Frame,
         error: impl FnOnce(&str) -> ClientError,
-    ) -> Option<ClientError> {
+    ) -> Option<(ClientError, Located)> {
         match self {
             Self::None => None,
-            Self::Opening { id, link, connection, reply } => {
+            Self::Opening { id, link, at, reply } => {
                 link.unregister(id);
                 // The session's task may have stopped waiting.
-                let _ = reply.send(Err(error(connection.url())));
+                let _ = reply.send(Err(error(at.connection.url())));
                 None
             }
-            Self::Open { id, link, connection } => {
+            Self::Open { id, link, at } => {
                 link.unregister(id);
                 // Tells a broker that is still there not to expect more of this session.
                 link.push(close(id));
-                Some(error(connection.url()))
+                Some((error(at.connection.url()), at))
             }
         }
     }
@@ -120,24 +147,93 @@ impl<P: Protocol> Session<P> {
 /// Waits for the broker's answer to the opening of a session; gives it up with `leave`.
 pub(crate) async fn opened(
     answer: oneshot::Receiver<Result<(), ClientError>>,
-    url: String,
+    at: &Located,
     timeout: Duration,
     leave: impl FnOnce(),
 ) -> Result<(), ClientError> {
-    match tokio::time::timeout(timeout, answer).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => {
-            let why = "the attempt was given up".to_owned();
-            Err(ClientError::Disconnected { url, why })
+    let lost = |why: String| {
+        let url = at.connection.url().to_owned();
+        ClientError::Disconnected { url, why }
+    };
+    let result = tokio::select! {
+        biased;
+        answer = answer => {
+            return answer.unwrap_or_else(|_| Err(lost("the attempt was given up".to_owned())));
         }
-        Err(_) => {
-            leave();
-            let why = format!("no answer within {timeout:?}");
-            Err(ClientError::Disconnected { url, why })
+        () = at.connection.doubtful() => Err(at.connection.silent()),
+        () = tokio::time::sleep(timeout) => Err(lost(format!("no answer within {timeout:?}"))),
+    };
+    leave();
+    result
+}
+
+/// One attempt: finds the topic's owner and opens a session there.
+async fn attempt<E: Endpoint>(endpoint: Arc<E>) -> Result<(), ClientError> {
+    let client = Arc::clone(endpoint.client());
+    let at = client.directory.locate(endpoint.topic()).await?;
+    let opened = Arc::clone(&endpoint).open_session(at.clone()).await;
+    if let Err(error) = &opened {
+        client.directory.failed(endpoint.topic(), &at.owner, error);
+    }
+    opened
+}
+
+/// Counts an endpoint among those that look for a broker.
+struct Searching(Arc<ClientInner>);
+
+impl Searching {
+    fn new(client: &Arc<ClientInner>) -> Self {
+        client.searching.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(client))
+    }
+
+    /// How many others there are.
+    fn others(&self) -> usize {
+        self.0.searching.load(Ordering::Relaxed).saturating_sub(1)
+    }
+}
+
+impl Drop for Searching {
+    fn drop(&mut self) {
+        self.0.searching.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Looks after an open session: while its broker shows no sign of life, asks the others who serves
+/// the topic, and leaves if it is another one by now.
+async fn look_after<E: Endpoint>(endpoint: Arc<E>, session_id: u64, at: Located) {
+    loop {
+        at.connection.doubtful().await;
+        let client = endpoint.client();
+        let searching = Searching::new(client);
+        let mut backoff = Backoff::new();
+        while at.connection.is_doubtful() {
+            let other = client.directory.second_opinion(endpoint.topic(), &at.owner).await;
+            if let Some(other) = other
+                && at.connection.is_doubtful()
+            {
+                tracing::debug!(
+                    of = %endpoint.label(), silent = %at.owner.url, other = %other.url,
+                    "another broker serves the topic by now"
+                );
+                endpoint.give_up(session_id, at.connection.silent());
+                return;
+            }
+            let wait = backoff.wait(&*client.env.random, searching.others(), false);
+            tokio::select! {
+                () = at.connection.clear() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        if at.connection.is_dead() {
+            // Its streams end every session on them.
+            return;
         }
     }
 }
+
 type Attempt = Pin<Box<dyn Future<Output = Result<(), ClientError>> + Send>>;
+type LookingAfter = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Starts the task and waits for the first session.
 pub(crate) async fn start<E: Endpoint>(endpoint: Arc<E>) -> Result<(), ClientError> {
@@ -150,9 +246,15 @@ struct Driver<E> {
     endpoint: Arc<E>,
     backoff: Backoff,
     attempt: Option<Attempt>,
+    /// There from the first attempt until a session is open.
+    searching: Option<Searching>,
+    /// Looks after the open session.
+    looking_after: Option<LookingAfter>,
     /// Hears of the first session; gone afterwards.
     opened: Option<Opened>,
     last_error: Option<ClientError>,
+    /// An attempt ended without the broker's word: the broker may think that it has a session.
+    in_doubt: bool,
     /// When the last session was opened.
     opened_at: Option<Monotonic>,
     /// Since when each attempt was answered so.
@@ -166,13 +268,24 @@ async fn after(wait: Option<Duration>) {
     }
 }
 
+/// The result of what there may be; for ever pending if there is nothing.
+async fn of<T>(pending: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match pending {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn run<E: Endpoint>(endpoint: Arc<E>, opened: Opened) {
     let mut driver = Driver {
-        attempt: Some(Box::pin(Arc::clone(&endpoint).open_session())),
+        attempt: Some(Box::pin(attempt(Arc::clone(&endpoint)))),
+        searching: Some(Searching::new(endpoint.client())),
+        looking_after: None,
         endpoint: Arc::clone(&endpoint),
         backoff: Backoff::new(),
         opened: Some(opened),
         last_error: None,
+        in_doubt: false,
         opened_at: None,
         busy_since: None,
     };
@@ -188,19 +301,14 @@ async fn run<E: Endpoint>(endpoint: Arc<E>, opened: Opened) {
         }
         driver.reconnect_if_lost();
         let opening = driver.opened.is_some();
-        let attempt = async {
-            match &mut driver.attempt {
-                Some(attempt) => attempt.await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            result = attempt => {
+            result = of(&mut driver.attempt) => {
                 driver.attempt = None;
                 if let Err(error) = driver.attempted(result) {
                     break error;
                 }
             }
+            () = of(&mut driver.looking_after) => driver.looking_after = None,
             () = after(next) => {}
             () = endpoint.wake().notified() => {}
             () = tokio::time::sleep_until(first_deadline), if opening => {
@@ -211,6 +319,7 @@ async fn run<E: Endpoint>(endpoint: Arc<E>, opened: Opened) {
         }
     };
     driver.attempt = None;
+    driver.looking_after = None;
     endpoint.finish(&end);
     if let Some(opened) = driver.opened {
         // The builder's future may have been dropped; then nobody asks.
@@ -221,20 +330,26 @@ async fn run<E: Endpoint>(endpoint: Arc<E>, opened: Opened) {
 impl<E: Endpoint> Driver<E> {
     /// Starts an attempt if there is neither a session nor one under way.
     fn reconnect_if_lost(&mut self) {
-        if self.attempt.is_none() && self.endpoint.needs_session() {
-            let now = self.endpoint.client().env.clock.monotonic();
-            let lasted = self.opened_at.take().map(|at| now.saturating_sub(at));
-            // A session without traffic counts if it has outlived the longest wait.
-            if self.endpoint.take_progress() || lasted.is_some_and(|it| it >= Backoff::LONGEST) {
-                self.backoff.reset();
-            }
-            let wait = self.backoff.wait(&*self.endpoint.client().env.random);
-            let endpoint = Arc::clone(&self.endpoint);
-            self.attempt = Some(Box::pin(async move {
-                tokio::time::sleep(wait).await;
-                endpoint.open_session().await
-            }));
+        if self.attempt.is_some() || !self.endpoint.needs_session() {
+            return;
         }
+        self.looking_after = None;
+        let client = self.endpoint.client();
+        let now = client.env.clock.monotonic();
+        let lasted = self.opened_at.take().map(|at| now.saturating_sub(at));
+        // A session without traffic counts if it has outlived the longest wait.
+        if self.endpoint.take_progress() || lasted.is_some_and(|it| it >= Backoff::LONGEST) {
+            self.backoff.reset();
+        }
+        let ended = self.endpoint.take_ended();
+        let orderly = ended.as_ref().is_some_and(ClientError::is_orderly);
+        let searching = self.searching.get_or_insert_with(|| Searching::new(client));
+        let wait = self.backoff.wait(&*client.env.random, searching.others(), orderly);
+        let endpoint = Arc::clone(&self.endpoint);
+        self.attempt = Some(Box::pin(async move {
+            tokio::time::sleep(wait).await;
+            attempt(endpoint).await
+        }));
     }
 
     /// To be asked at each busy answer. True if there was no other for the operation timeout.
@@ -245,15 +360,26 @@ impl<E: Endpoint> Driver<E> {
         now.saturating_sub(since) >= client.operation_timeout
     }
 
+    /// There is a session.
+    fn opened(&mut self) {
+        self.busy_since = None;
+        self.in_doubt = false;
+        self.searching = None;
+        self.opened_at = Some(self.endpoint.client().env.clock.monotonic());
+        self.looking_after = self.endpoint.open_at().map(|(id, at)| {
+            let looking_after = look_after(Arc::clone(&self.endpoint), id, at);
+            Box::pin(looking_after) as LookingAfter
+        });
+        if let Some(opened) = self.opened.take() {
+            // The builder's future may be gone; its handle's drop then closes.
+            let _ = opened.send(Ok(()));
+        }
+    }
+
     /// An attempt is over. Fails with an error that no further attempt can mend.
     fn attempted(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
         let Err(error) = result else {
-            self.busy_since = None;
-            self.opened_at = Some(self.endpoint.client().env.clock.monotonic());
-            if let Some(opened) = self.opened.take() {
-                // The builder's future may be gone; its handle's drop then closes.
-                let _ = opened.send(Ok(()));
-            }
+            self.opened();
             return Ok(());
         };
         let first = self.opened.is_some();
@@ -261,20 +387,22 @@ impl<E: Endpoint> Driver<E> {
         if !busy {
             self.busy_since = None;
         }
-        // A name that is taken when first used is taken; later it is our own old session, which
-        // the broker has yet to miss, or, if that was left, somebody else's. And what was a broker
-        // once will be one again.
+        self.in_doubt |= matches!(error, ClientError::Disconnected { .. });
+        // A name that is taken when first used is taken, unless an attempt of ours may have taken
+        // it; later it is our own old session, which the broker has yet to miss, or, if that was
+        // left, somebody else's. And what was a broker once will be one again.
         let hopeless = if first {
-            !error.is_retryable() || busy
+            !error.is_retryable() || (busy && !self.in_doubt)
         } else if busy && self.endpoint.has_left_its_place() && self.is_busy_for_long() {
             true
         } else {
-            !error.is_retryable() && !matches!(error, ClientError::NotABroker { .. })
+            !error.can_pass()
         };
         if hopeless {
             return Err(error);
         }
         tracing::debug!(of = %self.endpoint.label(), %error, "no session yet; trying again");
+        self.endpoint.no_session(&error);
         self.last_error = Some(error);
         Ok(())
     }

@@ -99,6 +99,11 @@ impl<W> AckTracker<W> {
         !self.is_waiting() && self.under_way.is_empty()
     }
 
+    /// True if a group was sent and has no receipt.
+    pub(super) fn is_receipt_due(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
     /// True if someone waits for the receipt of what has not been sent.
     pub(super) fn is_urgent(&self) -> bool {
         !self.waiters.is_empty() || !self.cumulative_waiters.is_empty()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_proto::id::{EntryId, LedgerId, Position};
+use geminga_proto::topic_name::TopicName;
 use geminga_proto::v1;
 use tokio::sync::{Notify, oneshot};
 use v1::consume_event::Event;
@@ -15,6 +16,7 @@ use super::{InitialPosition, SubscriptionPosition};
 use crate::client::ClientInner;
 use crate::error::{BrokerError, ClientError, ConsumerError};
 use crate::link::Sink;
+use crate::lookup::Located;
 use crate::session::{self, Endpoint};
 
 impl Endpoint for Shared {
@@ -22,6 +24,10 @@ impl Endpoint for Shared {
 
     fn client(&self) -> &Arc<ClientInner> {
         &self.client
+    }
+
+    fn topic(&self) -> &TopicName {
+        &self.topic
     }
 
     fn label(&self) -> String {
@@ -72,24 +78,38 @@ impl Endpoint for Shared {
         std::mem::take(&mut self.inbox.lock().progress)
     }
 
-    async fn open_session(self: Arc<Self>) -> Result<(), ClientError> {
-        let connection = self.client.locate(&self.topic).await?;
-        let link = connection.consume().await?;
+    async fn open_session(self: Arc<Self>, at: Located) -> Result<(), ClientError> {
+        let link = at.connection.consume().await?;
         let id = self.client.next_id();
         let (reply, answer) = oneshot::channel();
-        let url = connection.url().to_owned();
         let consumer_name = {
             let mut inbox = self.inbox.lock();
-            let link = Arc::clone(&link);
-            inbox.session = Session::Opening { id, link, connection, reply };
+            let (link, at) = (Arc::clone(&link), at.clone());
+            inbox.session = Session::Opening { id, link, at, reply };
             inbox.name.clone()
         };
-        if let Err(why) = link.register(id, Arc::clone(&self) as _) {
+        if let Err(error) = link.register(id, Arc::clone(&self) as _) {
             self.leave();
-            return Err(ClientError::Disconnected { url, why });
+            return Err(error);
         }
         link.push(Frame::Subscribe(self.subscribe_frame(id, consumer_name)));
-        session::opened(answer, url, self.client.operation_timeout, || self.leave()).await
+        session::opened(answer, &at, self.client.operation_timeout, || self.leave()).await
+    }
+
+    fn open_at(&self) -> Option<(u64, Located)> {
+        self.inbox.lock().session.open_at()
+    }
+
+    fn give_up(&self, session_id: u64, error: ClientError) {
+        self.on_session_over(session_id, |_| error);
+    }
+
+    fn take_ended(&self) -> Option<ClientError> {
+        self.inbox.lock().ended.take()
+    }
+
+    fn no_session(&self, _: &ClientError) {
+        // Nothing of a consumer has a time limit of its own that could tell it.
     }
 
     fn finish(&self, error: &ClientError) {
@@ -136,11 +156,17 @@ impl Sink<Event> for Shared {
         }
     }
 
-    fn lost(&self, id: u64, why: &str) {
-        self.on_session_over(id, |url| ClientError::Disconnected {
-            url: url.to_owned(),
-            why: why.to_owned(),
-        });
+    fn lost(&self, id: u64, error: &ClientError) {
+        self.on_session_over(id, |_| error.clone());
+    }
+
+    fn is_waiting(&self, id: u64) -> bool {
+        let acks = self.acks.lock();
+        let inbox = self.inbox.lock();
+        let asked = acks.tracker.is_receipt_due()
+            || !inbox.positions.is_empty()
+            || inbox.closing == Closing::Sent;
+        inbox.session.id() == Some(id) && (inbox.session.is_opening() || asked)
     }
 }
 
@@ -187,11 +213,11 @@ impl Shared {
                 return;
             }
             match std::mem::replace(&mut inbox.session, Session::None) {
-                Session::Opening { id, link, connection, reply } => {
+                Session::Opening { id, link, at, reply } => {
                     if !subscribed.consumer_name.is_empty() {
                         inbox.name = subscribed.consumer_name;
                     }
-                    inbox.session = Session::Open { id, link, connection };
+                    inbox.session = Session::Open { id, link, at };
                     inbox.left = false;
                     // Acknowledgements go before the credit, so that what they cover isn't
                     // delivered again.
@@ -339,11 +365,16 @@ impl Shared {
             acks.nacks.clear();
             Self::session_ended(&mut inbox)
         };
-        if let Some(error) = session.end(close_frame, error) {
+        if let Some((error, at)) = session.end(close_frame, error) {
             tracing::debug!(topic = %self.topic, %error, "a consumer's session is over");
-            if !error.is_retryable() && error != ClientError::Closed {
-                self.inbox.lock().end.get_or_insert(error);
+            let mut inbox = self.inbox.lock();
+            if !inbox.left {
+                self.client.directory.failed(&self.topic, &at.owner, &error);
             }
+            if !error.is_retryable() && error != ClientError::Closed {
+                inbox.end.get_or_insert_with(|| error.clone());
+            }
+            inbox.ended = Some(error);
         }
         for reply in positions {
             let _ = reply.send(Err(ConsumerError::Disconnected));

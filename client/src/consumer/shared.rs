@@ -74,6 +74,8 @@ pub(super) struct Inbox {
     pub(super) close_deadline: Option<Monotonic>,
     /// Set once: nothing is received any more. `Closed` if it was closed.
     pub(super) end: Option<ClientError>,
+    /// Why the last session ended that was open. The driver takes it.
+    pub(super) ended: Option<ClientError>,
     pub(super) done: bool,
     /// Told to who closes: the broker refused to unsubscribe, or to acknowledge.
     pub(super) failure: Option<ConsumerError>,
@@ -164,6 +166,7 @@ impl Inbox {
             unsubscribing: false,
             close_deadline: None,
             end: None,
+            ended: None,
             done: false,
             failure: None,
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use geminga_proto::id::{EntryId, LedgerId, MessageIndex, Position};
+use geminga_proto::topic_name::TopicName;
 use geminga_proto::v1;
 use tokio::sync::{Notify, oneshot};
 
@@ -13,6 +14,7 @@ use crate::client::ClientInner;
 use crate::completion::EntryReceipt;
 use crate::error::{BrokerError, ClientError, SendError};
 use crate::link::Sink;
+use crate::lookup::Located;
 use crate::resend::Answered;
 use crate::session::{self, Endpoint};
 
@@ -21,6 +23,10 @@ impl Endpoint for Shared {
 
     fn client(&self) -> &Arc<ClientInner> {
         &self.client
+    }
+
+    fn topic(&self) -> &TopicName {
+        &self.topic
     }
 
     fn label(&self) -> String {
@@ -40,7 +46,9 @@ impl Endpoint for Shared {
             let expired = state.queue.expire(now).into_iter();
             // Without a timeout nothing has a deadline.
             let after = self.config.send_timeout.unwrap_or_default();
-            let failed = expired.map(|pending| (pending, Err(SendError::Timeout { after })));
+            let last = state.last_error.as_ref().map(ToString::to_string);
+            let failed = expired
+                .map(|pending| (pending, Err(SendError::Timeout { after, last: last.clone() })));
             let leaving = state.leave(failed.collect());
             if self.is_stranded(&state) {
                 job = self.seal(&mut state);
@@ -76,19 +84,17 @@ impl Endpoint for Shared {
         std::mem::take(&mut self.state.lock().progress)
     }
 
-    async fn open_session(self: Arc<Self>) -> Result<(), ClientError> {
-        let connection = self.client.locate(&self.topic).await?;
-        let link = connection.produce().await?;
+    async fn open_session(self: Arc<Self>, at: Located) -> Result<(), ClientError> {
+        let link = at.connection.produce().await?;
         let id = self.client.next_id();
         let (reply, answer) = oneshot::channel();
-        let url = connection.url().to_owned();
         {
-            let link = Arc::clone(&link);
-            self.state.lock().session = Session::Opening { id, link, connection, reply };
+            let (link, at) = (Arc::clone(&link), at.clone());
+            self.state.lock().session = Session::Opening { id, link, at, reply };
         }
-        if let Err(why) = link.register(id, Arc::clone(&self) as _) {
+        if let Err(error) = link.register(id, Arc::clone(&self) as _) {
             self.end_session();
-            return Err(ClientError::Disconnected { url, why });
+            return Err(error);
         }
         let properties = self.config.properties.iter().cloned();
         let properties = properties.map(|(key, value)| v1::Property { key, value }).collect();
@@ -100,7 +106,23 @@ impl Endpoint for Shared {
             properties,
         };
         link.push(v1::produce_frame::Frame::Open(open));
-        session::opened(answer, url, self.client.operation_timeout, || self.end_session()).await
+        session::opened(answer, &at, self.client.operation_timeout, || self.end_session()).await
+    }
+
+    fn open_at(&self) -> Option<(u64, Located)> {
+        self.state.lock().session.open_at()
+    }
+
+    fn give_up(&self, session_id: u64, error: ClientError) {
+        self.on_session_over(session_id, |_| error);
+    }
+
+    fn take_ended(&self) -> Option<ClientError> {
+        self.state.lock().ended.take()
+    }
+
+    fn no_session(&self, error: &ClientError) {
+        self.state.lock().last_error = Some(error.clone());
     }
 
     fn finish(&self, error: &ClientError) {
@@ -145,11 +167,14 @@ impl Sink<v1::produce_result::Result> for Shared {
         }
     }
 
-    fn lost(&self, id: u64, why: &str) {
-        self.on_session_over(id, |url| ClientError::Disconnected {
-            url: url.to_owned(),
-            why: why.to_owned(),
-        });
+    fn lost(&self, id: u64, error: &ClientError) {
+        self.on_session_over(id, |_| error.clone());
+    }
+
+    fn is_waiting(&self, id: u64) -> bool {
+        let state = self.state.lock();
+        let current = state.session.id() == Some(id);
+        current && (state.session.is_opening() || state.queue.is_answer_due())
     }
 }
 
@@ -165,13 +190,13 @@ impl Shared {
             return;
         }
         match std::mem::replace(&mut state.session, Session::None) {
-            Session::Opening { id, link, connection, reply } => {
-                let limit = connection.info().max_message_bytes as usize;
+            Session::Opening { id, link, at, reply } => {
+                let limit = at.connection.info().max_message_bytes as usize;
                 self.max_message_bytes.store(limit, Ordering::Relaxed);
                 if !opened.producer_name.is_empty() {
                     state.name = opened.producer_name.into();
                 }
-                state.session = Session::Open { id, link, connection };
+                state.session = Session::Open { id, link, at };
                 state.queue.session_opened(opened.credit_bytes);
                 Self::pump(&mut state);
                 drop(state);
@@ -203,6 +228,7 @@ impl Shared {
                             messages: pending.messages,
                         };
                         done.push((pending, Ok(stored)));
+                        state.last_error = None;
                     }
                     Answered::Ignored => {}
                     Answered::OutOfOrder { expected } => {
@@ -278,18 +304,21 @@ impl Shared {
             state.queue.session_ended();
             std::mem::replace(&mut state.session, Session::None)
         };
-        if let Some(error) = session.end(close_frame, error) {
+        if let Some((error, at)) = session.end(close_frame, error) {
             tracing::debug!(topic = %self.topic, %error, "a producer's session is over");
+            self.client.directory.failed(&self.topic, &at.owner, &error);
             self.session_error(error);
         }
         self.wake.notify_one();
     }
 
-    /// Remembers an error that no reconnect can mend.
+    /// Remembers why a session ended, and for good if no reconnect can mend it.
     fn session_error(&self, error: ClientError) {
         let mut state = self.state.lock();
         if !error.is_retryable() && error != ClientError::Closed && state.end.is_none() {
-            state.end = Some(error);
+            state.end = Some(error.clone());
         }
+        state.last_error = Some(error.clone());
+        state.ended = Some(error);
     }
 }

@@ -85,6 +85,10 @@ pub(super) struct State {
     pub(super) closing: bool,
     /// Set once: nothing is taken any more. `Closed` if it was closed and is done.
     pub(super) end: Option<ClientError>,
+    /// Why the last session ended that was open. The driver takes it.
+    pub(super) ended: Option<ClientError>,
+    /// What went wrong last, with no receipt since.
+    pub(super) last_error: Option<ClientError>,
     /// Everything has its outcome and the session is left.
     pub(super) done: bool,
     one_way_failure: Option<SendError>,
@@ -201,6 +205,8 @@ impl Shared {
             timer_armed: false,
             closing: false,
             end: None,
+            ended: None,
+            last_error: None,
             done: false,
             one_way_failure: None,
             in_flight_messages: 0,

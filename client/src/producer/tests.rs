@@ -26,7 +26,7 @@ fn producer(
 }
 
 fn timed_out<T>() -> Result<T, SendError> {
-    Err(SendError::Timeout { after: SEND_TIMEOUT })
+    Err(SendError::Timeout { after: SEND_TIMEOUT, last: None })
 }
 
 #[tokio::test]

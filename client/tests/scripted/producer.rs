@@ -299,7 +299,7 @@ async fn a_message_without_a_receipt_in_time_fails_and_its_room_comes_back() {
     let producer = soon(producer).await.expect("opens");
     for _ in 0..3 {
         let error = soon(producer.send("1")).await.expect_err("no receipt");
-        assert_eq!(error, SendError::Timeout { after: timeout });
+        assert_eq!(error, SendError::Timeout { after: timeout, last: None });
     }
     assert_eq!(producer.in_flight(), 0);
 }
