@@ -1,9 +1,9 @@
 //! [`BookieService`]: the gRPC face of a [`Bookie`].
 //!
 //! Decodes, calls, encodes; decides nothing. Append and read are streams: answers that are ready
-//! together go out together. Everything is bounded: streams, appends in flight on one, reads in
-//! flight and the bytes of their answers, bytes of a message. What makes no sense ends in a status
-//! that says why.
+//! together go out together. Everything is bounded: connections, streams, appends in flight on one,
+//! reads in flight and the bytes of their answers, of one stream and of all, bytes of a message.
+//! What makes no sense ends in a status that says why.
 
 use futures_util::Stream;
 use geminga_proto::PROTOCOL;
@@ -12,21 +12,25 @@ use geminga_proto::payload::Payload;
 use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest};
 use geminga_proto::v1 as pb;
 use geminga_proto::v1::bookie_server::BookieServer;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::bookie::Bookie;
 
+mod accept;
 mod append_stream;
 mod guard;
 mod read_stream;
+mod server;
+
+pub use server::{ServiceConfig, serve};
 
 use append_stream::AppendStream;
-use guard::{Guarded, StreamLimit, check_meant};
+use guard::{Guarded, Stopping, StreamLimit, check_meant};
+use read_stream::ReadBudget;
 
 /// Appends of one stream that may wait for their answer; more are not read from the socket.
 const MAX_APPENDS_IN_FLIGHT: usize = 16_384;
-/// Streams that may be open at once, of all connections.
-const MAX_STREAMS: usize = 1_024;
 /// Largest message that is taken, beside one entry of the largest size.
 const MAX_BATCH_BYTES: usize = 16 << 20;
 /// Most ledgers in one hint, or in one question.
@@ -40,13 +44,28 @@ const FLAG_STATE_LOG: u32 = 2;
 pub struct BookieService {
     bookie: Bookie,
     streams: StreamLimit,
+    untaken: ReadBudget,
+    stopping: Stopping,
 }
 
 impl BookieService {
-    /// A service for `bookie`.
+    /// A service for `bookie` with the default limits.
     #[must_use]
     pub fn new(bookie: Bookie) -> Self {
-        Self { bookie, streams: StreamLimit::new(MAX_STREAMS) }
+        Self::with_limits(bookie, &ServiceConfig::default())
+    }
+
+    /// A service for `bookie`.
+    #[must_use]
+    pub fn with_limits(bookie: Bookie, config: &ServiceConfig) -> Self {
+        let streams = StreamLimit::new(config.max_streams);
+        let untaken = ReadBudget::new(config.max_untaken_bytes, config.untaken_wait);
+        Self { bookie, streams, untaken, stopping: Stopping::never() }
+    }
+
+    /// Its streams end, with what was taken being answered, once this turns `true`.
+    fn until(self, stopping: watch::Receiver<bool>) -> Self {
+        Self { stopping: Stopping::new(stopping), ..self }
     }
 
     /// The server to add to a router, with its message limits.
@@ -99,7 +118,8 @@ impl pb::bookie_server::Bookie for BookieService {
         check_meant(request.metadata(), self.bookie.identity())?;
         let place = self.streams.take()?;
         let requests = request.into_inner();
-        let answers = AppendStream::start(self.bookie.clone(), requests, MAX_APPENDS_IN_FLIGHT);
+        let (bookie, stopping) = (self.bookie.clone(), self.stopping.clone());
+        let answers = AppendStream::start(bookie, requests, MAX_APPENDS_IN_FLIGHT, stopping);
         Ok(Response::new(Box::pin(Guarded::new(answers, place))))
     }
 
@@ -109,7 +129,9 @@ impl pb::bookie_server::Bookie for BookieService {
     ) -> Result<Response<Self::ReadStream>, Status> {
         check_meant(request.metadata(), self.bookie.identity())?;
         let place = self.streams.take()?;
-        let answers = read_stream::answer(self.bookie.clone(), request.into_inner());
+        let (bookie, untaken) = (self.bookie.clone(), self.untaken.clone());
+        let stopping = self.stopping.clone();
+        let answers = read_stream::answer(bookie, untaken, request.into_inner(), stopping);
         Ok(Response::new(Box::pin(Guarded::new(Box::pin(answers), place))))
     }
 

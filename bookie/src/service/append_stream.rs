@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tonic::Status;
 
+use super::guard::{Stopping, stopped};
 use super::{append_request, status_of};
 use crate::bookie::Bookie;
 use crate::done::{AppendAnswer, AppendDone};
@@ -43,8 +44,14 @@ struct Ready {
 }
 
 impl AppendStream {
-    /// Serves `requests` until they end or this stream is dropped.
-    pub(super) fn start<S>(bookie: Bookie, requests: S, max_in_flight: usize) -> Self
+    /// Serves `requests` until they end, this stream is dropped, or the port is ending; then what
+    /// was taken is still answered.
+    pub(super) fn start<S>(
+        bookie: Bookie,
+        requests: S,
+        max_in_flight: usize,
+        stopping: Stopping,
+    ) -> Self
     where
         S: Stream<Item = Result<pb::AppendBatch, Status>> + Send + Unpin + 'static,
     {
@@ -53,24 +60,32 @@ impl AppendStream {
             permits: Semaphore::new(max_in_flight),
             waker: AtomicWaker::new(),
         });
-        tokio::spawn(take_requests(bookie, requests, answers.clone()));
+        tokio::spawn(take_requests(bookie, requests, answers.clone(), stopping));
         Self { answers }
     }
 }
 
-async fn take_requests<S>(bookie: Bookie, mut requests: S, answers: Arc<Answers>)
-where
+async fn take_requests<S>(
+    bookie: Bookie,
+    mut requests: S,
+    answers: Arc<Answers>,
+    stopping: Stopping,
+) where
     S: Stream<Item = Result<pb::AppendBatch, Status>> + Send + Unpin,
 {
     let done: Arc<dyn AppendDone> = answers.clone();
-    let mut end = None;
-    while let Some(batch) = requests.next().await {
+    let stopping = stopping.wait();
+    tokio::pin!(stopping);
+    let end = loop {
+        let batch = tokio::select! {
+            biased;
+            () = &mut stopping => break Some(stopped()),
+            batch = requests.next() => batch,
+        };
         let batch = match batch {
-            Ok(batch) => batch,
-            Err(status) => {
-                end = Some(status);
-                break;
-            }
+            None => break None,
+            Some(Err(status)) => break Some(status),
+            Some(Ok(batch)) => batch,
         };
         for request in batch.requests {
             // Closed when the client has gone: what it still sent is nobody's.
@@ -84,7 +99,7 @@ where
                 answers.push([(request_id, Err(error))].into_iter());
             }
         }
-    }
+    };
     answers.ready.lock().ended = Some(end);
     answers.waker.wake();
 }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use futures_util::{Stream, StreamExt};
 use geminga_proto::{BOOKIE_HEADER, CLUSTER_HEADER};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -35,6 +35,34 @@ pub(super) fn check_meant(metadata: &MetadataMap, identity: &Identity) -> Result
         }
     }
     Ok(())
+}
+
+/// Whether the port is ending.
+#[derive(Debug, Clone)]
+pub(super) struct Stopping(watch::Receiver<bool>);
+
+impl Stopping {
+    /// `true` in the channel: it is ending. A sender that is gone never says so.
+    pub(super) fn new(stopping: watch::Receiver<bool>) -> Self {
+        Self(stopping)
+    }
+
+    /// Never.
+    pub(super) fn never() -> Self {
+        Self(watch::channel(false).1)
+    }
+
+    /// Is done once the port is ending.
+    pub(super) async fn wait(mut self) {
+        if self.0.wait_for(|stopping| *stopping).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What a peer is told whose stream is ended because the port is.
+pub(super) fn stopped() -> Status {
+    Status::unavailable("this bookie is stopping")
 }
 
 /// Hands out places for streams.

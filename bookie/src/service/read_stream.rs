@@ -1,17 +1,21 @@
 //! One stream of reads: so many at once, and their answers coalesced.
 //!
-//! Bounded in bytes, too: a read starts only with a claim on what it may answer, and gives it back
-//! when the answer has been taken. So a client that asks and doesn't take holds little memory.
+//! Bounded in bytes, too: a read starts only with a claim on what it may answer, on its stream's
+//! bytes and on those of all streams, and gives it back when the answer has been taken. So clients
+//! that ask and don't take hold little memory. A read that gets no share of the bytes of all in time
+//! is refused as overloaded: whoever asks has other bookies, and must not wait for who doesn't take.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
 use geminga_proto::id::{EntryId, LedgerId, LedgerToken};
-use geminga_proto::storage::{ReadRequest, ReadResult};
+use geminga_proto::storage::{BookieError, ReadRequest, ReadResult};
 use geminga_proto::v1 as pb;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
+use super::guard::Stopping;
 use super::status_of;
 use crate::bookie::Bookie;
 
@@ -22,23 +26,63 @@ const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Bytes of answers of one stream that may be under way or not taken yet.
 const MAX_UNTAKEN_BYTES: u32 = 32 << 20;
 
-/// An answer and what it claims of its stream's bytes.
+/// Bytes of answers, of all streams, that may be under way or not taken yet.
+#[derive(Debug, Clone)]
+pub(super) struct ReadBudget {
+    bytes: Arc<Semaphore>,
+    most: u32,
+    wait: Duration,
+}
+
+impl ReadBudget {
+    pub(super) fn new(bytes: usize, wait: Duration) -> Self {
+        let bytes = bytes.min(u32::MAX as usize);
+        let most = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self { bytes: Arc::new(Semaphore::new(bytes)), most, wait }
+    }
+
+    /// `None`: there is nothing left, for too long.
+    pub(super) async fn claim(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
+        let claim = self.bytes.clone().acquire_many_owned(bytes.min(self.most));
+        tokio::time::timeout(self.wait, claim).await.ok()?.ok()
+    }
+}
+
+/// What an answer may take, of its stream's bytes and of those of all streams.
+#[derive(Debug)]
+struct Claim {
+    stream: OwnedSemaphorePermit,
+    all: OwnedSemaphorePermit,
+}
+
+impl Claim {
+    /// Gives back all but `bytes`.
+    fn shrink(&mut self, bytes: usize) {
+        for permit in [&mut self.stream, &mut self.all] {
+            drop(permit.split(permit.num_permits().saturating_sub(bytes)));
+        }
+    }
+}
+
+/// An answer and what it claims.
 struct Claimed {
     answer: pb::ReadAnswer,
-    claim: Option<OwnedSemaphorePermit>,
+    claim: Option<Claim>,
 }
 
 /// A message with the claims of its answers.
 #[derive(Default)]
 struct Message {
     answers: Vec<pb::ReadAnswer>,
-    claims: Vec<OwnedSemaphorePermit>,
+    claims: Vec<Claim>,
 }
 
-/// Answers `requests` in any order until they end.
+/// Answers `requests` in any order until they end or the port is ending.
 pub(super) fn answer<S>(
     bookie: Bookie,
+    all: ReadBudget,
     requests: S,
+    stopping: Stopping,
 ) -> impl Stream<Item = Result<pb::ReadAnswers, Status>> + Send
 where
     S: Stream<Item = Result<pb::ReadBatch, Status>> + Send,
@@ -49,7 +93,8 @@ where
         Err(status) => stream::iter(vec![Err(status)]),
     });
     requests
-        .map(move |request| answer_one(bookie.clone(), budget.clone(), request))
+        .take_until(stopping.wait())
+        .map(move |request| answer_one(bookie.clone(), budget.clone(), all.clone(), request))
         .buffer_unordered(MAX_READS_IN_FLIGHT)
         .ready_chunks(MAX_READS_IN_FLIGHT)
         .flat_map(|ready| stream::iter(coalesce(ready)))
@@ -60,6 +105,7 @@ where
 async fn answer_one(
     bookie: Bookie,
     budget: Arc<Semaphore>,
+    all: ReadBudget,
     request: Result<pb::ReadRequest, Status>,
 ) -> Result<Claimed, Status> {
     let request = request?;
@@ -67,8 +113,14 @@ async fn answer_one(
     // One entry is answered whatever was asked for.
     let most = request.max_bytes.min(limits.max_read_bytes).max(limits.max_entry_bytes.into());
     let most = u32::try_from(most).unwrap_or(u32::MAX).min(MAX_UNTAKEN_BYTES);
-    // The semaphore is never closed; were it, reading unbounded would be the lesser evil.
-    let mut claim = budget.acquire_many_owned(most).await.ok();
+    let Ok(stream) = budget.acquire_many_owned(most).await else {
+        return Err(Status::internal("the bytes of a read stream can't be counted"));
+    };
+    let Some(all) = all.claim(most).await else {
+        let answer = read_answer(request.request_id, Err(BookieError::Overloaded));
+        return Ok(Claimed { answer, claim: None });
+    };
+    let mut claim = Claim { stream, all };
     let read = bookie.read(ReadRequest {
         ledger: LedgerId(request.ledger_id),
         first: EntryId(request.first_entry_id),
@@ -77,9 +129,8 @@ async fn answer_one(
         fence: request.fence.then_some(LedgerToken(request.token)),
     });
     let answer = read_answer(request.request_id, read.await);
-    let unused = (most as usize).saturating_sub(size(&answer));
-    drop(claim.as_mut().and_then(|claim| claim.split(unused)));
-    Ok(Claimed { answer, claim })
+    claim.shrink(size(&answer));
+    Ok(Claimed { answer, claim: Some(claim) })
 }
 
 fn size(answer: &pb::ReadAnswer) -> usize {

@@ -19,7 +19,7 @@ use crate::config::BookieConfig;
 use crate::cookie::Identity;
 use crate::device::memory::MemoryDevice;
 
-fn bookie() -> Bookie {
+pub(super) fn bookie() -> Bookie {
     let config = BookieConfig {
         segment_bytes: Some(1 << 20),
         first_segment_bytes: 256 * 1024,
@@ -32,11 +32,11 @@ fn bookie() -> Bookie {
     Bookie::open(config, identity, device, Env::system()).expect("opens").0
 }
 
-type Client =
+pub(super) type Client =
     BookieClient<InterceptedService<Channel, fn(Request<()>) -> Result<Request<()>, Status>>>;
 
 /// Says whom a request is meant for, unless the test says otherwise.
-fn addressed(mut request: Request<()>) -> Result<Request<()>, Status> {
+pub(super) fn addressed(mut request: Request<()>) -> Result<Request<()>, Status> {
     let headers = request.metadata_mut();
     for (header, name) in [(CLUSTER_HEADER, "c"), (BOOKIE_HEADER, "b")] {
         if !headers.contains_key(header) {
@@ -63,7 +63,7 @@ async fn channel_to(service: BookieService) -> Channel {
     endpoint.connect().await.expect("connects")
 }
 
-fn add(request_id: u64, ledger_id: u64, entry_id: u64) -> pb::AppendRequest {
+pub(super) fn add(request_id: u64, ledger_id: u64, entry_id: u64) -> pb::AppendRequest {
     pb::AppendRequest {
         request_id,
         ledger_id,
@@ -129,6 +129,15 @@ async fn appends_reads_fences_and_info_travel_over_a_connection() {
     assert_eq!(late, [(1, pb::BookieStatus::FencedLedger)]);
     let info = client.info(pb::InfoRequest {}).await.expect("an answer").into_inner();
     assert_eq!((info.bookie_id.as_str(), info.ledgers, info.writable), ("b", 1, true));
+    let asked = pb::LedgersFencedRequest {
+        ledger_ids: vec![5, 6, 5, 7, 8, 9, 10, 11, 5],
+        tokens: vec![1, 1, 2, 1, 1, 1, 1, 1, 1],
+    };
+    let answer = client.ledgers_fenced(asked.clone()).await.expect("an answer").into_inner();
+    assert_eq!(answer.fenced[..], [0b101, 1], "also under a token that isn't the ledger's");
+    let uneven = pb::LedgersFencedRequest { tokens: vec![1], ..asked };
+    let refused = client.ledgers_fenced(uneven).await.expect_err("refused");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     let hint = pb::DeleteHintRequest { ledger_ids: vec![5] };
     client.delete_hint(hint).await.expect("an answer");
     let long = pb::DeleteHintRequest { ledger_ids: vec![5; MAX_HINTED + 1] };
@@ -163,7 +172,7 @@ async fn more_appends_than_may_be_in_flight_are_all_answered() {
         Ok(pb::AppendBatch { requests })
     });
     let requests = stream::iter(batches.collect::<Vec<_>>());
-    let mut answers = AppendStream::start(bookie, requests, 7);
+    let mut answers = AppendStream::start(bookie, requests, 7, Stopping::never());
     let mut answered = Vec::new();
     while let Some(batch) = answers.next().await {
         let batch = batch.expect("no error");
@@ -275,6 +284,28 @@ async fn reads_that_claim_more_than_a_stream_may_hold_are_all_answered() {
         answered += answers.answers.len();
     }
     assert_eq!(answered, 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_get_no_share_of_the_bytes_of_all_streams_are_refused_as_overloaded() {
+    let bookie = bookie();
+    let wait = std::time::Duration::from_millis(20);
+    let untaken = ReadBudget::new(256 * 1024, wait);
+    let most = untaken.claim(u32::MAX).await.expect("nobody holds anything");
+    let ask = || {
+        let batch = Ok(pb::ReadBatch { requests: vec![read(1, 5, 0), read(2, 6, 0)] });
+        let (bookie, never) = (bookie.clone(), Stopping::never());
+        read_stream::answer(bookie, untaken.clone(), stream::iter([batch]), never)
+    };
+    let statuses = |answers: Vec<Result<pb::ReadAnswers, Status>>| {
+        let answers = answers.into_iter().flat_map(|message| message.expect("no error").answers);
+        answers.map(|answer| answer.status()).collect::<Vec<_>>()
+    };
+    let refused = statuses(ask().collect().await);
+    assert_eq!(refused, [pb::BookieStatus::Overloaded; 2]);
+    drop(most);
+    let answered = statuses(ask().collect().await);
+    assert_eq!(answered, [pb::BookieStatus::NoSuchEntry; 2]);
 }
 
 proptest! {

@@ -1,8 +1,7 @@
 //! The storage node's port, the same in a standalone and in a process of its own.
 
 use geminga_bookie::bookie::Bookie;
-use geminga_bookie::service::BookieService;
-use tonic::transport::server::TcpIncoming;
+use geminga_bookie::service::{self, ServiceConfig};
 
 use super::listeners::Port;
 use super::parts::Parts;
@@ -11,12 +10,8 @@ use super::parts::Parts;
 pub(super) fn serve(parts: &mut Parts, port: Port, bookie: Bookie) {
     let stopped = parts.stopped();
     parts.spawn("storage node", async move {
-        let incoming = TcpIncoming::from(port.listener).with_nodelay(Some(true));
-        let service = BookieService::new(bookie).into_server();
-        let served = tonic::transport::Server::builder()
-            .serve_with_incoming_shutdown(service, incoming, stopped)
-            .await;
-        if let Err(error) = served {
+        let config = ServiceConfig::default();
+        if let Err(error) = service::serve(port.listener, bookie, config, stopped).await {
             tracing::error!(%error, "the storage node's port failed");
         }
     });
