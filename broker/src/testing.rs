@@ -1,6 +1,8 @@
 //! A small cluster in memory for the broker's tests: metadata store, model bookies, brokers, and
 //! clients that remember what they heard.
 
+mod door;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +27,8 @@ use crate::core::api::{
 };
 use crate::core::broker::{Broker, Consumer, Producer};
 use crate::core::config::BrokerConfig;
+
+pub use door::Door;
 
 /// How long a test waits for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -71,12 +75,17 @@ impl Cluster {
     pub fn config() -> BrokerConfig {
         BrokerConfig {
             housekeeping_interval: Duration::from_millis(5),
+            alone: true,
             ..BrokerConfig::new(BrokerId::new("broker").expect("valid"))
         }
     }
 
     /// The ledgers, as one broker sees them.
     pub fn ledgers(&self) -> LedgerStore {
+        self.ledgers_with(Arc::clone(&self.meta) as _)
+    }
+
+    fn ledgers_with(&self, meta: Arc<dyn MetadataStore>) -> LedgerStore {
         let (write_quorum, ack_quorum) = self.quorum;
         let config = LedgerStoreConfig {
             write_quorum,
@@ -87,7 +96,6 @@ impl Cluster {
             ..LedgerStoreConfig::default()
         };
         let placement = Arc::new(FixedPlacement::new(self.env.clone(), self.names.clone()));
-        let meta: Arc<dyn MetadataStore> = Arc::clone(&self.meta) as _;
         let transport = Arc::new(self.bookies.clone());
         LedgerStore::new(config, self.env.clone(), meta, transport, placement).expect("valid")
     }
@@ -102,6 +110,26 @@ impl Cluster {
         let meta: Arc<dyn MetadataStore> = Arc::clone(&self.meta) as _;
         let env = Env { clock, ..self.env.clone() };
         Broker::start(config, env, meta, self.ledgers()).await.expect("starts")
+    }
+
+    /// Settings of one of several brokers, with a lease of a second.
+    pub fn config_of(name: &str) -> BrokerConfig {
+        BrokerConfig {
+            broker_id: BrokerId::new(name).expect("valid"),
+            service_url: format!("http://{name}:6660"),
+            admin_url: format!("http://{name}:8080"),
+            lease_ttl: Duration::from_secs(1),
+            ..Self::config()
+        }
+    }
+
+    /// Starts a broker whose way to the metadata can be shut.
+    pub async fn broker_behind_door(&self, config: BrokerConfig) -> (Broker, Arc<Door>) {
+        let door = Door::to(&self.meta);
+        let meta = Arc::clone(&door) as Arc<dyn MetadataStore>;
+        let ledgers = self.ledgers_with(Arc::clone(&meta));
+        let started = Broker::start(config, self.env.clone(), meta, ledgers).await;
+        (started.expect("starts"), door)
     }
 
     /// Time and randomness.

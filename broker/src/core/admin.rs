@@ -42,6 +42,17 @@ pub struct NamespaceInfo {
     pub policies: NamespacePolicies,
 }
 
+impl AdminError {
+    /// What a topic's error means where a namespace is asked for.
+    #[must_use]
+    pub fn from_topic(error: TopicError) -> Self {
+        match error {
+            TopicError::NamespaceNotFound(name) => Self::NamespaceNotFound(name),
+            error => error.into(),
+        }
+    }
+}
+
 /// Why an administrative request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {

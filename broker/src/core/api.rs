@@ -24,6 +24,8 @@ pub enum Lookup {
         broker_id: String,
         /// Where clients connect.
         service_url: String,
+        /// Where administration connects.
+        admin_url: String,
     },
 }
 

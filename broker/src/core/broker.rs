@@ -6,9 +6,11 @@
 
 mod damaged;
 mod deletion;
+mod handover;
 mod inspect;
 mod keeper;
 mod sweep;
+mod takeover;
 mod tenancy;
 mod topics;
 
@@ -16,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use geminga_ledger::store::LedgerStore;
+use geminga_meta::bundle::BundleId;
 use geminga_meta::store::MetadataStore;
 use geminga_proto::env::Env;
 use geminga_proto::topic_name::TopicName;
@@ -29,12 +32,13 @@ use crate::core::budget::ByteBudget;
 use crate::core::bundle::Bundle;
 use crate::core::config::{BrokerConfig, ConfigError};
 use crate::core::context::{Context, unavailable};
-use crate::core::namespace::Namespaces;
+use crate::core::namespace::{Namespace, Namespaces};
 use crate::core::ownership::{Ownership, OwnershipError};
 use crate::core::topic::{Create, Home, Topic};
 use crate::core::topic_map::{Claim, TopicMap};
 use crate::core::watched;
 
+pub use crate::core::broker::handover::Unloaded;
 pub use crate::core::consumer::Consumer;
 pub use crate::core::producer::Producer;
 
@@ -47,8 +51,8 @@ pub enum StartError {
     /// A setting can't work.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The lease can't be had.
-    #[error("the broker can't take a lease: {0}")]
+    /// The session can't begin.
+    #[error(transparent)]
     Ownership(#[from] OwnershipError),
     /// The first tenant and namespace can't be made.
     #[error("public/default can't be created: {0}")]
@@ -77,9 +81,9 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker: takes a lease, makes tenant `public` and namespace `public/default` if
-    /// they don't exist, and looks after its topics from then on. Must be called inside a tokio
-    /// runtime.
+    /// Starts a broker: begins its session, makes tenant `public` and namespace `public/default` if
+    /// it is alone and they don't exist, and looks after its topics from then on. Must be called
+    /// inside a tokio runtime.
     ///
     /// # Errors
     /// [`StartError`] if a setting can't work or the metadata can't be used.
@@ -107,17 +111,23 @@ impl Broker {
             };
             keeper::give_up(&topics, &namespaces, &TopicError::NotOwner);
         };
-        let ownership = Ownership::start(&context, lease_lost).await?;
+        let ownership = Ownership::start(&context).await?;
+        ownership.session.keep(lease_lost);
         let stopping = AtomicBool::new(false);
         let inner = Arc::new(Inner { context, ownership, namespaces, topics, stopping });
         let broker = Self { inner };
-        broker.bootstrap().await?;
+        if broker.config().alone {
+            broker.bootstrap().await?;
+        }
         let runtime = &broker.inner.context.runtime;
         let weak = Arc::downgrade(&broker.inner);
         let housekeeping = move || keeper::run(Weak::clone(&weak));
         runtime.spawn(watched::again("housekeeping", housekeeping));
         let weak = Arc::downgrade(&broker.inner);
         runtime.spawn(watched::again("retention sweep", move || sweep::run(Weak::clone(&weak))));
+        let weak = Arc::downgrade(&broker.inner);
+        let following = move || takeover::run(Weak::clone(&weak));
+        runtime.spawn(watched::again("following owners", following));
         Ok(broker)
     }
 
@@ -145,12 +155,12 @@ impl Broker {
         &self.inner.context.meta
     }
 
-    /// Which broker serves a topic. Creates nothing.
+    /// Which broker serves a topic, as this one sees it; while the metadata is away, as it saw it
+    /// last. Creates nothing.
     ///
     /// # Errors
     /// [`TopicError`] if the namespace doesn't exist, or nobody can be asked.
     pub async fn lookup(&self, topic: &TopicName) -> Result<Lookup, TopicError> {
-        self.refuse_stopping()?;
         if self.inner.topics.get(topic).is_some() {
             return Ok(Lookup::Here);
         }
@@ -159,7 +169,10 @@ impl Broker {
         if namespace.slot(&bundle).owned().is_some() {
             return Ok(Lookup::Here);
         }
-        self.inner.ownership.owner(&bundle).await.map_err(unavailable)
+        match self.inner.ownership.lookup(&bundle).map_err(unavailable)? {
+            Lookup::Here => self.refuse_stopping().map(|()| Lookup::Here),
+            elsewhere => Ok(elsewhere),
+        }
     }
 
     /// Opens a producer; creates the topic if that is allowed and needed.
@@ -261,14 +274,22 @@ impl Broker {
         let inner = &self.inner;
         let namespace = inner.namespaces.get(name.namespace()).await?;
         let id = namespace.bundle_of(name);
+        let bundle = self.own(&namespace, &id).await?;
+        let map = Arc::downgrade(&inner.topics);
+        Ok(Home { context: Arc::clone(&inner.context), namespace, bundle, map })
+    }
+}
+
+impl Broker {
+    /// The bundle, owned by this broker; acquires it if need be and if it is to be here.
+    async fn own(&self, namespace: &Namespace, id: &BundleId) -> Result<Arc<Bundle>, TopicError> {
+        let inner = &self.inner;
         let watch = |bundle: &Arc<Bundle>| {
             let (map, bundle) = (Arc::downgrade(&inner.topics), Arc::clone(bundle));
             inner.context.runtime.spawn(keeper::watch_bundle(map, bundle));
         };
-        let slot = namespace.slot(&id);
-        let bundle = slot.acquire(&id, &inner.context, &inner.ownership, &watch).await?;
-        let map = Arc::downgrade(&inner.topics);
-        Ok(Home { context: Arc::clone(&inner.context), namespace, bundle, map })
+        let slot = namespace.slot(id);
+        slot.acquire(id, &inner.context, &inner.ownership, &watch).await
     }
 }
 

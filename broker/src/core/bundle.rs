@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::core::api::{Lookup, TopicError};
 use crate::core::context::{Context, unavailable};
-use crate::core::ownership::Ownership;
+use crate::core::ownership::{Grip, Ownership, Taken};
 use crate::core::state_log::{StateLog, StateLogError};
 
 /// A bundle that this broker owns.
@@ -23,6 +23,8 @@ pub struct Bundle {
     pub id: BundleId,
     /// The cursors of its topics.
     pub log: StateLog,
+    /// By what it is this broker's.
+    pub grip: Grip,
     /// Set once: no topic of it may be served any more.
     ended: AtomicBool,
     ownership: Weak<Ownership>,
@@ -68,8 +70,10 @@ impl Bundle {
 #[derive(Debug, Default)]
 pub struct BundleSlot {
     owned: Mutex<Option<Arc<Bundle>>>,
-    /// Held by the one task that acquires the bundle.
-    acquiring: tokio::sync::Mutex<()>,
+    /// Why it can't be served although it is this broker's. Written by who has the turn.
+    trouble: Mutex<Option<String>>,
+    /// Held by the one task that acquires the bundle or hands it over.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// What an acquired bundle is handed to, to be watched.
@@ -80,6 +84,17 @@ impl BundleSlot {
     #[must_use]
     pub fn owned(&self) -> Option<Arc<Bundle>> {
         self.owned.lock().clone().filter(|bundle| !bundle.has_ended())
+    }
+
+    /// Why the bundle can't be served, if that was found when it was wanted last.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+
+    /// The right to acquire the bundle or to hand it over: who wants it meanwhile waits.
+    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// Forgets the bundle and answers it.
@@ -101,13 +116,14 @@ impl BundleSlot {
         if let Some(bundle) = self.owned() {
             return Ok(bundle);
         }
-        let _one = self.acquiring.lock().await;
+        let _turn = self.turn().await;
         if let Some(bundle) = self.owned() {
             return Ok(bundle);
         }
-        if ownership.acquire(id).await.map_err(unavailable)? != Lookup::Here {
+        let Taken::Here(grip) = ownership.acquire(id).await.map_err(unavailable)? else {
+            *self.trouble.lock() = None;
             return Err(TopicError::NotOwner);
-        }
+        };
         let log = StateLog::open(
             id.clone(),
             context.ledgers.clone(),
@@ -116,11 +132,20 @@ impl BundleSlot {
             context.config.state_log.clone(),
         )
         .await
-        .map_err(state_log_error)?;
+        .map_err(state_log_error);
+        *self.trouble.lock() = log.as_ref().err().map(ToString::to_string);
+        let log = log?;
         let ended = AtomicBool::new(false);
-        let ownership = Arc::downgrade(ownership);
+        let weak = Arc::downgrade(ownership);
         let runtime = context.runtime.clone();
-        let bundle = Arc::new(Bundle { id: id.clone(), log, ended, ownership, runtime });
+        let bundle =
+            Arc::new(Bundle { id: id.clone(), log, grip, ended, ownership: weak, runtime });
+        if ownership.session.id() != grip.session {
+            // Whoever ended what the session had didn't find this bundle.
+            bundle.end();
+            bundle.close_log();
+            return Err(TopicError::NotOwner);
+        }
         *self.owned.lock() = Some(Arc::clone(&bundle));
         tracing::info!(bundle = %id, "bundle acquired");
         acquired(&bundle);

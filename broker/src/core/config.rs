@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use geminga_meta::record::BrokerRecord;
 use geminga_proto::entry::DEFAULT_MAX_MESSAGE_BYTES;
 use geminga_proto::id::BrokerId;
 
@@ -66,6 +67,11 @@ pub struct BrokerConfig {
     pub unsubscribed_retention: Duration,
     /// How much data of a topic that never had a subscription is kept at most.
     pub unsubscribed_retention_bytes: u64,
+    /// No other process can use the metadata, as in a standalone: an earlier run of this broker must
+    /// be over, and the first start makes tenant `public` and namespace `public/default`.
+    pub alone: bool,
+    /// Its share of the bundles, relative to other brokers'.
+    pub weight: u32,
     /// How long ownership outlives a broker that has gone silent.
     pub lease_ttl: Duration,
     /// Bytes that one catch-up read asks for.
@@ -109,6 +115,8 @@ impl BrokerConfig {
             retention_bytes: 0,
             unsubscribed_retention: Duration::from_hours(24),
             unsubscribed_retention_bytes: 1 << 30,
+            alone: false,
+            weight: BrokerRecord::DEFAULT_WEIGHT,
             lease_ttl: Duration::from_secs(30),
             read_ahead_bytes: 1 << 20,
             ledgers_per_chunk: 512,
@@ -165,6 +173,9 @@ impl BrokerConfig {
             let why = "must be between 1 and 4096";
             return refuse("bundles_per_namespace", self.bundles_per_namespace.to_string(), why);
         }
+        if !(1..=BrokerRecord::MAX_WEIGHT).contains(&self.weight) {
+            return refuse("weight", self.weight.to_string(), "must be between 1 and 1000000");
+        }
         if !(2..=4096).contains(&self.ledgers_per_chunk) {
             let why = "must be between 2 and 4096";
             return refuse("ledgers_per_chunk", self.ledgers_per_chunk.to_string(), why);
@@ -216,6 +227,7 @@ mod tests {
         assert_eq!(refused(|c| c.tail_cache_bytes = 1 << 31), "tail_cache_bytes");
         assert_eq!(refused(|c| c.bundles_per_namespace = 0), "bundles_per_namespace");
         assert_eq!(refused(|c| c.lease_ttl = Duration::ZERO), "lease_ttl");
+        assert_eq!(refused(|c| c.weight = 0), "weight");
         assert_eq!(refused(|c| c.ledgers_per_chunk = 1), "ledgers_per_chunk");
     }
 }

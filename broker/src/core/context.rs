@@ -16,6 +16,7 @@ use crate::core::api::TopicError;
 use crate::core::budget::ByteBudget;
 use crate::core::cache::TailCache;
 use crate::core::config::BrokerConfig;
+use crate::core::metadata_health::MetadataHealth;
 use crate::core::metrics::Metrics;
 use crate::core::read_ahead::AheadList;
 
@@ -48,6 +49,10 @@ pub struct Context {
     pub managed_ledger_ids: IdAllocator<ManagedLedgerId>,
     /// Numbers for new topics.
     pub incarnations: IdAllocator<TopicIncarnation>,
+    /// Whether the metadata store answers.
+    pub health: MetadataHealth,
+    /// When the broker started.
+    pub started_ms: u64,
     /// Where tasks run: observers are called from threads that know no runtime.
     pub runtime: Handle,
 }
@@ -73,6 +78,8 @@ impl Context {
             incarnations: IdAllocator::new(Arc::clone(&meta), env.clone()),
             readers: moka::sync::Cache::new(OPEN_READERS),
             metrics: Arc::new(Metrics::default()),
+            health: MetadataHealth::default(),
+            started_ms: env.clock.wall_ms(),
             runtime: Handle::current(),
             config,
             env,

@@ -54,6 +54,22 @@ impl Namespace {
         BundleId { namespace: self.name.clone(), range }
     }
 
+    /// All its bundles.
+    #[must_use]
+    pub fn bundle_ranges(&self) -> Vec<HashRange> {
+        self.record.lock().0.bundles()
+    }
+
+    /// Where bundles are that somebody here has asked for.
+    #[must_use]
+    pub fn slots(&self) -> Vec<(BundleId, Arc<BundleSlot>)> {
+        let bundles = self.bundles.lock();
+        let named = |(range, slot): (&HashRange, &Arc<BundleSlot>)| {
+            (BundleId { namespace: self.name.clone(), range: *range }, Arc::clone(slot))
+        };
+        bundles.iter().map(named).collect()
+    }
+
     /// Where the bundle is.
     #[must_use]
     pub fn slot(&self, bundle: &BundleId) -> Arc<BundleSlot> {

@@ -1,27 +1,47 @@
-//! [`Ownership`]: this broker's lease, and the bundles that it owns through it.
+//! [`Ownership`]: which broker owns which bundle, as the watched views have it, and taking and
+//! releasing bundles.
 //!
 //! The lease gives liveness, never safety: two brokers that both believe they own a bundle are
 //! told apart by the state log's and the ledgers' fences and by the compare-and-swap on records.
-//! So an unreachable metadata store doesn't end ownership; only a lease that is found lost does.
+//! So an unreachable metadata store doesn't end ownership, and lookups are answered from the last
+//! view; only a lease that is found lost ends it.
+//!
+//! An unowned bundle goes to the broker that rendezvous hashing picks among those that are live and
+//! not draining. Brokers whose views differ may each send a client to the other; so whoever has
+//! been asked for a while takes the bundle, whatever its view says (`reluctance`).
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+mod reluctance;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_meta::bundle::BundleId;
-use geminga_meta::keys;
+use geminga_meta::keys::{self, Key};
 use geminga_meta::read::{ReadError, read};
-use geminga_meta::record::{BrokerRecord, Nonce, OwnershipRecord, Record, RecordError, SessionId};
-use geminga_meta::store::{Compare, LeaseId, StoreError, Txn, TxnOutcome};
+use geminga_meta::record::{
+    BrokerRecord, Nonce, OwnershipRecord, Record, RecordError, SessionId, Stored,
+};
+use geminga_meta::store::{Compare, Revision, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
+use geminga_meta::watch_cache::{CacheError, WatchCache};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::core::api::Lookup;
 use crate::core::context::Context;
-use crate::core::watched;
+use crate::core::rendezvous;
+use crate::core::session::Session;
+use reluctance::Reluctance;
 
-/// Waits before a keep-alive that was not answered is sent again.
-const RETRY: Duration = Duration::from_millis(500);
+/// Attempts at a record that others write.
+const ATTEMPTS: u32 = 16;
+/// How patiently a record is written while somebody waits: about half a second.
+pub const PATIENCE: RetryPolicy = RetryPolicy {
+    attempts: 6,
+    first_delay: Duration::from_millis(10),
+    max_delay: Duration::from_millis(200),
+};
 
 /// Why ownership couldn't be taken or looked up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,188 +52,298 @@ pub enum OwnershipError {
     /// A record can't be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// A record in the view can't be read.
+    #[error(transparent)]
+    View(#[from] CacheError),
     /// A record can't be written.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Another process has this id.
+    #[error("broker {broker_id} is running already at {service_url}; choose another broker_id")]
+    Duplicate {
+        /// The id.
+        broker_id: String,
+        /// Where the other one is.
+        service_url: String,
+    },
+    /// This broker has no lease at the moment.
+    #[error("this broker has no lease at the moment")]
+    NoSession,
+    /// The bundle's namespace is being deleted, or was.
+    #[error("namespace {0} is being deleted")]
+    Deleted(String),
     /// Owners change faster than they can be read.
-    #[error("the bundle's owner keeps changing")]
+    #[error("the record keeps changing")]
     Contended,
 }
 
-/// The broker's lease and what hangs on it.
+/// Who has a bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// This broker's session.
+    Here,
+    /// Another session.
+    Other(Arc<Stored<OwnershipRecord>>),
+    /// Nobody.
+    Nobody,
+}
+
+/// By what a bundle is this broker's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grip {
+    /// Of the ownership record.
+    pub revision: Revision,
+    /// The session that wrote it.
+    pub session: SessionId,
+}
+
+/// What came of taking a bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Taken {
+    /// It is this broker's.
+    Here(Grip),
+    /// Ask there.
+    Elsewhere(Lookup),
+}
+
+/// Which broker owns what.
 #[derive(Debug)]
 pub struct Ownership {
     context: Arc<Context>,
-    /// Written by the keep-alive task.
-    lease: Mutex<LeaseId>,
-    /// Set once, when the broker stops: the lease is gone on purpose.
-    released: AtomicBool,
+    /// On whose lease hangs what this broker owns.
+    pub session: Arc<Session>,
+    brokers: WatchCache<BrokerRecord>,
+    owners: WatchCache<OwnershipRecord>,
+    reluctance: Mutex<Reluctance<BundleId>>,
 }
 
 impl Ownership {
-    /// Takes a lease, announces the broker, and keeps both up.
+    /// Begins the broker's session, and watches brokers and owners from then on.
     ///
     /// # Errors
-    /// [`OwnershipError`] if the metadata can't be used.
-    pub async fn start(
-        context: &Arc<Context>,
-        lost: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Arc<Self>, OwnershipError> {
-        let lease = context.meta.grant_lease(context.config.lease_ttl).await?;
-        let ownership = Arc::new(Self {
-            context: Arc::clone(context),
-            lease: Mutex::new(lease),
-            released: AtomicBool::new(false),
-        });
-        ownership.announce(lease).await?;
-        let (weak, lost) = (Arc::downgrade(&ownership), Arc::new(lost));
-        let keep = move || keep_alive(Weak::clone(&weak), Arc::clone(&lost));
-        context.runtime.spawn(watched::again("keeping the lease", keep));
-        Ok(ownership)
+    /// [`OwnershipError`] if the metadata can't be used, or the id is another broker's.
+    pub async fn start(context: &Arc<Context>) -> Result<Arc<Self>, OwnershipError> {
+        let session = Session::begin(context).await?;
+        let (store, env) = (&context.meta, &context.env);
+        let policy = RetryPolicy::default();
+        let brokers = WatchCache::start(Arc::clone(store), env.clone(), policy, keys::BROKERS);
+        let owners = WatchCache::start(Arc::clone(store), env.clone(), policy, keys::OWNERSHIP);
+        let (brokers, owners) = tokio::try_join!(brokers, owners)?;
+        let (context, reluctance) = (Arc::clone(context), Mutex::default());
+        Ok(Arc::new(Self { context, session, brokers, owners, reluctance }))
     }
 
-    /// Writes the broker's record under its lease; a record that an earlier run left is replaced.
-    async fn announce(&self, lease: LeaseId) -> Result<(), OwnershipError> {
-        let config = &self.context.config;
-        let record = BrokerRecord {
-            broker_id: config.broker_id.clone(),
-            service_url: config.service_url.clone(),
-            admin_url: config.admin_url.clone(),
-            release: env!("CARGO_PKG_VERSION").to_owned(),
-            started_ms: self.context.env.clock.wall_ms(),
-            session: SessionId(0),
-            lease,
-            lease_ttl_ms: 0,
-            draining: false,
-            weight: BrokerRecord::DEFAULT_WEIGHT,
+    /// Hears of each change of the views.
+    #[must_use]
+    pub fn changes(&self) -> (watch::Receiver<u64>, watch::Receiver<u64>) {
+        (self.brokers.changes(), self.owners.changes())
+    }
+
+    /// The brokers that are up, as far as their records can be read.
+    #[must_use]
+    pub fn brokers(&self) -> Vec<Arc<Stored<BrokerRecord>>> {
+        self.brokers.list_anyway().into_iter().filter_map(Result::ok).collect()
+    }
+
+    /// The owned bundles with their owners, as far as their records can be read.
+    #[must_use]
+    pub fn owners(&self) -> BTreeMap<BundleId, Arc<Stored<OwnershipRecord>>> {
+        let owned = self.owners.list_anyway().into_iter().filter_map(Result::ok);
+        let named = |stored: Arc<Stored<OwnershipRecord>>| match Key::parse(&stored.key) {
+            Some(Key::Ownership(bundle)) => Some((bundle, stored)),
+            _ => None,
         };
-        let key = keys::broker(&config.broker_id);
-        self.put_leased::<BrokerRecord>(&key, lease, &record, |_| true).await.map(drop)
+        owned.filter_map(named).collect()
     }
 
-    /// Writes `record` under the lease unless a record is there that may not be replaced; answers
-    /// that one.
-    async fn put_leased<R: Record>(
-        &self,
-        key: &str,
-        lease: LeaseId,
-        record: &R,
-        replace: impl Fn(&R) -> bool,
-    ) -> Result<Option<R>, OwnershipError> {
-        let context = &self.context;
-        for _ in 0..16 {
-            let found = read::<R>(&*context.meta, key).await?;
-            let compare = match &found {
-                None => Compare::Absent(key.to_owned()),
-                Some(found) if replace(&found.record) => found.unchanged(),
-                Some(found) => return Ok(Some(found.record.clone())),
-            };
-            let nonce = Nonce::new(&*context.env.random);
-            let txn = Txn::default().when(compare).put_leased(key, record.encode(nonce)?, lease);
-            let (policy, witness) = (RetryPolicy::default(), Witness::new(key, nonce));
-            match commit(&*context.meta, &context.env, policy, txn, &witness).await? {
-                TxnOutcome::Applied(_) => return Ok(None),
-                TxnOutcome::Conflict(_) => {}
-            }
-        }
-        Err(OwnershipError::Contended)
+    /// False while the views are out of date.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.brokers.is_fresh() && self.owners.is_fresh()
     }
 
-    /// Takes the bundle if nobody owns it; answers who owns it then.
+    /// Who has the bundle, as the view has it.
     ///
     /// # Errors
-    /// [`OwnershipError`] if the metadata can't be used.
-    pub async fn acquire(&self, bundle: &BundleId) -> Result<Lookup, OwnershipError> {
-        let config = &self.context.config;
-        let lease = *self.lease.lock();
-        let record = OwnershipRecord {
-            broker_id: config.broker_id.clone(),
-            service_url: config.service_url.clone(),
-            admin_url: config.admin_url.clone(),
-            session: SessionId(0),
-        };
-        // A record of an earlier run of this broker only waits for that run's lease to end.
-        let ours = |found: &OwnershipRecord| found.broker_id == config.broker_id;
-        let key = keys::ownership(bundle);
-        Ok(match self.put_leased(&key, lease, &record, ours).await? {
-            None => Lookup::Here,
-            Some(owner) => elsewhere(owner),
+    /// [`OwnershipError::View`] if the record can't be read.
+    pub fn holder(&self, bundle: &BundleId) -> Result<Holder, OwnershipError> {
+        Ok(match self.owners.get_anyway(&keys::ownership(bundle))? {
+            None => Holder::Nobody,
+            Some(stored) if self.is_own(stored.record.session) => Holder::Here,
+            Some(stored) => Holder::Other(stored),
         })
     }
 
-    /// Who owns the bundle. Nobody: this broker is the one to ask.
+    fn is_own(&self, session: SessionId) -> bool {
+        session != SessionId(0) && session == self.session.id()
+    }
+
+    /// The broker that an unowned bundle goes to; `None`: this one, or nobody.
+    #[must_use]
+    pub fn chosen(&self, bundle: &BundleId) -> Option<Arc<Stored<BrokerRecord>>> {
+        let brokers = self.brokers();
+        let serving = brokers.iter().filter(|broker| !broker.record.draining);
+        let weights = serving.map(|broker| (&broker.record.broker_id, broker.record.weight));
+        let chosen = rendezvous::pick(bundle, weights)?.clone();
+        let chosen = brokers.into_iter().find(|broker| broker.record.broker_id == chosen)?;
+        (chosen.record.broker_id != self.context.config.broker_id).then_some(chosen)
+    }
+
+    /// Whether an unowned bundle goes to this broker.
+    #[must_use]
+    pub fn is_chosen(&self, bundle: &BundleId) -> bool {
+        !self.session.is_draining() && self.chosen(bundle).is_none()
+    }
+
+    /// Where a client goes for a topic of the bundle, as the views have it.
+    ///
+    /// # Errors
+    /// [`OwnershipError::View`] if the record can't be read.
+    pub fn lookup(&self, bundle: &BundleId) -> Result<Lookup, OwnershipError> {
+        Ok(match self.holder(bundle)? {
+            Holder::Here => Lookup::Here,
+            Holder::Other(owner) => elsewhere(&owner.record),
+            Holder::Nobody => match self.chosen(bundle) {
+                Some(chosen) => sent_to(&chosen.record),
+                None => Lookup::Here,
+            },
+        })
+    }
+
+    /// Who owns the bundle according to the store itself. Nobody: this broker.
     ///
     /// # Errors
     /// [`OwnershipError`] if the metadata can't be used.
     pub async fn owner(&self, bundle: &BundleId) -> Result<Lookup, OwnershipError> {
         let found = read::<OwnershipRecord>(&*self.context.meta, &keys::ownership(bundle)).await?;
         Ok(match found {
-            Some(found) if found.record.broker_id != self.context.config.broker_id => {
-                elsewhere(found.record)
-            }
+            Some(found) if !self.is_own(found.record.session) => elsewhere(&found.record),
             _ => Lookup::Here,
         })
     }
 
-    /// Gives everything up at once. The bundles are nobody's then.
+    /// Takes the bundle if nobody owns it and this broker is to have it, or has been asked for it
+    /// for so long that views must differ.
     ///
     /// # Errors
-    /// [`StoreError`]: everything goes when the lease ends.
-    pub async fn release(&self) -> Result<(), StoreError> {
-        self.released.store(true, Ordering::Release);
-        let lease = *self.lease.lock();
-        match self.context.meta.revoke_lease(lease).await {
-            Err(StoreError::LeaseLost) => Ok(()),
-            answer => answer,
+    /// [`OwnershipError`] if the metadata can't be used.
+    pub async fn acquire(&self, bundle: &BundleId) -> Result<Taken, OwnershipError> {
+        match self.holder(bundle)? {
+            Holder::Other(owner) => return Ok(Taken::Elsewhere(elsewhere(&owner.record))),
+            Holder::Here => {}
+            Holder::Nobody => {
+                if let Some(chosen) = self.chosen(bundle)
+                    && !self.is_overdue(bundle)
+                {
+                    return Ok(Taken::Elsewhere(sent_to(&chosen.record)));
+                }
+            }
         }
+        let taken = self.take(bundle).await?;
+        self.reluctance.lock().settled(bundle);
+        Ok(taken)
+    }
+
+    fn is_overdue(&self, bundle: &BundleId) -> bool {
+        let now = self.context.env.clock.monotonic();
+        self.reluctance.lock().asked(bundle, now)
+    }
+
+    /// This broker's record for what a session of it owns.
+    #[must_use]
+    pub fn own_record(&self, session: SessionId) -> OwnershipRecord {
+        let config = &self.context.config;
+        OwnershipRecord {
+            broker_id: config.broker_id.clone(),
+            service_url: config.service_url.clone(),
+            admin_url: config.admin_url.clone(),
+            session,
+        }
+    }
+
+    /// Writes this session's record if there is none.
+    async fn take(&self, bundle: &BundleId) -> Result<Taken, OwnershipError> {
+        let context = &self.context;
+        let key = keys::ownership(bundle);
+        for _ in 0..ATTEMPTS {
+            let lease = self.session.lease().ok_or(OwnershipError::NoSession)?;
+            let session = lease.session;
+            let record = self.own_record(session);
+            let nonce = Nonce::new(&*context.env.random);
+            let txn = Txn::default()
+                .when(Compare::Absent(key.clone()))
+                .when(Compare::Present(keys::namespace(&bundle.namespace)))
+                .when(Compare::Absent(keys::deletion(&bundle.namespace)))
+                .put_leased(&key, record.encode(nonce)?, lease.id);
+            let (policy, witness) = (PATIENCE, Witness::new(&key, nonce));
+            let outcome = commit(&*context.meta, &context.env, policy, txn, &witness).await;
+            match outcome {
+                Ok(TxnOutcome::Applied(revision)) => {
+                    return Ok(Taken::Here(Grip { revision, session }));
+                }
+                Ok(TxnOutcome::Conflict(_)) => {}
+                Err(StoreError::LeaseLost) => {
+                    self.session.check_now();
+                    return Err(OwnershipError::NoSession);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            match read::<OwnershipRecord>(&*context.meta, &key).await? {
+                Some(found) if found.record.session == session => {
+                    return Ok(Taken::Here(Grip { revision: found.revision, session }));
+                }
+                Some(found) => return Ok(Taken::Elsewhere(elsewhere(&found.record))),
+                None if self.is_deleted(bundle).await? => {
+                    return Err(OwnershipError::Deleted(bundle.namespace.to_string()));
+                }
+                None => {}
+            }
+        }
+        Err(OwnershipError::Contended)
+    }
+
+    async fn is_deleted(&self, bundle: &BundleId) -> Result<bool, OwnershipError> {
+        let meta = &self.context.meta;
+        let namespace = meta.get(&keys::namespace(&bundle.namespace)).await?;
+        Ok(namespace.is_none() || meta.get(&keys::deletion(&bundle.namespace)).await?.is_some())
+    }
+
+    /// Deletes this broker's record of the bundle, and nobody else's. It is nobody's then. The
+    /// caller has the turn at the bundle's slot.
+    ///
+    /// # Errors
+    /// [`OwnershipError`]: it stays until the lease ends.
+    pub async fn release(&self, bundle: &BundleId) -> Result<(), OwnershipError> {
+        let key = keys::ownership(bundle);
+        for _ in 0..ATTEMPTS {
+            let found = read::<OwnershipRecord>(&*self.context.meta, &key).await?;
+            let Some(found) = found.filter(|found| self.is_own(found.record.session)) else {
+                return Ok(());
+            };
+            let txn = Txn::default().when(found.unchanged()).delete(key.clone());
+            match self.context.meta.txn(txn).await {
+                Ok(TxnOutcome::Applied(_)) => return Ok(()),
+                // Looked at again: it may be done.
+                Ok(TxnOutcome::Conflict(_)) | Err(StoreError::Unknown(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(OwnershipError::Contended)
     }
 }
 
-fn elsewhere(owner: OwnershipRecord) -> Lookup {
-    let (broker_id, service_url) = (owner.broker_id.to_string(), owner.service_url);
-    Lookup::Elsewhere { broker_id, service_url }
-}
-
-/// Keeps the lease until the broker is gone. A lost lease ends what was owned, and a new one is
-/// taken.
-async fn keep_alive(ownership: Weak<Ownership>, lost: Arc<impl Fn() + Send + Sync>) {
-    let mut wait = None;
-    loop {
-        let pause = match (&wait, ownership.upgrade()) {
-            (Some(wait), _) => *wait,
-            (None, Some(ownership)) => ownership.context.config.lease_ttl / 3,
-            (None, None) => return,
-        };
-        tokio::time::sleep(pause).await;
-        let Some(ownership) = ownership.upgrade() else { return };
-        if ownership.released.load(Ordering::Acquire) {
-            return;
-        }
-        let lease = *ownership.lease.lock();
-        wait = match ownership.context.meta.keep_alive(lease).await {
-            Ok(()) => None,
-            Err(StoreError::LeaseLost) if ownership.released.load(Ordering::Acquire) => return,
-            Err(StoreError::LeaseLost) => {
-                tracing::error!("the broker's lease was lost; its bundles are given up");
-                lost();
-                ownership.renew().await.err().map(|error| {
-                    tracing::error!(%error, "no new lease can be had");
-                    RETRY
-                })
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the broker's lease could not be kept alive");
-                Some(RETRY)
-            }
-        };
+fn elsewhere(owner: &OwnershipRecord) -> Lookup {
+    Lookup::Elsewhere {
+        broker_id: owner.broker_id.to_string(),
+        service_url: owner.service_url.clone(),
+        admin_url: owner.admin_url.clone(),
     }
 }
 
-impl Ownership {
-    async fn renew(&self) -> Result<(), OwnershipError> {
-        let lease = self.context.meta.grant_lease(self.context.config.lease_ttl).await?;
-        self.announce(lease).await?;
-        *self.lease.lock() = lease;
-        Ok(())
+fn sent_to(broker: &BrokerRecord) -> Lookup {
+    Lookup::Elsewhere {
+        broker_id: broker.broker_id.to_string(),
+        service_url: broker.service_url.clone(),
+        admin_url: broker.admin_url.clone(),
     }
 }

@@ -96,6 +96,9 @@ struct State {
     subscriptions: Subscriptions,
     /// True while the maintenance task lives.
     maintaining: bool,
+    /// True while whoever hands the bundle over keeps from producers and consumers that the topic
+    /// has closed: they are to hear of it when the next owner can serve them.
+    held: bool,
     /// When somebody last used it.
     last_used: Monotonic,
     traffic: Traffic,
@@ -130,6 +133,15 @@ impl Topic {
         match &state.status {
             Status::Serving => Ok(()),
             Status::Draining(error, _) | Status::Closed(error) => Err(error.clone()),
+        }
+    }
+
+    /// Why it takes no acknowledgements: while it is handed over, they go on for as long as its
+    /// ledgers are being closed.
+    fn ack_refusal(state: &State) -> Result<(), TopicError> {
+        match &state.status {
+            Status::Draining(..) if state.held => Ok(()),
+            _ => Self::refusal(state),
         }
     }
 
@@ -422,7 +434,17 @@ impl Topic {
         }
     }
 
+    /// Tells producers and consumers that the topic, which was handed over, has closed.
+    pub fn dismiss(&self, error: &TopicError) {
+        let mut state = self.state.lock();
+        state.held = false;
+        self.close_with(&mut state, error);
+    }
+
     fn close_with(&self, state: &mut State, error: &TopicError) {
+        if state.held {
+            return;
+        }
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let metrics = &self.context.metrics;
         metrics.producers.dec_by(gauge(state.producers.close(error)));

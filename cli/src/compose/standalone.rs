@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use geminga_bookie::bookie::Bookie;
 use geminga_bookie::gc::Collector;
+use geminga_broker::core::config::BrokerConfig;
 use geminga_ledger::placement::FixedPlacement;
 use geminga_ledger::store::LedgerStore;
 use geminga_meta::store::MetadataStore;
@@ -51,6 +52,7 @@ impl Standalone {
         let env = Env::system();
         let deployment = Deployment::Standalone;
         let broker_config = components::broker(settings, deployment, BrokerId::new(NODE)?)?;
+        let broker_config = BrokerConfig { alone: true, ..broker_config };
         let ledger_config = components::ledger(settings, deployment)?;
         let bookie_config = components::bookie(settings, deployment)?;
         let ports = BrokerPorts {

@@ -22,9 +22,10 @@ use geminga_proto::topic_name::TopicName;
 
 use super::Broker;
 use crate::core::admin::AdminError;
-use crate::core::api::{Lookup, TopicError};
+use crate::core::api::TopicError;
 use crate::core::bundle::Bundle;
 use crate::core::context::unavailable;
+use crate::core::ownership::Taken;
 use crate::core::topic::forget_cursors;
 
 /// Ledgers, or chunks of a managed ledger, deleted in one transaction.
@@ -78,8 +79,8 @@ impl Broker {
                 let namespace = self.inner.namespaces.get(name.namespace()).await?;
                 let bundle = namespace.bundle_of(name);
                 match self.inner.ownership.acquire(&bundle).await.map_err(unavailable)? {
-                    Lookup::Here => Ok(None),
-                    Lookup::Elsewhere { .. } => Err(TopicError::NotOwner.into()),
+                    Taken::Here(_) => Ok(None),
+                    Taken::Elsewhere(_) => Err(TopicError::NotOwner.into()),
                 }
             }
             Err(error) => Err(error.into()),

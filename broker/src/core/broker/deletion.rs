@@ -16,9 +16,7 @@ use std::sync::Arc;
 use geminga_ledger::error::DeleteError;
 use geminga_meta::bundle::BundleId;
 use geminga_meta::keys::{self, Key};
-use geminga_meta::record::{
-    BundleRecord, LedgerOwner, NamespaceRecord, Nonce, OwnershipRecord, Record, SessionId, Stored,
-};
+use geminga_meta::record::{BundleRecord, LedgerOwner, NamespaceRecord, Nonce, Record, Stored};
 use geminga_meta::store::{Compare, LeaseId, Revision, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
 use geminga_proto::id::{Epoch, LedgerId};
@@ -82,18 +80,13 @@ impl Broker {
         name: &NamespaceName,
         stored: &Stored<NamespaceRecord>,
     ) -> Result<Mark, AdminError> {
-        let (context, config) = (&self.inner.context, self.config());
-        let record = OwnershipRecord {
-            broker_id: config.broker_id.clone(),
-            service_url: config.service_url.clone(),
-            admin_url: config.admin_url.clone(),
-            session: SessionId(0),
-        };
+        let (context, ownership) = (&self.inner.context, &self.inner.ownership);
+        let record = ownership.own_record(ownership.session.id());
         let key = keys::deletion(name);
         let nonce = Nonce::new(&*context.env.random);
         let value =
             record.encode(nonce).map_err(|error| AdminError::Record(format!("{key}: {error}")))?;
-        let lease = context.meta.grant_lease(config.lease_ttl).await?;
+        let lease = context.meta.grant_lease(context.config.lease_ttl).await?;
         let txn = Txn::default()
             .when(stored.unchanged())
             .when(Compare::Absent(key.clone()))

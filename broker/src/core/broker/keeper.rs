@@ -1,5 +1,4 @@
-//! Housekeeping: looks after loaded topics, unloads idle ones, ends bundles that were lost, and
-//! shuts the broker down.
+//! Housekeeping: looks after loaded topics, unloads idle ones, and ends bundles that were lost.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
 
-use super::{Broker, Inner};
+use super::Inner;
 use crate::core::api::TopicError;
 use crate::core::bundle::{Bundle, state_log_error};
 use crate::core::context::unavailable;
@@ -102,37 +101,5 @@ pub async fn watch_bundle(topics: Weak<TopicMap>, bundle: Arc<Bundle>) {
 pub fn give_up(topics: &TopicMap, namespaces: &Namespaces, error: &TopicError) {
     for bundle in namespaces.all().iter().flat_map(|namespace| namespace.take_bundles()) {
         topics.end_bundle(&bundle, error);
-    }
-}
-
-impl Broker {
-    /// Closes producers and consumers with [`TopicError::ShuttingDown`], then ledgers and state
-    /// logs, and gives up ownership.
-    pub async fn shutdown(&self) {
-        let inner = &self.inner;
-        if inner.stopping.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let close = |topic: Arc<Topic>| async move {
-            close(&inner.topics, &topic, TopicError::ShuttingDown).await;
-        };
-        let topics = stream::iter(inner.topics.all());
-        topics.for_each_concurrent(CLOSING_AT_ONCE, close).await;
-        for namespace in inner.namespaces.all() {
-            for bundle in namespace.take_bundles() {
-                bundle.end();
-                match tokio::time::timeout(CLOSE_TIMEOUT, bundle.log.close()).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => {
-                        let bundle = &bundle.id;
-                        tracing::warn!(%bundle, %error, "the state log is left to recovery");
-                    }
-                    Err(_) => tracing::warn!(bundle = %bundle.id, "closing takes too long"),
-                }
-            }
-        }
-        if let Err(error) = inner.ownership.release().await {
-            tracing::warn!(%error, "ownership ends with the lease");
-        }
     }
 }

@@ -216,13 +216,14 @@ async fn data_that_nobody_subscribed_to_is_kept_for_the_default_retention() {
 #[tokio::test]
 async fn a_zombie_owner_can_neither_publish_nor_acknowledge() {
     let cluster = Cluster::new();
-    let zombie = cluster.broker(Cluster::config()).await;
+    let (zombie, door) = cluster.broker_behind_door(Cluster::config()).await;
     let (old, old_ear) = producer(&zombie, "orders").await;
     let (stale, stale_ear) = consumer(&zombie, "orders", "work").await;
     stale.flow(1_000, ALL);
     publish(&zombie, &old, 0, &texts("m", 4)).await;
     stale_ear.until("messages", |heard| heard.deliveries.len() == 4).await;
-    // The same broker id: a restart that the old process doesn't know of.
+    // The same broker id: a restart that the old process can't know of.
+    door.set_open(false);
     let broker = cluster.broker(Cluster::config()).await;
     let (new, new_ear) = producer(&broker, "orders").await;
     publish(&broker, &new, 0, &texts("n", 2)).await;

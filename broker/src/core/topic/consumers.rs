@@ -292,7 +292,7 @@ impl Topic {
         room: Room,
     ) -> Result<Option<(Room, Vec<Position>)>, AckError> {
         let mut state = self.state.lock();
-        Self::refusal(&state)?;
+        Self::ack_refusal(&state)?;
         let slot = state.slot(consumer).ok_or(TopicError::Deleted)?;
         let unknown = slot.subscription.unknown_positions(ack);
         if !unknown.is_empty() {
@@ -309,7 +309,7 @@ impl Topic {
         room: Room,
     ) -> Result<(), AckError> {
         let mut state = self.state.lock();
-        Self::refusal(&state)?;
+        Self::ack_refusal(&state)?;
         self.ack_under_lock(&mut state, consumer, ack, spans, room)
     }
 

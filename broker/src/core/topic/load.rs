@@ -168,6 +168,7 @@ impl Topic {
             producers: Producers::default(),
             subscriptions: Subscriptions::default(),
             maintaining: false,
+            held: false,
             last_used,
             traffic: Traffic::default(),
         };

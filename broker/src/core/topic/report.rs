@@ -184,10 +184,21 @@ impl Topic {
     /// Takes no more requests; what is under way is finished, ledgers are closed, and then the
     /// topic closes with `error`. `None`: it is closing or has closed already.
     pub fn drain(&self, error: TopicError) -> Option<oneshot::Receiver<Retired>> {
+        self.begin_draining(error, false)
+    }
+
+    /// As [`Self::drain`], but producers and consumers hear nothing until [`Self::dismiss`], which
+    /// has to follow whatever this answers.
+    pub fn drain_quietly(&self, error: TopicError) -> Option<oneshot::Receiver<Retired>> {
+        self.begin_draining(error, true)
+    }
+
+    fn begin_draining(&self, error: TopicError, held: bool) -> Option<oneshot::Receiver<Retired>> {
         let mut state = self.state.lock();
         if !matches!(state.status, Status::Serving) {
             return None;
         }
+        state.held = held;
         let (sender, receiver) = oneshot::channel();
         state.status = Status::Draining(error, Some(sender));
         if state.log.queue.is_empty() {

@@ -6,10 +6,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use geminga_meta::keys;
-use geminga_meta::read::read;
-use geminga_meta::record::BrokerRecord;
-use geminga_proto::id::BrokerId;
 use serde_json::{Value, json};
 
 use crate::core::api::Lookup;
@@ -24,12 +20,8 @@ pub async fn topic(
 ) -> Result<Json<Value>, ApiError> {
     let config = state.broker.config();
     let (http, geminga) = match state.broker.lookup(&topic).await? {
-        Lookup::Here => (Some(config.admin_url.clone()), config.service_url.clone()),
-        Lookup::Elsewhere { broker_id, service_url } => {
-            let key = keys::broker(&BrokerId::new(&broker_id)?);
-            let record = read::<BrokerRecord>(state.broker.metadata().as_ref(), &key).await?;
-            (record.map(|stored| stored.record.admin_url), service_url)
-        }
+        Lookup::Here => (config.admin_url.clone(), config.service_url.clone()),
+        Lookup::Elsewhere { admin_url, service_url, .. } => (admin_url, service_url),
     };
     Ok(Json(json!({ "httpUrl": http, "gemingaUrl": geminga })))
 }

@@ -106,7 +106,7 @@ impl Messaging for MessagingService {
                 broker_id: self.state.broker.config().broker_id.to_string(),
                 ..v1::LookupResponse::default()
             },
-            Ok(Lookup::Elsewhere { broker_id, service_url }) => {
+            Ok(Lookup::Elsewhere { broker_id, service_url, .. }) => {
                 v1::LookupResponse { error: None, broker_id, service_url, partitions: 0 }
             }
             Err(error) => {

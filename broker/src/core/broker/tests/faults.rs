@@ -135,13 +135,15 @@ async fn a_bundle_of_another_broker_is_not_served_here() {
     let elsewhere = Lookup::Elsewhere {
         broker_id: "broker".to_owned(),
         service_url: first.config().service_url.clone(),
+        admin_url: first.config().admin_url.clone(),
     };
     assert_eq!(other.lookup(&topic("orders")).await, Ok(elsewhere));
     let ear = std::sync::Arc::<crate::testing::Ear>::default();
     let refused = other.open_producer(crate::testing::open("orders"), ear).await.err();
     assert_eq!(refused, Some(TopicError::NotOwner.into()));
     first.shutdown().await;
-    assert_eq!(other.lookup(&topic("orders")).await, Ok(Lookup::Here));
+    let name = topic("orders");
+    eventually("the move", async || other.lookup(&name).await == Ok(Lookup::Here)).await;
     let (producer, ear) = producer(&other, "orders").await;
     publish(&other, &producer, 0, &texts("m", 1)).await;
     ear.until("a receipt", |heard| heard.receipts.len() == 1).await;

@@ -1,0 +1,198 @@
+//! Gives bundles away: one at an administrator's wish, all when the broker stops.
+//!
+//! A bundle's topics take no more publishes and finish what is under way, their ledgers and the
+//! state log are closed, the ownership record goes, and only then producers and consumers hear of
+//! it: whoever they ask then knows the next owner, which has nothing to recover. What can't be
+//! closed in time is left to recovery.
+//!
+//! Invariant: while a bundle is handed over, nobody loads a topic of it here: who wants to, waits
+//! for the slot's turn, and finds it elsewhere.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use geminga_meta::bundle::{BundleId, HashRange};
+use geminga_proto::topic_name::NamespaceName;
+
+use super::Broker;
+use crate::core::admin::AdminError;
+use crate::core::api::{Lookup, TopicError};
+use crate::core::bundle::BundleSlot;
+use crate::core::context::unavailable;
+use crate::core::ownership::Holder;
+use crate::core::topic::{Retired, Topic};
+
+/// Bundles handed over at a time.
+const BUNDLES_AT_ONCE: usize = 8;
+/// Topics of a bundle that are closed at a time.
+const TOPICS_AT_ONCE: usize = 64;
+/// How long a topic may take to close its ledgers before it is left to recovery.
+const TOPIC_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a state log may take to close.
+const LOG_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the metadata may take for one step.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What unloading a namespace has left to others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unloaded {
+    /// Bundles that were handed over by this broker.
+    pub bundles: usize,
+    /// The other brokers that own bundles of it, each once.
+    pub others: Vec<Lookup>,
+}
+
+impl Broker {
+    /// Hands a bundle over to the broker that is to have it, which may be this one again.
+    ///
+    /// # Errors
+    /// [`TopicError::NotOwner`] if another broker owns it, [`AdminError::NamespaceNotFound`], or
+    /// [`AdminError::Invalid`] if the namespace has no such bundle. A bundle that nobody owns is
+    /// unloaded already.
+    pub async fn unload_bundle(&self, id: &BundleId) -> Result<(), AdminError> {
+        self.refuse_stopping()?;
+        let ranges = self.namespace_ranges(&id.namespace).await?;
+        if !ranges.contains(&id.range) {
+            return Err(AdminError::Invalid(format!("{id} is not a bundle of the namespace")));
+        }
+        match self.inner.ownership.holder(id).map_err(unavailable)? {
+            Holder::Here => self.unload(id).await,
+            Holder::Other(_) => Err(TopicError::NotOwner.into()),
+            Holder::Nobody => Ok(()),
+        }
+    }
+
+    /// Hands over the bundles of a namespace that this broker owns, and says who owns others.
+    ///
+    /// # Errors
+    /// [`AdminError::NamespaceNotFound`], or why the metadata can't be read.
+    pub async fn unload_namespace(&self, name: &NamespaceName) -> Result<Unloaded, AdminError> {
+        self.refuse_stopping()?;
+        let mut unloaded = Unloaded { bundles: 0, others: Vec::new() };
+        for range in self.namespace_ranges(name).await? {
+            let id = BundleId { namespace: name.clone(), range };
+            match self.inner.ownership.holder(&id).map_err(unavailable)? {
+                Holder::Here => {
+                    self.unload(&id).await?;
+                    unloaded.bundles += 1;
+                }
+                Holder::Other(_) => {
+                    let owner = self.inner.ownership.lookup(&id).map_err(unavailable)?;
+                    if !unloaded.others.contains(&owner) {
+                        unloaded.others.push(owner);
+                    }
+                }
+                Holder::Nobody => {}
+            }
+        }
+        Ok(unloaded)
+    }
+
+    async fn namespace_ranges(&self, name: &NamespaceName) -> Result<Vec<HashRange>, AdminError> {
+        let namespace = self.inner.namespaces.get(name).await;
+        Ok(namespace.map_err(AdminError::from_topic)?.bundle_ranges())
+    }
+
+    async fn unload(&self, id: &BundleId) -> Result<(), AdminError> {
+        let namespace = self.inner.namespaces.get(&id.namespace).await;
+        let slot = namespace.map_err(AdminError::from_topic)?.slot(id);
+        // It goes on without its caller: half of it can't be taken back.
+        let (broker, id) = (self.clone(), id.clone());
+        let unloading = async move { broker.hand_over(&id, &slot, &TopicError::NotOwner).await };
+        let done = self.inner.context.runtime.spawn(unloading).await;
+        done.map_err(|error| AdminError::Topic(unavailable(error)))
+    }
+
+    /// Gives away what is in the slot. `error` is what its producers and consumers hear.
+    async fn hand_over(&self, id: &BundleId, slot: &BundleSlot, error: &TopicError) {
+        let _turn = slot.turn().await;
+        let inner = &self.inner;
+        let Some(bundle) = slot.take().filter(|bundle| bundle.end()) else {
+            // It was given up, or could never be served; but its record may be there.
+            self.let_go(id).await;
+            return;
+        };
+        let topics: Vec<Arc<Topic>> = inner
+            .topics
+            .all()
+            .into_iter()
+            .filter(|topic| Arc::ptr_eq(&topic.bundle, &bundle))
+            .collect();
+        let close = |topic: &Arc<Topic>| {
+            let (topic, error) = (Arc::clone(topic), error.clone());
+            async move { close_quietly(&topic, error).await }
+        };
+        let closing: Vec<_> = topics.iter().map(close).collect();
+        stream::iter(closing).for_each_concurrent(TOPICS_AT_ONCE, |closing| closing).await;
+        match tokio::time::timeout(LOG_TIMEOUT, bundle.log.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(bundle = %bundle.id, %error, "the state log is left to recovery");
+            }
+            Err(_) => {
+                tracing::warn!(bundle = %bundle.id, "the state log takes too long; left to recovery");
+            }
+        }
+        self.let_go(id).await;
+        for topic in &topics {
+            topic.dismiss(error);
+            inner.topics.remove(topic);
+        }
+        tracing::info!(bundle = %bundle.id, topics = topics.len(), "bundle handed over");
+    }
+
+    async fn let_go(&self, bundle: &BundleId) {
+        let released = self.inner.ownership.release(bundle);
+        match tokio::time::timeout(METADATA_TIMEOUT, released).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%bundle, %error, "ownership ends with the lease");
+            }
+            Err(_) => tracing::warn!(%bundle, "ownership ends with the lease"),
+        }
+    }
+
+    /// Hands all bundles over, closes producers and consumers with [`TopicError::ShuttingDown`],
+    /// and ends the session. Front-ends should serve meanwhile, so that clients hear of it.
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        if inner.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let drained = inner.ownership.session.drain();
+        match tokio::time::timeout(METADATA_TIMEOUT, drained).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "other brokers don't know of the shutdown"),
+            Err(_) => tracing::warn!("other brokers don't know of the shutdown"),
+        }
+        let slots: Vec<_> = inner.namespaces.all().iter().flat_map(|name| name.slots()).collect();
+        let give = |(id, slot): (BundleId, Arc<BundleSlot>)| async move {
+            self.hand_over(&id, &slot, &TopicError::ShuttingDown).await;
+        };
+        stream::iter(slots).for_each_concurrent(BUNDLES_AT_ONCE, give).await;
+        // Topics whose bundles were given up at that moment.
+        inner.topics.all().iter().for_each(|topic| topic.fail(&TopicError::ShuttingDown));
+        match tokio::time::timeout(METADATA_TIMEOUT, inner.ownership.session.release()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the session ends with its lease"),
+            Err(_) => tracing::warn!("the session ends with its lease"),
+        }
+    }
+}
+
+async fn close_quietly(topic: &Arc<Topic>, error: TopicError) {
+    let Some(retired) = topic.drain_quietly(error.clone()) else { return };
+    match tokio::time::timeout(TOPIC_TIMEOUT, retired).await {
+        Ok(Ok(Retired::Cleanly)) => {}
+        Ok(Ok(Retired::Abandoned) | Err(_)) => {
+            tracing::warn!(topic = %topic.name, "a ledger is left to recovery");
+        }
+        Err(_) => {
+            tracing::warn!(topic = %topic.name, "closing takes too long; left to recovery");
+            topic.fail(&error);
+        }
+    }
+}

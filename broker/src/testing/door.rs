@@ -1,0 +1,108 @@
+//! [`Door`]: one broker's way to the metadata store that all of them use. Shut, the store is out of
+//! reach for that broker alone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use geminga_meta::store::memory::MemoryStore;
+use geminga_meta::store::{
+    KeyValue, LeaseId, MetadataStore, RangePage, Revision, StoreError, Txn, TxnOutcome, Watch,
+    WatchError, WatchEvent,
+};
+use tokio::sync::watch;
+
+/// A way to a store.
+#[derive(Debug)]
+pub struct Door {
+    store: Arc<MemoryStore>,
+    open: watch::Sender<bool>,
+    requests: AtomicU64,
+    writes: AtomicU64,
+}
+
+impl Door {
+    /// An open one.
+    pub fn to(store: &Arc<MemoryStore>) -> Arc<Self> {
+        let (requests, writes) = (AtomicU64::new(0), AtomicU64::new(0));
+        let open = watch::Sender::new(true);
+        Arc::new(Self { store: Arc::clone(store), open, requests, writes })
+    }
+
+    /// Shuts or opens it. Watches through a shut one are lost.
+    pub fn set_open(&self, open: bool) {
+        self.open.send_replace(open);
+    }
+
+    /// Requests that went through it: all, and those that may write, leases apart.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.requests.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed))
+    }
+
+    fn pass(&self) -> Result<&MemoryStore, StoreError> {
+        if *self.open.borrow() {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            return Ok(&self.store);
+        }
+        Err(StoreError::Unavailable("the door is shut".to_owned()))
+    }
+}
+
+#[derive(Debug)]
+struct Watched {
+    inner: Box<dyn Watch>,
+    open: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Watch for Watched {
+    async fn next(&mut self) -> Result<Vec<WatchEvent>, WatchError> {
+        tokio::select! {
+            shut = self.open.wait_for(|open| !open) => {
+                drop(shut);
+                Err(WatchError::Lost("the door is shut".to_owned()))
+            }
+            events = self.inner.next() => events,
+        }
+    }
+}
+
+#[async_trait]
+impl MetadataStore for Door {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        self.pass()?.get(key).await
+    }
+
+    async fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<RangePage, StoreError> {
+        self.pass()?.range(prefix, after, limit).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        let store = self.pass()?;
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        store.txn(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        let inner = self.pass()?.watch(prefix, after).await?;
+        Ok(Box::new(Watched { inner, open: self.open.subscribe() }))
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.pass()?.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.pass()?.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.pass()?.revoke_lease(lease).await
+    }
+}
