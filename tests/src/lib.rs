@@ -11,6 +11,7 @@ pub mod cli;
 pub mod cluster;
 pub mod corpus;
 pub mod disk;
+pub mod etcd;
 pub mod http;
 pub mod load;
 pub mod standalone;

@@ -1,19 +1,52 @@
-//! [`EtcdStore`]: the store of a cluster.
+//! [`EtcdStore`]: the store of a cluster, in an etcd of 3.4 or newer.
+//!
+//! What the trait promises is what etcd does; this room adds deadlines, failover between
+//! endpoints, and the certainty of talking to the same etcd all along: `pool` which endpoint is
+//! asked, `connection` nothing goes over an unverified one, `identity` which etcd is known,
+//! `error` what a failure means, `watch`, `outage` what is logged, `request` translation, `config`.
+//!
+//! *Architecture invariant:* an etcd that isn't the known one, or lost what it had shown, is never
+//! written to, and never used again until the process is started anew.
 
 mod config;
+mod connection;
+mod error;
+mod identity;
+mod outage;
+mod pool;
+mod request;
+mod watch;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use etcd_client::{GetOptions, LeaseGrantOptions, ResponseHeader};
 use geminga_proto::env::Env;
 
+use self::error::{Failure, failure};
+use self::identity::Identity;
+use self::pool::{Kind, Place, Pool};
+use self::request::{Root, lease_number, sender};
+use self::watch::{EtcdWatch, WatchRequest};
+use super::limits::{check_key, check_prefix, check_txn};
 use super::{
-    KeyValue, LeaseId, MetadataStore, RangePage, Revision, StoreError, Txn, TxnOutcome, Watch,
+    KeyValue, LeaseId, MAX_RANGE, MetadataStore, RangePage, Revision, StoreError, Txn, TxnOutcome,
+    Watch,
 };
+use crate::keys;
+use crate::update_loop::RetryPolicy;
 
 pub use config::{
     EtcdConfig, EtcdConfigError, EtcdCredentials, EtcdIdentity, EtcdTls, MAX_ENDPOINTS,
     MAX_PREFIX_BYTES,
+};
+
+/// How often etcd is tried at first, and then.
+const CONNECT_PACE: RetryPolicy = RetryPolicy {
+    attempts: u32::MAX,
+    first_delay: Duration::from_millis(50),
+    max_delay: Duration::from_secs(2),
 };
 
 /// Why a store could not be opened.
@@ -29,7 +62,13 @@ pub enum ConnectError {
 
 /// The metadata in etcd.
 #[derive(Debug)]
-pub struct EtcdStore {}
+pub struct EtcdStore {
+    root: Root,
+    pool: Pool,
+    identity: Arc<Identity>,
+    request_timeout: Duration,
+    env: Env,
+}
 
 impl EtcdStore {
     /// Connects to the first endpoint that answers and checks that it is the right etcd. Tries
@@ -48,56 +87,214 @@ impl EtcdStore {
     /// [`ConnectError`]; at once for what trying again doesn't mend.
     pub async fn connect_within(
         config: EtcdConfig,
-        _env: Env,
-        _patience: Duration,
+        env: Env,
+        patience: Duration,
     ) -> Result<Self, ConnectError> {
         config.validate()?;
-        Err(unbuilt().into())
+        let identity = Arc::new(Identity::new(config.floor.unwrap_or_default()));
+        let pool = Pool::new(&config, Arc::clone(&identity), env.clone())?;
+        let (root, request_timeout) = (Root(config.prefix), config.request_timeout);
+        let store = Self { root, pool, identity, request_timeout, env };
+        let start = store.env.clock.monotonic();
+        for attempt in 1_u32.. {
+            CONNECT_PACE.pause(&store.env, attempt).await;
+            let waited = store.env.clock.monotonic().saturating_sub(start);
+            match store.get(keys::CLUSTER).await {
+                Ok(_) if attempt > 1 => {
+                    tracing::info!(after_ms = waited.as_millis(), "etcd is reached");
+                    break;
+                }
+                Ok(_) => break,
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Unknown(_)))
+                    if waited < patience =>
+                {
+                    if attempt == 1 {
+                        tracing::warn!(%error, "etcd is not reached; trying again");
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(store)
     }
 
-    /// The highest revision that etcd has shown.
+    /// The highest revision that etcd has shown: the `floor` of a later start.
     #[must_use]
     pub fn last_revision(&self) -> Revision {
-        Revision(0)
+        self.identity.highest()
+    }
+
+    /// Checks the header of a linearizable answer.
+    fn answered(
+        &self,
+        header: Option<&ResponseHeader>,
+        floor: Revision,
+    ) -> Result<Revision, Failure> {
+        let sender = sender(header)?;
+        self.identity.linearizable(sender, floor).map_err(Failure::Final)?;
+        Ok(sender.revision)
+    }
+
+    async fn read_page(
+        &self,
+        mut place: Place,
+        (start, end): (Vec<u8>, Vec<u8>),
+        limit: i64,
+    ) -> Result<RangePage, Failure> {
+        let floor = self.identity.highest();
+        let options = GetOptions::new().with_range(end).with_limit(limit);
+        let answer = place.connection.kv.get(start, Some(options)).await.map_err(failure)?;
+        let revision = self.answered(answer.header(), floor)?;
+        let pairs = answer.kvs().iter().map(|pair| self.root.pair(pair));
+        let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
+        Ok(RangePage { pairs, revision, more: answer.more() })
+    }
+
+    async fn grant(&self, mut place: Place, ttl_s: i64) -> Result<LeaseId, Failure> {
+        let floor = self.identity.highest();
+        let options = LeaseGrantOptions::new();
+        let answer = place.connection.lease.grant(ttl_s, Some(options)).await.map_err(failure)?;
+        self.answered(answer.header(), floor)?;
+        let (id, granted_s) = (answer.id(), answer.ttl());
+        if granted_s > most_granted_s(ttl_s) {
+            // If this fails, the lease ends by itself.
+            drop(place.connection.lease.revoke(id).await);
+            return Err(Failure::Final(StoreError::Invalid(format!(
+                "etcd grants no lease shorter than {granted_s} s, but {ttl_s} s were asked for: \
+                 raise lease_ttl, or start etcd with a shorter --election-timeout (a lease lasts \
+                 at least one and a half of it) and --heartbeat-interval"
+            ))));
+        }
+        if granted_s > ttl_s {
+            tracing::info!(asked_s = ttl_s, granted_s, "etcd grants longer leases than asked for");
+        }
+        let id = u64::try_from(id).ok().filter(|id| *id > 0);
+        id.map(LeaseId).ok_or_else(|| Failure::Lost("a lease has no number".to_owned()))
     }
 }
 
-fn unbuilt() -> StoreError {
-    StoreError::Unavailable("the etcd backend of this build has no requests yet".to_owned())
+/// etcd counts leases in whole seconds, and has a minimum that follows from its election
+/// time-out; up to double is put up with.
+fn most_granted_s(asked_s: i64) -> i64 {
+    asked_s.saturating_mul(2)
+}
+
+/// A time to live in etcd's unit, rounded up.
+fn whole_seconds(ttl: Duration) -> Result<i64, StoreError> {
+    if ttl.is_zero() {
+        return Err(StoreError::Invalid("a lease needs a time to live above 0".to_owned()));
+    }
+    let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
+    i64::try_from(seconds).map_err(|_| StoreError::TooLarge(format!("a lease of {seconds} s")))
 }
 
 #[async_trait]
 impl MetadataStore for EtcdStore {
-    async fn get(&self, _key: &str) -> Result<Option<KeyValue>, StoreError> {
-        Err(unbuilt())
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        check_key(key)?;
+        let read = async |mut place: Place| {
+            let floor = self.identity.highest();
+            let answer =
+                place.connection.kv.get(self.root.key(key), None).await.map_err(failure)?;
+            self.answered(answer.header(), floor)?;
+            if key == keys::CLUSTER {
+                self.identity.record_found(answer.kvs().first()).map_err(Failure::Final)?;
+            }
+            answer.kvs().first().map(|pair| self.root.pair(pair)).transpose()
+        };
+        self.pool.call(Kind::Idempotent, read).await
     }
 
     async fn range(
         &self,
-        _prefix: &str,
-        _after: Option<&str>,
-        _limit: usize,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
     ) -> Result<RangePage, StoreError> {
-        Err(unbuilt())
+        check_prefix(prefix)?;
+        let range = self.root.range(prefix, after);
+        let mut most = limit.min(MAX_RANGE);
+        loop {
+            // For etcd, no limit is 0.
+            let asked = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
+            let read = |place| self.read_page(place, range.clone(), asked);
+            match self.pool.call(Kind::Idempotent, read).await {
+                // Fewer of them then; one alone always fits.
+                Err(StoreError::TooLarge(_)) if most > 1 => most /= 2,
+                Ok(page) if limit == 0 => {
+                    let more = !page.pairs.is_empty();
+                    return Ok(RangePage { pairs: Vec::new(), more, ..page });
+                }
+                answer => return answer,
+            }
+        }
     }
 
-    async fn txn(&self, _txn: Txn) -> Result<TxnOutcome, StoreError> {
-        Err(unbuilt())
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        check_txn(&txn)?;
+        let request = self.root.txn(&txn)?;
+        let write = async |mut place: Place| {
+            let floor = self.identity.highest();
+            let answer = place.connection.kv.txn(request.clone()).await.map_err(failure)?;
+            let revision = self.answered(answer.header(), floor)?;
+            Ok(if answer.succeeded() {
+                TxnOutcome::Applied(revision)
+            } else {
+                TxnOutcome::Conflict(revision)
+            })
+        };
+        self.pool.call(Kind::Write, write).await
     }
 
-    async fn watch(&self, _prefix: &str, _after: Revision) -> Result<Box<dyn Watch>, StoreError> {
-        Err(unbuilt())
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        check_prefix(prefix)?;
+        let request = WatchRequest {
+            root: self.root.clone(),
+            prefix: prefix.to_owned(),
+            after,
+            patience: self.request_timeout,
+        };
+        let start = |place| EtcdWatch::start(request.clone(), place, Arc::clone(&self.identity));
+        let watch = self.pool.call(Kind::Idempotent, start).await?;
+        Ok(Box::new(watch))
     }
 
-    async fn grant_lease(&self, _ttl: Duration) -> Result<LeaseId, StoreError> {
-        Err(unbuilt())
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let ttl_s = whole_seconds(ttl)?;
+        // A lease whose answer was lost ends by itself.
+        self.pool.call(Kind::Write, |place| self.grant(place, ttl_s)).await
     }
 
-    async fn keep_alive(&self, _lease: LeaseId) -> Result<(), StoreError> {
-        Err(unbuilt())
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let lease = lease_number(lease)?;
+        let keep = async |mut place: Place| {
+            // One request and one answer; dropping the stream ends it.
+            let answer = place.connection.lease.keep_alive(lease).await;
+            answer.map(drop).map_err(failure)
+        };
+        self.pool.call(Kind::Idempotent, keep).await
     }
 
-    async fn revoke_lease(&self, _lease: LeaseId) -> Result<(), StoreError> {
-        Err(unbuilt())
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let lease = lease_number(lease)?;
+        let revoke = async |mut place: Place| {
+            let floor = self.identity.highest();
+            let answer = place.connection.lease.revoke(lease).await.map_err(failure)?;
+            self.answered(answer.header(), floor).map(drop)
+        };
+        self.pool.call(Kind::Write, revoke).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_live_is_rounded_up_to_what_etcd_counts_in() {
+        let seconds = |ms| whole_seconds(Duration::from_millis(ms));
+        assert_eq!((seconds(1), seconds(1_000), seconds(1_001)), (Ok(1), Ok(1), Ok(2)));
+        assert!(matches!(seconds(0), Err(StoreError::Invalid(_))));
+        assert!(matches!(whole_seconds(Duration::MAX), Err(StoreError::TooLarge(_))));
     }
 }

@@ -1,0 +1,196 @@
+//! What an error of etcd, or on the way to it, means for a request: [`Failure`].
+//!
+//! Invariant: *not done* is said only of a request that surely had no effect: it was refused
+//! before it was proposed, or never sent. Everything that isn't known here counts as lost.
+
+use std::error::Error;
+
+use etcd_client::Error as EtcdError;
+use tonic::{Code, Status};
+
+use crate::store::StoreError;
+
+/// Why a request to one endpoint failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Every endpoint would say the same.
+    Final(StoreError),
+    /// Surely not done; another endpoint may do it.
+    NotDone(String),
+    /// Surely not done, since the session isn't known any more: authenticate again.
+    Session(String),
+    /// Sent, perhaps done.
+    Lost(String),
+    /// Done, but the answer is larger than what is taken. Only reads are answered at length.
+    AnswerTooLarge,
+}
+
+/// What operators do about a full etcd.
+const FULL: &str = "etcd's quota is used up and its NOSPACE alarm is raised. Compact and \
+    defragment etcd (`etcdctl compact`, `etcdctl defrag`) or start it with a larger \
+    --quota-backend-bytes, then clear the alarm with `etcdctl alarm disarm`";
+
+/// What a client error means.
+pub(super) fn failure(error: EtcdError) -> Failure {
+    match error {
+        EtcdError::GRpcStatus(status) => status_failure(&status),
+        // The one error of its kind: etcd answers a keep-alive of an unknown lease with 0 s.
+        EtcdError::LeaseKeepAliveError(text) if text == "lease not found" => {
+            Failure::Final(StoreError::LeaseLost)
+        }
+        EtcdError::InvalidArgs(why) => Failure::Final(StoreError::Invalid(why)),
+        other => Failure::Lost(root_cause(&other)),
+    }
+}
+
+fn status_failure(status: &Status) -> Failure {
+    // What the transport says has a cause; what a server says is text.
+    if status.source().is_some() {
+        let text = root_cause(status);
+        return if never_sent(status) { Failure::NotDone(text) } else { Failure::Lost(text) };
+    }
+    let text = status.message();
+    let said = text.strip_prefix("etcdserver: ").unwrap_or(text);
+    match said {
+        "mvcc: database space exceeded" => Failure::Final(StoreError::Full(FULL.to_owned())),
+        "requested lease not found" => Failure::Final(StoreError::LeaseLost),
+        "request is too large" | "too many operations in txn request" | "too large lease TTL" => {
+            Failure::Final(StoreError::TooLarge(format!("etcd says: {said}")))
+        }
+        "authentication failed, invalid user ID or password" => {
+            denied("etcd doesn't know this user with this password")
+        }
+        "user name is empty" => denied("etcd wants a user and a password, and none are set"),
+        "authentication is not enabled" => {
+            denied("a user is set, but etcd has no authentication enabled")
+        }
+        "permission denied" => denied("etcd's user may not use the keys below the prefix"),
+        "revision of auth store is old" => Failure::Session(said.to_owned()),
+        // Refused before anything is proposed.
+        "no leader" | "too many requests" | "not capable" => Failure::NotDone(said.to_owned()),
+        _ => code_failure(status.code(), said),
+    }
+}
+
+fn code_failure(code: Code, said: &str) -> Failure {
+    match code {
+        Code::Unauthenticated => Failure::Session(said.to_owned()),
+        Code::PermissionDenied => denied(said),
+        Code::DataLoss => Failure::Final(StoreError::Corrupt(format!("etcd says: {said}"))),
+        Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists => {
+            Failure::Final(StoreError::Invalid(format!("etcd says: {said}")))
+        }
+        Code::ResourceExhausted if said.contains("message larger than max") => {
+            Failure::Final(StoreError::TooLarge(format!("etcd says: {said}")))
+        }
+        Code::Unimplemented => Failure::NotDone(format!("it is no etcd of 3.4 or newer ({said})")),
+        Code::OutOfRange if said.contains("decoded message length too large") => {
+            Failure::AnswerTooLarge
+        }
+        _ if said.is_empty() => Failure::Lost(format!("{code:?}")),
+        _ => Failure::Lost(said.to_owned()),
+    }
+}
+
+fn denied(why: &str) -> Failure {
+    Failure::Final(StoreError::Denied(why.to_owned()))
+}
+
+/// True if there was no connection to send the request over.
+fn never_sent(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(<dyn Error + 'static>::is::<tonic::ConnectError>)
+}
+
+/// The innermost cause's text: the layers above it say "transport error".
+pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let innermost = causes(error).last().unwrap_or(error);
+    innermost.to_string()
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(code: Code, message: &str) -> Failure {
+        failure(EtcdError::GRpcStatus(Status::new(code, message)))
+    }
+
+    #[test]
+    fn what_etcd_says_gets_its_meaning() {
+        let full = of(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+        assert!(matches!(full, Failure::Final(StoreError::Full(why)) if why.contains("disarm")));
+        let lease = of(Code::NotFound, "etcdserver: requested lease not found");
+        assert_eq!(lease, Failure::Final(StoreError::LeaseLost));
+        for (code, text) in [
+            (Code::InvalidArgument, "etcdserver: request is too large"),
+            (Code::InvalidArgument, "etcdserver: too many operations in txn request"),
+            (Code::ResourceExhausted, "grpc: received message larger than max (3 vs. 2)"),
+            (Code::OutOfRange, "etcdserver: too large lease TTL"),
+        ] {
+            let large = of(code, text);
+            assert!(matches!(large, Failure::Final(StoreError::TooLarge(_))), "{text}: {large:?}");
+        }
+        for (code, text) in [
+            (
+                Code::InvalidArgument,
+                "etcdserver: authentication failed, invalid user ID or password",
+            ),
+            (Code::InvalidArgument, "etcdserver: user name is empty"),
+            (Code::PermissionDenied, "etcdserver: permission denied"),
+            (Code::FailedPrecondition, "etcdserver: authentication is not enabled"),
+        ] {
+            let denied = of(code, text);
+            assert!(matches!(denied, Failure::Final(StoreError::Denied(_))), "{text}: {denied:?}");
+        }
+        for (code, text) in [
+            (Code::Unauthenticated, "etcdserver: invalid auth token"),
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old"),
+        ] {
+            assert!(matches!(of(code, text), Failure::Session(_)), "{text}");
+        }
+        let large = "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
+        assert_eq!(of(Code::OutOfRange, large), Failure::AnswerTooLarge);
+    }
+
+    #[test]
+    fn only_what_was_surely_not_proposed_counts_as_not_done() {
+        for (code, text) in [
+            (Code::Unavailable, "etcdserver: no leader"),
+            (Code::ResourceExhausted, "etcdserver: too many requests"),
+            (Code::Unimplemented, ""),
+        ] {
+            assert!(matches!(of(code, text), Failure::NotDone(_)), "{text}");
+        }
+        for (code, text) in [
+            (Code::Unavailable, "etcdserver: request timed out"),
+            (Code::Unavailable, "etcdserver: leader changed"),
+            (Code::Unavailable, "etcdserver: server stopped"),
+            (
+                Code::Unavailable,
+                "etcdserver: request timed out, possibly due to previous leader failure",
+            ),
+            (Code::Unknown, "something new"),
+            (Code::Internal, ""),
+        ] {
+            assert!(matches!(of(code, text), Failure::Lost(_)), "{text}");
+        }
+        let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
+        let unsent = Status::from_error(Box::new(tonic::ConnectError(Box::new(refused))));
+        assert_eq!(status_failure(&unsent), Failure::NotDone("refused".to_owned()));
+        let reset = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
+        let broken = Status::from_error(Box::new(reset));
+        assert_eq!(status_failure(&broken), Failure::Lost("reset".to_owned()));
+    }
+
+    #[test]
+    fn a_lease_that_etcd_does_not_know_is_lost() {
+        let lost = failure(EtcdError::LeaseKeepAliveError("lease not found".to_owned()));
+        assert_eq!(lost, Failure::Final(StoreError::LeaseLost));
+        let ended = failure(EtcdError::WatchError("failed to create lease keeper".to_owned()));
+        assert!(matches!(ended, Failure::Lost(_)));
+    }
+}

@@ -1,0 +1,130 @@
+//! The etcd that answers isn't the one that was known: nothing is written to it, ever.
+
+use geminga_meta::cluster;
+use geminga_meta::store::etcd::ConnectError;
+use geminga_meta::store::{Revision, WatchError};
+
+use super::*;
+
+/// Demands that a store refuses everything as replaced, and that etcd has not been written to.
+async fn assert_replaced(store: &EtcdStore, etcd: &Etcd, word: &str) {
+    let mut client = raw(etcd).await;
+    let before = client.get("x", None).await.expect("etcd answers");
+    let before = before.header().expect("a header").revision();
+    let refused = |answer: Result<(), StoreError>| {
+        let Err(StoreError::Replaced(why)) = answer else { panic!("not refused: {answer:?}") };
+        assert!(why.contains(word), "{why}");
+    };
+    // The very first request may be a write.
+    refused(first_answer(store).await);
+    refused(put(store, "a", "2").await);
+    refused(store.txn(Txn::default().delete("a")).await.map(drop));
+    refused(store.get("a").await.map(drop));
+    refused(store.range("", None, 1).await.map(drop));
+    refused(store.watch("", Revision(1)).await.map(drop));
+    refused(store.grant_lease(Duration::from_secs(5)).await.map(drop));
+    let after = client.get("x", None).await.expect("etcd answers");
+    assert_eq!(after.header().expect("a header").revision(), before, "it was written to");
+    let leases = client.leases().await.expect("etcd answers");
+    assert_eq!(leases.leases().len(), 0, "a lease was granted");
+}
+
+/// What comes of a write once the broken connection is noticed.
+async fn first_answer(store: &EtcdStore) -> Result<(), StoreError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match put(store, "a", "2").await {
+            Err(StoreError::Unavailable(_) | StoreError::Unknown(_))
+                if Instant::now() < deadline => {}
+            answer => return answer,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_restored_from_an_older_backup_is_never_used_again() {
+    let mut real = Real::start().await;
+    put(&*real.store, "a", "1").await.expect("written");
+    real.etcd.stop(0);
+    let backup = real.etcd.data_dir(0).with_extension("backup");
+    Etcd::copy_data(&real.etcd.data_dir(0), &backup);
+    real.etcd.restart(0);
+    for _ in 0..10 {
+        eventually(async || put(&*real.store, "a", "2").await).await;
+    }
+    let last = real.store.last_revision();
+    let mut watch = real.store.watch("", last).await.expect("started");
+    real.etcd.stop(0);
+    Etcd::copy_data(&backup, &real.etcd.data_dir(0));
+    real.etcd.restart(0);
+    assert_replaced(&real.store, &real.etcd, "older backup").await;
+    let ended = tokio::time::timeout(PATIENCE, watch.next()).await.expect("it ends");
+    assert!(matches!(ended, Err(WatchError::Lost(_))), "{ended:?}");
+
+    // A process that has noted how far etcd was refuses it from the start.
+    let mut config = config(&real.etcd);
+    config.floor = Some(last);
+    let refused = EtcdStore::connect(config.clone(), Env::system()).await;
+    let Err(ConnectError::Store(StoreError::Replaced(_))) = refused else {
+        panic!("it is taken: {refused:?}")
+    };
+    config.floor = None;
+    let store = connect(config).await;
+    assert_eq!(store.get("a").await.expect("read").expect("there").value.as_ref(), b"1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_etcd_at_the_same_address_is_never_used() {
+    let mut real = Real::start().await;
+    put(&*real.store, "a", "1").await.expect("written");
+    real.etcd.kill(0);
+    real.etcd.wipe(0);
+    real.etcd.set_token("another");
+    real.etcd.restart(0);
+    assert_replaced(&real.store, &real.etcd, "cluster id").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_etcd_with_the_same_cluster_id_and_a_higher_revision_is_never_used() {
+    let mut real = Real::start().await;
+    let env = Env::system();
+    let made = cluster::init(&*real.store, &env, 4).await.expect("initialised");
+    let store = connect(config(&real.etcd)).await;
+    for store in [&store, &real.store] {
+        assert_eq!(cluster::read(&**store).await, Ok(made.clone()));
+    }
+    real.etcd.kill(0);
+    real.etcd.wipe(0);
+    real.etcd.restart(0);
+    let mut client = raw(&real.etcd).await;
+    for _ in 0..20 {
+        client.put("elsewhere", "v", None).await.expect("written");
+    }
+    assert_replaced(&store, &real.etcd, "no cluster").await;
+    // Nor if it has a cluster of that name by now.
+    let other = connect(config(&real.etcd)).await;
+    cluster::init(&*other, &env, 4).await.expect("initialised");
+    assert_replaced(&real.store, &real.etcd, "another record").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clusters_in_one_etcd_do_not_see_each_other() {
+    let real = Real::start().await;
+    let mut config = config(&real.etcd);
+    config.prefix = config.prefix.replace("test", "test2");
+    let other = connect(config).await;
+    let env = Env::system();
+    let one = cluster::init(&*real.store, &env, 4).await.expect("initialised");
+    assert_eq!(cluster::read(&*other).await, Err(cluster::ClusterError::NotInitialised));
+    let start = other.last_revision();
+    let mut watch = other.watch("", start).await.expect("started");
+    put(&*real.store, "a", "1").await.expect("written");
+    let two = cluster::init(&*other, &env, 4).await.expect("its part is empty");
+    assert_ne!(one.cluster_id, two.cluster_id);
+    let events = tokio::time::timeout(PATIENCE, watch.next()).await.expect("they come");
+    let mut keys: Vec<String> =
+        events.expect("the watch goes on").into_iter().map(|event| event.key).collect();
+    keys.sort();
+    assert_eq!(keys, ["cluster", "namespaces/public/default", "tenants/public"]);
+    assert_eq!(other.get("a").await, Ok(None));
+}
