@@ -228,8 +228,9 @@ impl ClientBuilder {
             expected_cluster_id: self.expected_cluster_id.filter(|id| !id.is_empty()),
             client_name: self.client_name,
         };
+        let pool = Pool::new(settings, self.env.clone());
         let inner = ClientInner {
-            directory: Directory::new(Pool::new(settings, self.env.clone()), urls),
+            directory: Directory::new(pool, urls, self.env.clone()),
             env: self.env,
             operation_timeout: self.operation_timeout,
             searching: AtomicUsize::new(0),

@@ -289,7 +289,7 @@ impl Connection {
         status_error(&self.url, status)
     }
 
-    /// The answer to a call; not waited for beyond `limit`, nor while the broker is doubtful.
+    /// The answer to a call; not waited for beyond `limit`, nor beyond the connection's end.
     async fn within<T>(
         &self,
         limit: Duration,
@@ -305,7 +305,7 @@ impl Connection {
                 }
                 Err(status) => Err(self.failed(&status)),
             },
-            () = self.vitals.doubtful() => Err(self.silent()),
+            () = self.vitals.dead() => Err(self.silent()),
             () = tokio::time::sleep(limit) => {
                 let why = format!("no answer within {limit:?}");
                 Err(ClientError::Disconnected { url: self.url.to_string(), why })

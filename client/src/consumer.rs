@@ -233,7 +233,7 @@ impl SubscriptionPosition {
 
 /// Receives the messages of a subscription. Cheap to clone; clones share one queue.
 ///
-/// It reconnects by itself. What was received before and isn't acknowledged is then delivered
+/// It finds its topic's broker again, whatever becomes of that one. What was received before and isn't acknowledged is then delivered
 /// again; what was acknowledged isn't, since acknowledgements without the broker's receipt are
 /// sent again first.
 ///

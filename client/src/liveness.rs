@@ -7,7 +7,7 @@
 //!
 //! Invariants: anything heard is a sign of life; a connection for whose answers nobody waits isn't
 //! pinged and costs no timer (the transport's own keep-alive, which is slower, looks after it);
-//! doubtful ends no connection: it makes others be asked whether the topic is theirs by now.
+//! doubtful ends nothing by itself: it makes others be asked whether the topic is theirs by now.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;

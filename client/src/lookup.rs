@@ -4,6 +4,10 @@
 //! one has failed, or has said nothing for [`STAGGER`], and the first answer counts. So neither a
 //! dead nor a frozen broker holds up a lookup while another one lives.
 //!
+//! When a topic is found to have moved, everybody who waits before another attempt is woken: with a
+//! dead broker's lease all of its topics move, and a thousand of them need not find out each by
+//! itself.
+//!
 //! Invariants: one lookup is under way for each topic; an answer is used again until a session
 //! that was opened on its word ends badly; nothing here tries again: whoever wants a session does,
 //! with its own time limits, so two brokers that point at each other hold nobody in a loop.
@@ -13,9 +17,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use geminga_proto::env::{Env, Monotonic};
 use geminga_proto::topic_name::TopicName;
 use geminga_proto::v1::ErrorCode;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::connection::Connection;
 use crate::error::{BrokerError, ClientError, UrlFailure};
@@ -32,6 +38,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// How long the connection to an owner is waited for before the topic is looked up again: it may
 /// have another owner by then. The attempt itself goes on.
 const OWNER_PATIENCE: Duration = Duration::from_secs(1);
+/// News wake all who wait, so they are told at most so often.
+const NEWS_INTERVAL: Duration = Duration::from_millis(250);
 /// Topics whose owners are remembered.
 const MAX_TOPICS: usize = 16_384;
 
@@ -47,6 +55,9 @@ struct Shared {
     pool: Pool,
     urls: ServiceUrls,
     owners: Mutex<Owners>,
+    env: Env,
+    /// When it was last told that a topic has moved.
+    news: watch::Sender<Option<Monotonic>>,
 }
 
 /// Who serves what.
@@ -87,9 +98,10 @@ where
 }
 
 impl Directory {
-    pub(crate) fn new(pool: Pool, urls: ServiceUrls) -> Self {
+    pub(crate) fn new(pool: Pool, urls: ServiceUrls, env: Env) -> Self {
         let owners = Mutex::new(Owners::new(MAX_TOPICS));
-        let shared = Arc::new(Shared { pool, urls, owners });
+        let news = watch::Sender::new(None);
+        let shared = Arc::new(Shared { pool, urls, owners, env, news });
         Self { shared, lookups: Flights::default(), second_opinions: Flights::default() }
     }
 
@@ -156,7 +168,17 @@ impl Directory {
                 return None;
             }
         };
-        (!owner.is_same_place(silent)).then(|| self.shared.owners.lock().learn(topic, owner))
+        (!owner.is_same_place(silent)).then(|| self.shared.learn(topic, owner, Some(silent)))
+    }
+
+    /// Waits before another attempt; less if there is news of who serves what.
+    pub(crate) async fn pause(&self, wait: Duration) {
+        let mut news = self.shared.news.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // The sender lives as long as this.
+            _ = news.changed() => {}
+        }
     }
 
     pub(crate) fn close(&self) {
@@ -174,7 +196,23 @@ impl Shared {
         let blamed = self.owners.lock().blamed(topic);
         let urls = order(self.pool.candidates(self.urls.in_turn()), blamed.as_ref());
         let owner = self.ask_all(topic, urls).await?;
-        Ok(self.owners.lock().learn(topic, owner))
+        Ok(self.learn(topic, owner, blamed.as_ref().map(|(owner, _)| owner)))
+    }
+
+    fn learn(&self, topic: &TopicName, owner: Owner, before: Option<&Owner>) -> Owner {
+        let moved = before.is_some_and(|before| !before.is_same_place(&owner));
+        let owner = self.owners.lock().learn(topic, owner);
+        if moved {
+            let now = self.env.clock.monotonic();
+            self.news.send_if_modified(|told| {
+                let due = told.is_none_or(|at| now.saturating_sub(at) >= NEWS_INTERVAL);
+                if due {
+                    *told = Some(now);
+                }
+                due
+            });
+        }
+        owner
     }
 
     async fn ask_all(&self, topic: &TopicName, urls: Vec<Arc<str>>) -> Result<Owner, ClientError> {
@@ -203,3 +241,6 @@ impl Shared {
         Ok(Owner { url: named.into(), broker_id, advertised: true, told_by: url, version: 0 })
     }
 }
+
+#[cfg(test)]
+mod tests;

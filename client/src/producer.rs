@@ -114,8 +114,10 @@ impl ProducerBuilder {
         self
     }
 
-    /// How long a message may be without a receipt, from when it was given; `None`: for ever.
-    /// Default: 30 s.
+    /// How long a message may be without a receipt, from when it was given. Default: 30 s, which
+    /// is longer than any take-over of a topic by another broker. With `None` it is sent again for
+    /// as long as it takes: only a full queue, or [`Producer::close`] that doesn't return, then
+    /// tell of an outage.
     pub fn send_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.config.send_timeout = timeout;
         self
@@ -171,8 +173,9 @@ impl ProducerConfig {
 /// order in which they were given to it. When the last clone is dropped, what was given to it is
 /// still sent, in the background; [`Producer::close`] waits for it and says how it went.
 ///
-/// It reconnects by itself and sends everything without a receipt again, in order: a message
-/// whose receipt was lost on the way can be stored twice.
+/// It finds its topic's broker again, whatever becomes of that one, and sends everything without a
+/// receipt again, in order: a message whose receipt was lost on the way can be stored twice. An
+/// outage shows as latency, and as [`SendError::Timeout`] once a message's own time is over.
 #[derive(Debug, Clone)]
 pub struct Producer {
     handle: Arc<Handle>,

@@ -57,6 +57,8 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
     fn open_at(&self) -> Option<(u64, Located)>;
     /// Gives a session up, if it still is the one.
     fn give_up(&self, session_id: u64, error: ClientError);
+    /// Leaves the session that is being opened, or is open.
+    fn leave(&self);
     /// Why the last session ended that was open, once.
     fn take_ended(&self) -> Option<ClientError>;
     /// There is no session, for this reason.
@@ -144,36 +146,35 @@ impl<P: Protocol> Session<P> {
     }
 }
 
-/// Waits for the broker's answer to the opening of a session; gives it up with `leave`.
+/// Waits for the broker's answer to the opening of a session.
 pub(crate) async fn opened(
     answer: oneshot::Receiver<Result<(), ClientError>>,
     at: &Located,
     timeout: Duration,
-    leave: impl FnOnce(),
 ) -> Result<(), ClientError> {
     let lost = |why: String| {
         let url = at.connection.url().to_owned();
         ClientError::Disconnected { url, why }
     };
-    let result = tokio::select! {
-        biased;
-        answer = answer => {
-            return answer.unwrap_or_else(|_| Err(lost("the attempt was given up".to_owned())));
-        }
-        () = at.connection.doubtful() => Err(at.connection.silent()),
-        () = tokio::time::sleep(timeout) => Err(lost(format!("no answer within {timeout:?}"))),
-    };
-    leave();
-    result
+    match tokio::time::timeout(timeout, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(lost("the attempt was given up".to_owned())),
+        Err(_) => Err(lost(format!("no answer within {timeout:?}"))),
+    }
 }
 
 /// One attempt: finds the topic's owner and opens a session there.
 async fn attempt<E: Endpoint>(endpoint: Arc<E>) -> Result<(), ClientError> {
-    let client = Arc::clone(endpoint.client());
-    let at = client.directory.locate(endpoint.topic()).await?;
-    let opened = Arc::clone(&endpoint).open_session(at.clone()).await;
+    let directory = &endpoint.client().directory;
+    let at = directory.locate(endpoint.topic()).await?;
+    let opened = tokio::select! {
+        biased;
+        opened = Arc::clone(&endpoint).open_session(at.clone()) => opened,
+        () = moved_away(&*endpoint, &at) => Err(at.connection.silent()),
+    };
     if let Err(error) = &opened {
-        client.directory.failed(endpoint.topic(), &at.owner, error);
+        endpoint.leave();
+        directory.failed(endpoint.topic(), &at.owner, error);
     }
     opened
 }
@@ -199,12 +200,12 @@ impl Drop for Searching {
     }
 }
 
-/// Looks after an open session: while its broker shows no sign of life, asks the others who serves
-/// the topic, and leaves if it is another one by now.
-async fn look_after<E: Endpoint>(endpoint: Arc<E>, session_id: u64, at: Located) {
+/// Waits until the broker shows no sign of life and another one serves the topic. That a broker is
+/// silent is no reason to leave it: one with too much to do is, too, and leaving makes it more.
+async fn moved_away<E: Endpoint>(endpoint: &E, at: &Located) {
+    let client = endpoint.client();
     loop {
         at.connection.doubtful().await;
-        let client = endpoint.client();
         let searching = Searching::new(client);
         let mut backoff = Backoff::new();
         while at.connection.is_doubtful() {
@@ -216,20 +217,25 @@ async fn look_after<E: Endpoint>(endpoint: Arc<E>, session_id: u64, at: Located)
                     of = %endpoint.label(), silent = %at.owner.url, other = %other.url,
                     "another broker serves the topic by now"
                 );
-                endpoint.give_up(session_id, at.connection.silent());
                 return;
             }
             let wait = backoff.wait(&*client.env.random, searching.others(), false);
             tokio::select! {
                 () = at.connection.clear() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = client.directory.pause(wait) => {}
             }
         }
         if at.connection.is_dead() {
-            // Its streams end every session on them.
-            return;
+            // Its end ends everything on it.
+            return std::future::pending().await;
         }
     }
+}
+
+/// Looks after an open session: gives it up if the topic has moved away from a silent broker.
+async fn look_after<E: Endpoint>(endpoint: Arc<E>, session_id: u64, at: Located) {
+    moved_away(&*endpoint, &at).await;
+    endpoint.give_up(session_id, at.connection.silent());
 }
 
 type Attempt = Pin<Box<dyn Future<Output = Result<(), ClientError>> + Send>>;
@@ -347,7 +353,7 @@ impl<E: Endpoint> Driver<E> {
         let wait = self.backoff.wait(&*client.env.random, searching.others(), orderly);
         let endpoint = Arc::clone(&self.endpoint);
         self.attempt = Some(Box::pin(async move {
-            tokio::time::sleep(wait).await;
+            endpoint.client().directory.pause(wait).await;
             attempt(endpoint).await
         }));
     }

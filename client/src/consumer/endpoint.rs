@@ -88,12 +88,9 @@ impl Endpoint for Shared {
             inbox.session = Session::Opening { id, link, at, reply };
             inbox.name.clone()
         };
-        if let Err(error) = link.register(id, Arc::clone(&self) as _) {
-            self.leave();
-            return Err(error);
-        }
+        link.register(id, Arc::clone(&self) as _)?;
         link.push(Frame::Subscribe(self.subscribe_frame(id, consumer_name)));
-        session::opened(answer, &at, self.client.operation_timeout, || self.leave()).await
+        session::opened(answer, &at, self.client.operation_timeout).await
     }
 
     fn open_at(&self) -> Option<(u64, Located)> {
@@ -102,6 +99,17 @@ impl Endpoint for Shared {
 
     fn give_up(&self, session_id: u64, error: ClientError) {
         self.on_session_over(session_id, |_| error);
+    }
+
+    fn leave(&self) {
+        let (session, positions) = {
+            let mut inbox = self.inbox.lock();
+            Self::session_ended(&mut inbox)
+        };
+        session.leave(close_frame);
+        for reply in positions {
+            let _ = reply.send(Err(ConsumerError::Disconnected));
+        }
     }
 
     fn take_ended(&self) -> Option<ClientError> {
@@ -395,17 +403,5 @@ impl Shared {
         }
         let positions = std::mem::take(&mut inbox.positions);
         (session, positions.into_values().collect())
-    }
-
-    /// Leaves the link; the broker is told.
-    fn leave(&self) {
-        let (session, positions) = {
-            let mut inbox = self.inbox.lock();
-            Self::session_ended(&mut inbox)
-        };
-        session.leave(close_frame);
-        for reply in positions {
-            let _ = reply.send(Err(ConsumerError::Disconnected));
-        }
     }
 }

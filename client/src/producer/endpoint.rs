@@ -92,10 +92,7 @@ impl Endpoint for Shared {
             let (link, at) = (Arc::clone(&link), at.clone());
             self.state.lock().session = Session::Opening { id, link, at, reply };
         }
-        if let Err(error) = link.register(id, Arc::clone(&self) as _) {
-            self.end_session();
-            return Err(error);
-        }
+        link.register(id, Arc::clone(&self) as _)?;
         let properties = self.config.properties.iter().cloned();
         let properties = properties.map(|(key, value)| v1::Property { key, value }).collect();
         let open = v1::OpenProducer {
@@ -106,7 +103,7 @@ impl Endpoint for Shared {
             properties,
         };
         link.push(v1::produce_frame::Frame::Open(open));
-        session::opened(answer, &at, self.client.operation_timeout, || self.end_session()).await
+        session::opened(answer, &at, self.client.operation_timeout).await
     }
 
     fn open_at(&self) -> Option<(u64, Located)> {
@@ -115,6 +112,10 @@ impl Endpoint for Shared {
 
     fn give_up(&self, session_id: u64, error: ClientError) {
         self.on_session_over(session_id, |_| error);
+    }
+
+    fn leave(&self) {
+        self.end_session();
     }
 
     fn take_ended(&self) -> Option<ClientError> {

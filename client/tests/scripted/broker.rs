@@ -4,10 +4,12 @@
 //! Length: both streams of one protocol, with the faults of each at the place where they strike.
 
 mod consume;
+mod node;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -16,7 +18,7 @@ use geminga_proto::v1;
 use geminga_proto::v1::ErrorCode;
 use geminga_proto::v1::messaging_server::{Messaging, MessagingServer};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -118,10 +120,13 @@ impl State {
     }
 }
 
-/// The broker. Clones share it.
-#[derive(Debug, Clone, Default)]
+/// The broker. Clones share it; siblings share the topic.
+#[derive(Debug, Clone)]
 pub struct Broker {
     pub state: Arc<Mutex<State>>,
+    pub node: Arc<Mutex<node::Node>>,
+    /// Everything is to be closed with this code.
+    orders: Arc<watch::Sender<Option<ErrorCode>>>,
 }
 
 fn error(code: ErrorCode) -> Option<v1::Error> {
@@ -133,13 +138,19 @@ impl Broker {
     pub async fn serve(&self) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
+        // Else small answers wait for the client's acknowledgement of those before.
+        let incoming = TcpListenerStream::new(listener).map(|accepted| {
+            let socket = accepted?;
+            socket.set_nodelay(true)?;
+            Ok::<_, std::io::Error>(socket)
+        });
         let service = MessagingServer::new(self.clone()).max_decoding_message_size(16 << 20);
         tokio::spawn(
             tonic::transport::Server::builder()
                 .initial_stream_window_size(4 << 20)
                 .initial_connection_window_size(8 << 20)
                 .add_service(service)
-                .serve_with_incoming(TcpListenerStream::new(listener)),
+                .serve_with_incoming(incoming),
         );
         url
     }
@@ -214,11 +225,13 @@ impl Broker {
                 let refused = {
                     let mut state = self.state.lock();
                     state.opened_producers += 1;
+                    self.node.lock().opened_at.push(Instant::now());
                     state.fault(|fault| match fault {
                         Fault::Open(code) => Some(code),
                         _ => None,
                     })
                 };
+                let refused = refused.or(self.refusal(ErrorCode::NotOwner));
                 if refused.is_none() {
                     producers.insert(open.producer_id, ProducerState::default());
                 }
@@ -279,6 +292,8 @@ impl Broker {
                 Fault::CloseProducer(code) => Some(code),
                 _ => None,
             });
+            // An owner that was replaced finds its ledger fenced.
+            let closed = closed.or(self.refusal(ErrorCode::Fenced));
             if let Some(code) = closed {
                 producers.remove(&producer_id);
                 let closed = v1::ProducerClosed { producer_id, error: error(code) };
@@ -328,12 +343,15 @@ impl Messaging for Broker {
 
     async fn handshake(
         &self,
-        _: Request<v1::HandshakeRequest>,
+        request: Request<v1::HandshakeRequest>,
     ) -> Result<Response<v1::HandshakeResponse>, Status> {
+        let mut node = self.node.lock();
+        node.handshakes += 1;
+        node.expected_clusters.push(request.into_inner().expected_cluster_id);
         Ok(Response::new(v1::HandshakeResponse {
             protocol: 1,
-            cluster_id: CLUSTER.to_owned(),
-            broker_id: "b".to_owned(),
+            cluster_id: node.cluster_id.clone(),
+            broker_id: node.id.clone(),
             max_message_bytes: MAX_MESSAGE_BYTES,
         }))
     }
@@ -342,14 +360,20 @@ impl Messaging for Broker {
         &self,
         _: Request<v1::LookupRequest>,
     ) -> Result<Response<v1::LookupResponse>, Status> {
-        let mut state = self.state.lock();
-        state.lookups += 1;
-        let refused = state.fault(|fault| match fault {
-            Fault::Lookup(code) => Some(code),
-            _ => None,
-        });
+        let refused = {
+            let mut state = self.state.lock();
+            state.lookups += 1;
+            state.fault(|fault| match fault {
+                Fault::Lookup(code) => Some(code),
+                _ => None,
+            })
+        };
+        let mut node = self.node.lock();
+        node.lookups += 1;
+        let here = || (node.id.clone(), String::new());
+        let (broker_id, service_url) = node.owner.clone().unwrap_or_else(here);
         let error = refused.and_then(error);
-        Ok(Response::new(v1::LookupResponse { error, ..v1::LookupResponse::default() }))
+        Ok(Response::new(v1::LookupResponse { error, broker_id, service_url, partitions: 0 }))
     }
 
     async fn produce(
@@ -361,7 +385,21 @@ impl Messaging for Broker {
         let mut requests = request.into_inner();
         tokio::spawn(async move {
             let mut producers = BTreeMap::new();
-            while let Ok(Some(request)) = requests.message().await {
+            let mut orders = broker.orders.subscribe();
+            loop {
+                let request = tokio::select! {
+                    request = requests.message() => request,
+                    _ = orders.changed() => {
+                        let code = *orders.borrow_and_update();
+                        let error = code.and_then(error);
+                        for producer_id in std::mem::take(&mut producers).into_keys() {
+                            let closed = v1::ProducerClosed { producer_id, error: error.clone() };
+                            answer(&results, ProduceResult::Closed(closed)).await;
+                        }
+                        continue;
+                    }
+                };
+                let Ok(Some(request)) = request else { return };
                 for frame in request.frames.into_iter().filter_map(|frame| frame.frame) {
                     if !broker.on_produce(&mut producers, frame, &results).await {
                         return;
@@ -381,6 +419,7 @@ impl Messaging for Broker {
         let mut requests = request.into_inner();
         tokio::spawn(async move {
             let mut consumers = BTreeMap::new();
+            let mut orders = broker.orders.subscribe();
             let mut tick = tokio::time::interval(std::time::Duration::from_millis(5));
             loop {
                 tokio::select! {
@@ -391,6 +430,10 @@ impl Messaging for Broker {
                                 return;
                             }
                         }
+                    }
+                    _ = orders.changed() => {
+                        let code = *orders.borrow_and_update();
+                        broker.close_consumers(&mut consumers, code, &events).await;
                     }
                     _ = tick.tick() => broker.deliver_all(&mut consumers, &events).await,
                 }

@@ -4,10 +4,13 @@
 mod broker;
 mod connect;
 mod consumer;
+mod pair;
 mod producer;
 mod proxy;
+mod silence;
+mod takeover;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker::Broker;
 use geminga_client::Client;
@@ -38,4 +41,15 @@ async fn until(mut holds: impl FnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// The times between sessions must grow as the client's waits do: from the third on by half each,
+/// of which at least half is kept. Lower limits hold on a slow machine, too.
+fn assert_ever_less_often(opened_at: &[Instant]) {
+    let mut wait = Duration::from_millis(5);
+    for pair in opened_at.windows(2).skip(1) {
+        let gap = pair[1].saturating_duration_since(pair[0]);
+        assert!(gap >= wait / 2, "{gap:?} after a wait of {wait:?} was due");
+        wait = wait * 3 / 2;
+    }
 }

@@ -8,14 +8,14 @@ use geminga_client::{ClientError, Compression, ErrorCode, Message, SendError};
 
 use crate::broker::{Broker, Fault, MAX_MESSAGE_BYTES};
 use crate::proxy::Proxy;
-use crate::{broker_and_client, client, soon, until};
+use crate::{assert_ever_less_often, broker_and_client, client, soon, until};
 
-fn numbers(texts: &[String]) -> Vec<u64> {
+pub fn numbers(texts: &[String]) -> Vec<u64> {
     texts.iter().map(|text| text.parse().expect("a number")).collect()
 }
 
 /// The first time each number was stored, in the log's order.
-fn first_stored(broker: &Broker) -> Vec<u64> {
+pub fn first_stored(broker: &Broker) -> Vec<u64> {
     let mut seen = std::collections::BTreeSet::new();
     numbers(&broker.texts()).into_iter().filter(|number| seen.insert(*number)).collect()
 }
@@ -207,10 +207,8 @@ async fn an_entry_that_ends_every_session_is_sent_again_ever_less_often() {
     let producer = soon(client.producer("t").open()).await.expect("opens");
     broker.plan([Fault::Refuse(ErrorCode::NotOwner); 1000]);
     let message = producer.enqueue("1").await.expect("taken");
-    until(|| broker.state.lock().opened_producers >= 3).await;
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    let sessions = broker.state.lock().opened_producers;
-    assert!(sessions <= 12, "{sessions} sessions");
+    until(|| broker.opened_here() >= 10).await;
+    assert_ever_less_often(&broker.node.lock().opened_at);
     broker.state.lock().faults.clear();
     soon(message).await.expect("stored after all");
 }

@@ -1,8 +1,16 @@
+use std::sync::LazyLock;
+
 use super::*;
 use proptest::prelude::*;
 
+const TOPICS: u64 = 12;
+
 fn topic(number: u64) -> TopicName {
-    format!("persistent://t/n/topic-{number}").parse().expect("a name")
+    static NAMES: LazyLock<Vec<TopicName>> = LazyLock::new(|| {
+        let name = |number| format!("persistent://t/n/topic-{number}").parse().expect("a name");
+        (0..TOPICS).map(name).collect()
+    });
+    NAMES[number as usize].clone()
 }
 
 fn word(url: &str, told_by: &str) -> Owner {
@@ -85,8 +93,8 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        (0_u64..12, 0_u8..4).prop_map(|(topic, owner)| Event::Learn { topic, owner }),
-        (0_u64..12, 0_u64..20, any::<bool>()).prop_map(|(topic, back, refused)| Event::Blame {
+        (0..TOPICS, 0_u8..4).prop_map(|(topic, owner)| Event::Learn { topic, owner }),
+        (0..TOPICS, 0_u64..20, any::<bool>()).prop_map(|(topic, back, refused)| Event::Blame {
             topic,
             back,
             refused
@@ -127,7 +135,7 @@ proptest! {
                     kept.push((*number, owner.clone(), *trouble));
                 }
             }
-            for number in 0..12 {
+            for number in 0..TOPICS {
                 let last = kept.iter().find(|(seen, ..)| *seen == number);
                 let known = last.filter(|it| it.2.is_none()).map(|it| it.1.clone());
                 let blamed = last.and_then(|it| Some((it.1.clone(), it.2?)));

@@ -1,6 +1,7 @@
 //! The scripted broker's Consume stream.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
 
 use geminga_proto::entry::{BrokerHeader, encode_broker_header};
 use geminga_proto::v1;
@@ -179,7 +180,9 @@ impl Broker {
                 Fault::Subscribe(code) => Some(code),
                 _ => None,
             });
+            let refused = refused.or(self.refusal(ErrorCode::NotOwner));
             state.subscription_exists |= refused.is_none();
+            self.node.lock().opened_at.push(Instant::now());
             refused.or(key_shared.then_some(ErrorCode::Unsupported))
         };
         if refused.is_none() {
@@ -199,6 +202,7 @@ impl Broker {
             Fault::RefuseAck(code) => Some(code),
             _ => None,
         });
+        let refused = refused.or(self.refusal(ErrorCode::Fenced));
         if refused.is_none() {
             self.take_ack(&ack);
         }
@@ -233,8 +237,22 @@ impl Broker {
         }
     }
 
+    /// Closes every consumer of a stream.
+    pub async fn close_consumers(
+        &self,
+        consumers: &mut BTreeMap<u64, ConsumerState>,
+        code: Option<ErrorCode>,
+        events: &Events,
+    ) {
+        for consumer_id in std::mem::take(consumers).into_keys() {
+            let closed = v1::ConsumerClosed { consumer_id, error: code.and_then(error) };
+            tell(events, Event::Closed(closed)).await;
+        }
+    }
+
     pub async fn deliver_all(&self, consumers: &mut BTreeMap<u64, ConsumerState>, events: &Events) {
-        if self.state.lock().slow_deliveries {
+        let replaced = self.refusal(ErrorCode::NotOwner).is_some();
+        if replaced || self.state.lock().slow_deliveries {
             return;
         }
         for (consumer_id, consumer) in consumers {
