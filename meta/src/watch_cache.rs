@@ -17,6 +17,7 @@ use geminga_proto::env::Env;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::record::{Record, RecordError, Stored};
 use crate::store::{
@@ -165,12 +166,17 @@ struct Follower<R> {
 
 impl<R: Record> Follower<R> {
     async fn run(self, mut revision: Revision) {
+        let mut attempt = 1;
         loop {
+            let start = Instant::now();
             let lost = self.follow(revision).await;
             tracing::debug!(prefix = self.prefix, %lost, "a metadata watch ended; reading again");
             self.shared.view.write().fresh = false;
             self.announce();
-            revision = self.read_again().await;
+            // A store that answers reads, but ends each watch at once, is asked ever less often.
+            let lasted = start.elapsed() >= self.policy.max_delay;
+            attempt = if lasted { 1 } else { u32::saturating_add(attempt, 1) };
+            revision = self.read_again(attempt).await;
         }
     }
 
@@ -191,22 +197,31 @@ impl<R: Record> Follower<R> {
         }
     }
 
-    async fn read_again(&self) -> Revision {
-        let mut attempt = 1;
+    /// Reads the prefix until it can be read; what a pause waits for grows up to the policy's
+    /// limit.
+    async fn read_again(&self, mut attempt: u32) -> Revision {
+        let (prefix, mut said) = (&self.prefix, false);
         loop {
             self.policy.pause(&self.env, attempt).await;
-            match read_view(&*self.store, &self.prefix).await {
+            let error = match read_view(&*self.store, prefix).await {
                 Ok((view, revision)) => {
+                    if said {
+                        tracing::info!(prefix, "metadata can be read again");
+                    }
                     *self.shared.view.write() = view;
                     self.announce();
                     return revision;
                 }
-                Err(error) => {
-                    let prefix = &self.prefix;
-                    tracing::warn!(prefix, %error, "metadata can't be read; retrying");
-                    // The wait stops growing at the policy's limit.
-                    attempt = attempt.saturating_add(1);
-                }
+                Err(error) => error,
+            };
+            attempt = attempt.saturating_add(1);
+            // A store that is out of reach says so itself, once for all who use it.
+            let out_of_reach = matches!(error, StoreError::Unavailable(_) | StoreError::Unknown(_));
+            if out_of_reach || said {
+                tracing::debug!(prefix, %error, "metadata can't be read; trying again");
+            } else {
+                tracing::warn!(prefix, %error, "metadata can't be read; trying again");
+                said = true;
             }
         }
     }

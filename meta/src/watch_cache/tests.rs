@@ -253,3 +253,31 @@ async fn under_random_losses_the_view_ends_up_as_the_store_is() {
         eventually(&cache, &format!("seed {seed}: view and store agree"), same).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_long_outage_nor_watches_that_never_last_make_it_ask_in_a_tight_loop() {
+    let store = memory();
+    put(&*store, "c/a", 1).await;
+    let cache = start(&store).await;
+    for only_watches_fail in [false, true] {
+        let reads = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&reads);
+        store.faults().set_script(move |request| match request {
+            Request::Watch(_) => Fault::Unavailable,
+            Request::Range(_) => {
+                counter.fetch_add(1, Ordering::Relaxed);
+                if only_watches_fail { Fault::None } else { Fault::Unavailable }
+            }
+            _ => Fault::None,
+        });
+        store.lose_watches();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let asked = reads.load(Ordering::Relaxed);
+        // Every two seconds at most, after the first few.
+        assert!((30..80).contains(&asked), "it asked {asked} times in a minute");
+        let known = cache.get_anyway("c/a").expect("it can be decoded").map(|it| it.record.next);
+        assert_eq!(known, Some(1), "what was known stays known");
+        store.faults().clear();
+        eventually(&cache, "the view is fresh again", |cache| cache.list().is_ok()).await;
+    }
+}

@@ -189,6 +189,30 @@ async fn counted_when_there(store: &dyn MetadataStore, key: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_nothing_is_answered_and_watches_end() {
+    let home = home();
+    let mut etcd = Etcd::start_with(home.path(), &three_members());
+    let mut config = config(&etcd);
+    config.request_timeout = Duration::from_secs(1);
+    let store = connect(config).await;
+    put(&*store, "a", "1").await.expect("written");
+    let mut watch = store.watch("", store.last_revision()).await.expect("started");
+    // The first endpoint stays, and the watch with it.
+    etcd.kill(1);
+    etcd.kill(2);
+    let ended = tokio::time::timeout(PATIENCE, watch.next()).await.expect("it ends");
+    assert!(matches!(ended, Err(WatchError::Lost(_))), "{ended:?}");
+    let refused = store.get("a").await.expect_err("a minority knows nothing");
+    let StoreError::Unavailable(why) = refused else { panic!("something else: {refused}") };
+    assert!(etcd.endpoints().iter().all(|url| why.contains(url)), "{why}");
+    let refused = put(&*store, "a", "2").await.expect_err("a minority decides nothing");
+    assert!(matches!(refused, StoreError::Unavailable(_) | StoreError::Unknown(_)), "{refused}");
+    etcd.restart(1);
+    eventually(async || put(&*store, "b", "1").await).await;
+    assert!(store.get("b").await.expect("read").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_outlives_the_freezing_of_the_member_that_its_process_talks_to() {
     let home = home();
     let etcd = Etcd::start_with(home.path(), &three_members());

@@ -89,10 +89,10 @@ impl Connector {
         let channel = self.endpoint.connect_with_connector(Once::default());
         let late = |_| {
             let limit_ms = self.connect_timeout.as_millis();
-            Failure::NotDone(format!("no connection within {limit_ms} ms"))
+            Failure::Unsent(format!("no connection within {limit_ms} ms"))
         };
         let channel = tokio::time::timeout(self.connect_timeout, channel).await.map_err(late)?;
-        let channel = channel.map_err(|error| Failure::NotDone(root_cause(&error)))?;
+        let channel = channel.map_err(|error| Failure::Unsent(root_cause(&error)))?;
         let options = Some(self.options.clone());
         let client = Client::from_channel(Channel::Tonic(channel), options).await;
         let client = client.map_err(failure)?;

@@ -1,7 +1,7 @@
 //! What an error of etcd, or on the way to it, means for a request: [`Failure`].
 //!
-//! Invariant: *not done* is said only of a request that surely had no effect: it was refused
-//! before it was proposed, or never sent. Everything that isn't known here counts as lost.
+//! Invariant: *refused* and *unsent* are said only of a request that surely had no effect: it was
+//! refused before it was proposed, or never sent. Everything that isn't known here counts as lost.
 
 use std::error::Error;
 
@@ -15,14 +15,33 @@ use crate::store::StoreError;
 pub(super) enum Failure {
     /// Every endpoint would say the same.
     Final(StoreError),
-    /// Surely not done; another endpoint may do it.
-    NotDone(String),
+    /// etcd refused it, surely without doing it; another endpoint may do it.
+    Refused(String),
+    /// Never sent, since there is no connection.
+    Unsent(String),
     /// Surely not done, since the session isn't known any more: authenticate again.
     Session(String),
-    /// Sent, perhaps done.
+    /// etcd doesn't know what came of it: perhaps done.
     Lost(String),
+    /// The connection broke after it was sent: perhaps done.
+    Broken(String),
     /// Done, but the answer is larger than what is taken. Only reads are answered at length.
     AnswerTooLarge,
+}
+
+impl Failure {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        match self {
+            Self::Final(error) => error.to_string(),
+            Self::Refused(why)
+            | Self::Unsent(why)
+            | Self::Session(why)
+            | Self::Lost(why)
+            | Self::Broken(why) => why.clone(),
+            Self::AnswerTooLarge => "the answer is too large".to_owned(),
+        }
+    }
 }
 
 /// What operators do about a full etcd.
@@ -39,7 +58,7 @@ pub(super) fn failure(error: EtcdError) -> Failure {
             Failure::Final(StoreError::LeaseLost)
         }
         EtcdError::InvalidArgs(why) => Failure::Final(StoreError::Invalid(why)),
-        other => Failure::Lost(root_cause(&other)),
+        other => Failure::Broken(root_cause(&other)),
     }
 }
 
@@ -47,7 +66,7 @@ fn status_failure(status: &Status) -> Failure {
     // What the transport says has a cause; what a server says is text.
     if status.source().is_some() {
         let text = root_cause(status);
-        return if never_sent(status) { Failure::NotDone(text) } else { Failure::Lost(text) };
+        return if never_sent(status) { Failure::Unsent(text) } else { Failure::Broken(text) };
     }
     let text = status.message();
     let said = text.strip_prefix("etcdserver: ").unwrap_or(text);
@@ -67,7 +86,7 @@ fn status_failure(status: &Status) -> Failure {
         "permission denied" => denied("etcd's user may not use the keys below the prefix"),
         "revision of auth store is old" => Failure::Session(said.to_owned()),
         // Refused before anything is proposed.
-        "no leader" | "too many requests" | "not capable" => Failure::NotDone(said.to_owned()),
+        "no leader" | "too many requests" | "not capable" => Failure::Refused(said.to_owned()),
         _ => code_failure(status.code(), said),
     }
 }
@@ -83,7 +102,7 @@ fn code_failure(code: Code, said: &str) -> Failure {
         Code::ResourceExhausted if said.contains("message larger than max") => {
             Failure::Final(StoreError::TooLarge(format!("etcd says: {said}")))
         }
-        Code::Unimplemented => Failure::NotDone(format!("it is no etcd of 3.4 or newer ({said})")),
+        Code::Unimplemented => Failure::Refused(format!("it is no etcd of 3.4 or newer ({said})")),
         Code::OutOfRange if said.contains("decoded message length too large") => {
             Failure::AnswerTooLarge
         }
@@ -157,13 +176,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_surely_not_proposed_counts_as_not_done() {
+    fn only_what_was_surely_not_proposed_counts_as_refused() {
         for (code, text) in [
             (Code::Unavailable, "etcdserver: no leader"),
             (Code::ResourceExhausted, "etcdserver: too many requests"),
             (Code::Unimplemented, ""),
         ] {
-            assert!(matches!(of(code, text), Failure::NotDone(_)), "{text}");
+            assert!(matches!(of(code, text), Failure::Refused(_)), "{text}");
         }
         for (code, text) in [
             (Code::Unavailable, "etcdserver: request timed out"),
@@ -180,10 +199,10 @@ mod tests {
         }
         let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "refused");
         let unsent = Status::from_error(Box::new(tonic::ConnectError(Box::new(refused))));
-        assert_eq!(status_failure(&unsent), Failure::NotDone("refused".to_owned()));
+        assert_eq!(status_failure(&unsent), Failure::Unsent("refused".to_owned()));
         let reset = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
         let broken = Status::from_error(Box::new(reset));
-        assert_eq!(status_failure(&broken), Failure::Lost("reset".to_owned()));
+        assert_eq!(status_failure(&broken), Failure::Broken("reset".to_owned()));
     }
 
     #[test]
@@ -191,6 +210,6 @@ mod tests {
         let lost = failure(EtcdError::LeaseKeepAliveError("lease not found".to_owned()));
         assert_eq!(lost, Failure::Final(StoreError::LeaseLost));
         let ended = failure(EtcdError::WatchError("failed to create lease keeper".to_owned()));
-        assert!(matches!(ended, Failure::Lost(_)));
+        assert!(matches!(ended, Failure::Broken(_)));
     }
 }

@@ -195,10 +195,10 @@ impl Pool {
                     let why = format!("{}: the answer is too large", slot.url);
                     return Err(StoreError::TooLarge(why));
                 }
-                Err(Failure::NotDone(why) | Failure::Session(why)) => {
+                Err(Failure::Refused(why) | Failure::Unsent(why) | Failure::Session(why)) => {
                     said.push(format!("{}: {why}", slot.url));
                 }
-                Err(Failure::Lost(why)) => {
+                Err(Failure::Lost(why) | Failure::Broken(why)) => {
                     said.push(format!("{}: {why}", slot.url));
                     if kind == Kind::Write {
                         return Err(StoreError::Unknown(said.join("; ")));
@@ -255,11 +255,18 @@ impl Pool {
             attempt.answered();
             let again = match &failed {
                 Failure::Final(_) | Failure::AnswerTooLarge => return Err(failed),
-                Failure::NotDone(_) | Failure::Session(_) => true,
-                Failure::Lost(_) => kind == Kind::Idempotent,
+                // The connection is as good as any.
+                Failure::Refused(_) | Failure::Lost(_) => false,
+                Failure::Unsent(_) | Failure::Session(_) => {
+                    slot.give_up(made.number);
+                    !fresh
+                }
+                Failure::Broken(_) => {
+                    slot.give_up(made.number);
+                    !fresh && kind == Kind::Idempotent
+                }
             };
-            slot.give_up(made.number);
-            if fresh || !again {
+            if !again {
                 self.current.move_on_from(index, self.slots.len());
                 return Err(failed);
             }
@@ -283,7 +290,7 @@ impl Pool {
         // patience may be shorter than checking a password takes.
         let making = tokio::spawn(async move {
             let connect = timeout(limit, slot.connector.connect(&identity));
-            let late = |_| Failure::NotDone(format!("not connected in {} ms", limit.as_millis()));
+            let late = |_| Failure::Unsent(format!("not connected in {} ms", limit.as_millis()));
             let connection = connect.await.map_err(late).flatten()?;
             let made = Made { connection, number };
             *slot.connection.lock() = Some(made.clone());
@@ -291,7 +298,7 @@ impl Pool {
             drop(connecting);
             Ok(made)
         });
-        let ended = |error| Failure::NotDone(format!("connecting ended: {error}"));
+        let ended = |error| Failure::Unsent(format!("connecting ended: {error}"));
         Ok((making.await.map_err(ended).flatten()?, true))
     }
 
@@ -325,9 +332,8 @@ impl Slot {
 /// What failed before the request was sent: the request itself was surely not done.
 fn unsent(failure: Failure) -> Failure {
     match failure {
-        Failure::Lost(why) | Failure::Session(why) => Failure::NotDone(why),
-        Failure::AnswerTooLarge => Failure::NotDone("the answer is too large".to_owned()),
-        failure @ (Failure::Final(_) | Failure::NotDone(_)) => failure,
+        failure @ Failure::Final(_) => failure,
+        failure => Failure::Unsent(failure.text()),
     }
 }
 

@@ -129,13 +129,7 @@ impl EtcdWatch {
 
     /// The changes of a message; none if it was a sign of life.
     fn take(&mut self, message: &WatchResponse) -> Result<Vec<WatchEvent>, WatchError> {
-        let lost = |failure: Failure| match failure {
-            Failure::Final(error) => WatchError::Lost(error.to_string()),
-            Failure::NotDone(why) | Failure::Lost(why) | Failure::Session(why) => {
-                WatchError::Lost(why)
-            }
-            Failure::AnswerTooLarge => WatchError::Lost("the answer is too large".to_owned()),
-        };
+        let lost = |failure: Failure| WatchError::Lost(failure.text());
         let header = sender(message.header()).map_err(lost)?;
         self.identity.any(header).map_err(|error| lost(Failure::Final(error)))?;
         if message.compact_revision() > 0 {
@@ -163,11 +157,7 @@ impl EtcdWatch {
                 self.take(&message)
             }
             Next::Message(Ok(None)) => lost("etcd closed it".to_owned()),
-            Next::Message(Err(error)) => match failure(error) {
-                Failure::AnswerTooLarge => lost("a change is too large".to_owned()),
-                Failure::Final(error) => lost(error.to_string()),
-                Failure::NotDone(why) | Failure::Lost(why) | Failure::Session(why) => lost(why),
-            },
+            Next::Message(Err(error)) => lost(failure(error).text()),
             Next::Replaced => lost("another etcd answers".to_owned()),
             Next::Silence if self.asked.is_some() => {
                 lost(format!("no sign of life in {} ms", self.patience.as_millis()))
