@@ -29,8 +29,8 @@ use layers::Layers;
 /// Why settings can't be used. The exit code is 2.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The file can't be read.
-    #[error("can't read the settings file {}: {why}", path.display())]
+    /// A file of settings, or one that a setting names, can't be read.
+    #[error("can't read the file {}: {why}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

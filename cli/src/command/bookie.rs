@@ -1,13 +1,15 @@
-//! `geminga bookie`.
+//! `geminga bookie`: runs a storage node of a cluster until a signal.
 
 use crate::args::cluster::BookieArgs;
+use crate::command::serve;
+use crate::compose::bookie::BookieServer;
 use crate::config::Settings;
-use crate::exit::{Failed, Outcome};
+use crate::exit::Outcome;
 
-/// Waits for the etcd backend.
+/// Serves until SIGTERM or Ctrl-C.
 ///
 /// # Errors
-/// Always, for now.
-pub async fn run(_args: &BookieArgs, _settings: &Settings) -> Outcome {
-    Err(Failed::usage("`geminga bookie` is not built yet: it needs the etcd backend"))
+/// It can't start, broke down, or didn't close cleanly.
+pub async fn run(args: &BookieArgs, settings: &Settings) -> Outcome {
+    serve::run(args.node.ready_file.as_deref(), BookieServer::start(settings)).await
 }

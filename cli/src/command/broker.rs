@@ -1,13 +1,15 @@
-//! `geminga broker`.
+//! `geminga broker`: runs a broker of a cluster until a signal.
 
 use crate::args::cluster::BrokerArgs;
+use crate::command::serve;
+use crate::compose::broker::BrokerServer;
 use crate::config::Settings;
-use crate::exit::{Failed, Outcome};
+use crate::exit::Outcome;
 
-/// Waits for the etcd backend.
+/// Serves until SIGTERM or Ctrl-C.
 ///
 /// # Errors
-/// Always, for now.
-pub async fn run(_args: &BrokerArgs, _settings: &Settings) -> Outcome {
-    Err(Failed::usage("`geminga broker` is not built yet: it needs the etcd backend"))
+/// It can't start, broke down, or didn't close cleanly.
+pub async fn run(args: &BrokerArgs, settings: &Settings) -> Outcome {
+    serve::run(args.node.ready_file.as_deref(), BrokerServer::start(settings)).await
 }

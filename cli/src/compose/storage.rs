@@ -1,8 +1,7 @@
-//! [`Storage`]: the part of a standalone that is on disk: the embedded metadata and the bookie,
-//! under one data directory.
+//! What is on disk, under one data directory: a standalone's ([`Storage`]), or a bookie's alone.
 //!
 //! ```text
-//! data_dir/metadata/   the embedded metadata store
+//! data_dir/metadata/   a standalone's embedded metadata store
 //! data_dir/bookie/     the bookie's log and its cookie
 //! ```
 
@@ -51,16 +50,32 @@ impl Storage {
         prepare(&dir).with_context(failed)?;
         let metadata = open_metadata(&dir.join("metadata"), env).await.with_context(failed)?;
         let cluster = cluster::open(metadata.as_ref(), env).await.with_context(failed)?;
-        let device = open_device(dir.join("bookie"), settings.bookie.sync_mode).await;
-        let device = device.with_context(failed)?;
-        let claimed =
-            cookie::claim(metadata.as_ref(), device.as_ref(), &cluster.cluster_id, bookie_id, env);
-        let identity = claimed.await.with_context(failed)?;
-        let env = env.clone();
-        let opened = blocking(move || Ok(Bookie::open(config, identity, device, env)?));
-        let (bookie, _report) = opened.await.with_context(failed)?;
+        let opened = open_bookie(settings, &metadata, &cluster, bookie_id, config, env);
+        let bookie = opened.await.with_context(failed)?;
         Ok(Self { metadata, cluster, bookie })
     }
+}
+
+/// Opens the bookie's part of a data directory, or makes it, as a bookie of this cluster.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub async fn open_bookie(
+    settings: &Settings,
+    metadata: &Arc<dyn MetadataStore>,
+    cluster: &ClusterRecord,
+    id: &BookieId,
+    config: BookieConfig,
+    env: &Env,
+) -> anyhow::Result<Bookie> {
+    prepare(&settings.data_dir)?;
+    let device = open_device(settings.data_dir.join("bookie"), settings.bookie.sync_mode).await?;
+    let claimed = cookie::claim(metadata.as_ref(), device.as_ref(), &cluster.cluster_id, id, env);
+    let identity = claimed.await?;
+    let env = env.clone();
+    let opened = blocking(move || Ok(Bookie::open(config, identity, device, env)?));
+    let (bookie, _report) = opened.await?;
+    Ok(bookie)
 }
 
 fn prepare(dir: &Path) -> anyhow::Result<()> {

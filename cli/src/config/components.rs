@@ -1,16 +1,19 @@
 //! Settings as the components' own config structs, each accepted by its component. The composition
 //! root takes them from here and nowhere else.
 
+use std::path::Path;
 use std::time::Duration;
 
 use geminga_bookie::config::BookieConfig;
 use geminga_broker::core::config::BrokerConfig;
 use geminga_ledger::config::LedgerStoreConfig;
-use geminga_proto::id::BrokerId;
+use geminga_meta::store::EtcdConfig;
+use geminga_meta::store::etcd::{EtcdCredentials, EtcdIdentity, EtcdTls};
+use geminga_proto::id::{BrokerId, ClusterId};
 
-use super::ConfigError;
 use super::settings::Settings;
 use super::units::{Auto, ByteSize};
+use super::{ConfigError, urls};
 
 /// What an entry has beside the message or batch: the broker's header and the metadata.
 const ENTRY_OVERHEAD_BYTES: u64 = 1 << 20;
@@ -102,6 +105,52 @@ pub fn bookie(settings: &Settings, deployment: Deployment) -> Result<BookieConfi
     let config = BookieConfig { keep_free_bytes, ..plain_bookie(settings)? };
     config.validate().map_err(|error| refused("bookie", &error))?;
     Ok(config)
+}
+
+/// How a cluster's etcd is reached.
+///
+/// # Errors
+/// [`ConfigError`]: a file that is named can't be read, or the settings can't work.
+pub fn metadata(settings: &Settings) -> Result<EtcdConfig, ConfigError> {
+    let from = &settings.metadata;
+    let endpoints = urls::parse_list(&from.endpoints, &["http", "https"])
+        .map_err(|why| refused("metadata", &format!("endpoints: {why}")))?;
+    let password = match file(&from.password_file)? {
+        // A line's end belongs to the editor that wrote it.
+        Some(bytes) => String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned(),
+        None => from.password.reveal().to_owned(),
+    };
+    let credentials =
+        (!from.user.is_empty()).then(|| EtcdCredentials { user: from.user.clone(), password });
+    let identity = match (file(&from.cert_file)?, file(&from.key_file)?) {
+        (Some(cert_pem), Some(key_pem)) => Some(EtcdIdentity { cert_pem, key_pem }),
+        _ => None,
+    };
+    let tls = file(&from.ca_file)?.map(|ca_pem| EtcdTls { ca_pem, identity });
+    let cluster = ClusterId::new(&settings.cluster_name)
+        .map_err(|error| refused("metadata", &format!("cluster_name: {error}")))?;
+    let config = EtcdConfig {
+        endpoints,
+        credentials,
+        tls,
+        request_timeout: from.request_timeout.0,
+        connect_timeout: from.connect_timeout.0,
+        ..EtcdConfig::new(&cluster)
+    };
+    config.validate().map_err(|error| refused("metadata", &error))?;
+    Ok(config)
+}
+
+/// What is in a file that a setting names; nothing if it names none.
+fn file(path: &Path) -> Result<Option<Vec<u8>>, ConfigError> {
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let unreadable = |error: std::io::Error| ConfigError::Unreadable {
+        path: path.to_owned(),
+        why: error.to_string(),
+    };
+    std::fs::read(path).map(Some).map_err(unreadable)
 }
 
 fn plain_broker(settings: &Settings, broker_id: BrokerId) -> Result<BrokerConfig, ConfigError> {
@@ -216,6 +265,26 @@ mod tests {
             let error = quorums(write, ack, deployment).expect_err("refused");
             assert!(error.contains("ledger") && error.contains("_quorum"), "{error}");
         }
+    }
+
+    #[test]
+    fn etcd_gets_what_the_files_hold_and_a_missing_one_is_named() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let mut settings = Settings { cluster_name: "prod".to_owned(), ..Settings::default() };
+        let plain = metadata(&settings).expect("accepted");
+        assert_eq!(plain.credentials, None);
+        assert!(plain.prefix.contains("prod"), "{}", plain.prefix);
+        let own = EtcdConfig::new(&ClusterId::new("prod").expect("valid"));
+        assert_eq!(plain, own, "the defaults are etcd's own");
+        settings.metadata.endpoints = "http://a:1,b:2".to_owned();
+        settings.metadata.user = "geminga".to_owned();
+        settings.metadata.password_file = home.path().join("password");
+        let error = metadata(&settings).expect_err("it isn't there").to_string();
+        assert!(error.contains("password"), "{error}");
+        std::fs::write(&settings.metadata.password_file, "hunter2\n").expect("writes");
+        let made = metadata(&settings).expect("accepted");
+        assert_eq!(made.endpoints, ["http://a:1", "http://b:2"]);
+        assert_eq!(made.credentials.map(|of| of.password).as_deref(), Some("hunter2"));
     }
 
     #[test]

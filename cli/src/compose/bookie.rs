@@ -1,0 +1,115 @@
+//! [`BookieServer`]: a storage node of a cluster, as a process: its disk, its port, its record in
+//! etcd, and the deletion of what is gone from there.
+//!
+//! Order of the end: the record goes, so that nobody chooses this bookie any more; then the port
+//! closes after the answers that are due; then the log is sealed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use geminga_bookie::bookie::Bookie;
+use geminga_bookie::gc::Collector;
+use geminga_bookie::registration::{Registration, RegistrationConfig};
+use geminga_proto::env::Env;
+use geminga_proto::id::BookieId;
+
+use super::bookie_node;
+use super::listeners::{Service, bind, node_name};
+use super::metadata::ClusterMetadata;
+use super::parts::Parts;
+use super::ready_file::Addresses;
+use super::server::Server;
+use super::storage::open_bookie;
+use crate::config::{Deployment, Settings, components};
+
+/// A running storage node.
+#[derive(Debug)]
+pub struct BookieServer {
+    addresses: Addresses,
+    zone: String,
+    data_dir: PathBuf,
+    bookie: Bookie,
+    registration: Registration,
+    parts: Parts,
+}
+
+impl BookieServer {
+    /// Opens the port, waits for etcd, opens the disk, and registers.
+    ///
+    /// # Errors
+    /// What is in the way; nothing runs then.
+    pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
+        let env = Env::system();
+        let port = bind(settings, Service::Storage).await?;
+        let address = port.advertised.clone();
+        let id = BookieId::new(&node_name(&settings.bookie_id, &port, "bookie_id")?)?;
+        let config = components::bookie(settings, Deployment::Cluster)?;
+        let etcd = components::metadata(settings)?;
+        let wait = settings.metadata.wait.0.map(|wait| wait.0);
+        let ClusterMetadata { store, cluster } = ClusterMetadata::open(etcd, wait, &env).await?;
+        let opened = open_bookie(settings, &store, &cluster, &id, config, &env);
+        let data_dir = settings.data_dir.clone();
+        let bookie = opened
+            .await
+            .with_context(|| format!("can't use the data directory {}", data_dir.display()))?;
+        let mut parts = Parts::new();
+        // Whoever finds the record reaches the port.
+        bookie_node::serve(&mut parts, port, bookie.clone());
+        let zone = settings.bookie.zone.clone();
+        let registered = Registration::start(
+            RegistrationConfig {
+                address: address.clone(),
+                zone: zone.clone(),
+                lease_ttl: settings.bookie.lease_ttl.0,
+                release: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            bookie.clone(),
+            Arc::clone(&store),
+            env,
+        );
+        let registration = match registered.await {
+            Ok(registration) => registration,
+            Err(error) => {
+                parts.end().await;
+                if let Err(error) = bookie.close().await {
+                    tracing::error!(%error, "the bookie's log did not close cleanly");
+                }
+                return Err(error.into());
+            }
+        };
+        let collector = Collector::new(bookie.clone(), store);
+        parts.spawn("collector", collector.run(parts.stopped()));
+        let addresses = Addresses { bookie: Some(address), ..Addresses::default() };
+        Ok(Self { addresses, zone, data_dir, bookie, registration, parts })
+    }
+}
+
+impl Server for BookieServer {
+    fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    fn set_ready(&self) {
+        tracing::info!(
+            bookie = %self.bookie.identity().bookie,
+            address = self.addresses.bookie,
+            zone = self.zone,
+            sync_mode = self.bookie.info().sync_mode.as_str(),
+            data_dir = %self.data_dir.display(),
+            "geminga bookie serves"
+        );
+    }
+
+    async fn broken(&mut self) -> anyhow::Error {
+        self.parts.broken().await
+    }
+
+    /// # Errors
+    /// The log didn't close cleanly; the next start replays it.
+    async fn close(mut self) -> anyhow::Result<()> {
+        self.registration.close().await;
+        self.parts.end().await;
+        self.bookie.close().await.context("the bookie's log did not close cleanly")
+    }
+}

@@ -1,0 +1,101 @@
+//! [`BrokerServer`]: a broker of a cluster, as a process. It opens no disk: metadata is in etcd, and
+//! entries are on bookies, which it finds there.
+//!
+//! Order of the end: the front-ends close producers and consumers after their answers; then the
+//! broker hands its bundles over, closes ledgers and gives up its lease; then the connections to
+//! bookies and etcd go.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use geminga_ledger::placement::{WatchedPlacement, WatchedPlacementConfig};
+use geminga_ledger::store::LedgerStore;
+use geminga_ledger::transport::grpc::{GrpcTransport, GrpcTransportConfig};
+use geminga_proto::env::Env;
+use geminga_proto::id::BrokerId;
+use prometheus_client::registry::Registry;
+
+use super::broker_node::{BrokerNode, BrokerPorts};
+use super::listeners::{Service, bind, node_name};
+use super::metadata::ClusterMetadata;
+use super::parts::Parts;
+use super::ready_file::Addresses;
+use super::server::Server;
+use crate::config::{Deployment, Settings, components};
+
+/// A running broker.
+#[derive(Debug)]
+pub struct BrokerServer {
+    id: BrokerId,
+    addresses: Addresses,
+    broker: BrokerNode,
+    parts: Parts,
+}
+
+impl BrokerServer {
+    /// Opens the ports, waits for etcd, and starts.
+    ///
+    /// # Errors
+    /// What is in the way; nothing runs then.
+    pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
+        let env = Env::system();
+        let ports = BrokerPorts {
+            grpc: bind(settings, Service::Messaging).await?,
+            admin: bind(settings, Service::Admin).await?,
+        };
+        let addresses = Addresses {
+            grpc: Some(ports.grpc.advertised.clone()),
+            admin: Some(ports.admin.advertised.clone()),
+            bookie: None,
+        };
+        let id = BrokerId::new(&node_name(&settings.broker_id, &ports.grpc, "broker_id")?)?;
+        let config = components::broker(settings, Deployment::Cluster, id.clone())?;
+        let ledger_config = components::ledger(settings, Deployment::Cluster)?;
+        let etcd = components::metadata(settings)?;
+        let wait = settings.metadata.wait.0.map(|wait| wait.0);
+        let ClusterMetadata { store, cluster } = ClusterMetadata::open(etcd, wait, &env).await?;
+        let view = WatchedPlacementConfig::default();
+        let started = WatchedPlacement::start(Arc::clone(&store), env.clone(), view);
+        let bookies = Arc::new(started.await.context("the list of bookies can't be read")?);
+        let transport = GrpcTransportConfig {
+            request_timeout_ms: ledger_config.request_timeout_ms,
+            ..GrpcTransportConfig::new(cluster.cluster_id.clone(), id.to_string())
+        };
+        let runtime = tokio::runtime::Handle::current();
+        let transport = Arc::new(GrpcTransport::new(transport, Arc::clone(&bookies) as _, runtime));
+        let meta = Arc::clone(&store);
+        let ledgers = LedgerStore::new(ledger_config, env.clone(), meta, transport, bookies)?;
+        let broker = BrokerNode::start(config, &ports, env, store, ledgers).await?;
+        let mut parts = Parts::new();
+        let who = (settings.cluster_name.as_str(), cluster.cluster_id);
+        broker.serve(&mut parts, ports, who, Registry::default());
+        Ok(Self { id, addresses, broker, parts })
+    }
+}
+
+impl Server for BrokerServer {
+    fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    fn set_ready(&self) {
+        self.broker.set_ready(true);
+        tracing::info!(
+            broker = %self.id,
+            grpc = self.addresses.grpc,
+            admin = self.addresses.admin,
+            "geminga broker serves"
+        );
+    }
+
+    async fn broken(&mut self) -> anyhow::Error {
+        self.parts.broken().await
+    }
+
+    async fn close(mut self) -> anyhow::Result<()> {
+        self.broker.set_ready(false);
+        self.parts.end().await;
+        self.broker.shutdown().await;
+        Ok(())
+    }
+}
