@@ -1,8 +1,8 @@
 //! [`BrokerServer`]: a broker of a cluster, as a process. It opens no disk: metadata is in etcd, and
 //! entries are on bookies, which it finds there.
 //!
-//! Order of the end: the front-ends close producers and consumers after their answers; then the
-//! broker hands its bundles over, closes ledgers and gives up its lease; then the connections to
+//! Order of the end: the broker hands its bundles over, and only then its producers and consumers
+//! hear of it, through ports that are still served; then the ports close; then the connections to
 //! bookies and etcd go.
 
 use std::sync::Arc;
@@ -79,7 +79,7 @@ impl Server for BrokerServer {
     }
 
     fn set_ready(&self) {
-        self.broker.set_ready(true);
+        self.broker.set_ready();
         tracing::info!(
             broker = %self.id,
             grpc = self.addresses.grpc,
@@ -93,9 +93,8 @@ impl Server for BrokerServer {
     }
 
     async fn close(mut self) -> anyhow::Result<()> {
-        self.broker.set_ready(false);
-        self.parts.end().await;
         self.broker.shutdown().await;
+        self.parts.end().await;
         Ok(())
     }
 }

@@ -85,13 +85,14 @@ impl BrokerNode {
         });
     }
 
-    /// Says on `/readyz` whether everything serves.
-    pub fn set_ready(&self, ready: bool) {
-        self.readiness.set(ready);
+    /// Says on `/readyz` that everything serves.
+    pub fn set_ready(&self) {
+        self.readiness.set(true);
     }
 
-    /// Closes ledgers and state logs and gives up ownership.
-    pub async fn shutdown(self) {
+    /// Is not ready any more; closes ledgers and state logs, gives up ownership, and tells clients.
+    pub async fn shutdown(&self) {
+        self.readiness.set(false);
         self.broker.shutdown().await;
     }
 }

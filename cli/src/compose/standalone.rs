@@ -1,16 +1,14 @@
 //! [`Standalone`]: a whole cluster in one process: embedded metadata, one bookie, one broker and
 //! the front-ends, wired as separate processes would be.
 //!
-//! Order of the end: the front-ends close producers and consumers after their answers; then the
-//! broker closes ledgers and state logs and gives up ownership; then the bookie's log is sealed;
-//! the metadata goes last.
+//! Order of the end: the broker closes ledgers and state logs and gives up ownership, and its clients
+//! hear of it; then the ports close; then the bookie's log is sealed; the metadata goes last.
 
 use std::sync::Arc;
 
 use anyhow::Context;
 use geminga_bookie::bookie::Bookie;
 use geminga_bookie::gc::Collector;
-use geminga_broker::core::config::BrokerConfig;
 use geminga_ledger::placement::FixedPlacement;
 use geminga_ledger::store::LedgerStore;
 use geminga_meta::store::MetadataStore;
@@ -52,7 +50,6 @@ impl Standalone {
         let env = Env::system();
         let deployment = Deployment::Standalone;
         let broker_config = components::broker(settings, deployment, BrokerId::new(NODE)?)?;
-        let broker_config = BrokerConfig { alone: true, ..broker_config };
         let ledger_config = components::ledger(settings, deployment)?;
         let bookie_config = components::bookie(settings, deployment)?;
         let ports = BrokerPorts {
@@ -92,7 +89,7 @@ impl Server for Standalone {
     }
 
     fn set_ready(&self) {
-        self.broker.set_ready(true);
+        self.broker.set_ready();
         tracing::info!(
             grpc = self.addresses.grpc,
             admin = self.addresses.admin,
@@ -110,12 +107,12 @@ impl Server for Standalone {
     /// # Errors
     /// The log didn't close cleanly; the next start replays it.
     async fn close(mut self) -> anyhow::Result<()> {
-        self.broker.set_ready(false);
-        self.parts.end().await;
         self.broker.shutdown().await;
+        self.parts.end().await;
         let closed = self.bookie.close().await.context("the bookie's log did not close cleanly");
         // Dropping the last handle waits for the metadata's last write.
-        let metadata = self.metadata;
+        let Self { broker, metadata, .. } = self;
+        drop(broker);
         let dropped = tokio::task::spawn_blocking(move || drop(metadata)).await;
         closed?;
         dropped.context("the metadata did not close cleanly")

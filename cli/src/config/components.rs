@@ -52,7 +52,8 @@ pub fn broker(
         },
         |ttl| ttl.0,
     );
-    let config = BrokerConfig { lease_ttl, ..plain_broker(settings, id)? };
+    let alone = deployment == Deployment::Standalone;
+    let config = BrokerConfig { lease_ttl, alone, ..plain_broker(settings, id)? };
     config.validate().map_err(|error| refused("broker", &error))?;
     Ok(config)
 }
@@ -228,7 +229,7 @@ mod tests {
         let settings = Settings::default();
         let own = BrokerConfig::new(id());
         let made = broker(&settings, Standalone, id()).expect("accepted");
-        assert_eq!(made, own);
+        assert_eq!(made, BrokerConfig { alone: true, ..own.clone() });
         let ttl = Duration::from_secs(5);
         let clustered = broker(&settings, Cluster, id()).expect("accepted");
         assert_eq!(clustered, BrokerConfig { lease_ttl: ttl, ..own });
