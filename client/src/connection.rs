@@ -8,7 +8,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_proto::env::{Clock, Env};
+use geminga_proto::env::Env;
 use geminga_proto::v1;
 use geminga_proto::v1::messaging_client::MessagingClient;
 use tonic::transport::{Channel, Endpoint};
@@ -16,7 +16,11 @@ use tonic::{Code, Status, Streaming};
 
 use crate::error::{BrokerError, ClientError};
 use crate::link::{Consume, Link, OutboundStream, Produce, Protocol};
-use crate::liveness::{Health, Step, TICK, Vitals, Watch};
+use crate::liveness::{Health, Vitals};
+
+mod watchman;
+
+use watchman::Watchman;
 
 /// HTTP/2 flow-control windows: with the default of 64 KiB a stream reaches half the speed.
 const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
@@ -422,71 +426,5 @@ fn handshake_request(settings: &ConnectSettings, expected_cluster: &str) -> v1::
         max_protocol: *geminga_proto::PROTOCOL.end(),
         client: settings.client_name.clone(),
         expected_cluster_id: expected_cluster.to_owned(),
-    }
-}
-
-/// Looks at a connection for whose answers somebody waits.
-struct Watchman {
-    vitals: Arc<Vitals>,
-    streams: Arc<Streams>,
-    grpc: MessagingClient<Channel>,
-    /// A ping is another handshake: the least that every broker answers.
-    request: v1::HandshakeRequest,
-    clock: Arc<dyn Clock>,
-}
-
-impl Watchman {
-    /// Runs until the connection is dead.
-    async fn run(self) {
-        let vitals = Arc::clone(&self.vitals);
-        tokio::select! {
-            () = vitals.dead() => {}
-            () = self.watch() => {}
-        }
-    }
-
-    fn somebody_waits(&self) -> bool {
-        self.vitals.has_calls() || self.streams.has_waiting()
-    }
-
-    async fn watch(self) {
-        let mut watch = Watch::default();
-        loop {
-            self.vitals.armed().await;
-            loop {
-                // First of all: what is answered at once needs no look, however much of it comes.
-                tokio::time::sleep(TICK).await;
-                let now = self.clock.monotonic();
-                let step = watch.look(now, self.vitals.signs(), || self.somebody_waits());
-                self.vitals.set_doubtful(watch.is_doubtful(now));
-                match step {
-                    Step::Look => {}
-                    Step::Ping => self.ping(),
-                    Step::Park => {
-                        self.vitals.disarm();
-                        // Who asked before this line relied on the watch.
-                        if self.somebody_waits() {
-                            self.vitals.asked();
-                        }
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
-    fn ping(&self) {
-        let (vitals, mut grpc) = (Arc::clone(&self.vitals), self.grpc.clone());
-        let request = self.request.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = vitals.dead() => {}
-                // A refusal is a sign of life, too.
-                answer = grpc.handshake(request) => match answer {
-                    Err(status) if is_transport(&status) => vitals.die(),
-                    _ => vitals.heard(),
-                },
-            }
-        });
     }
 }

@@ -233,9 +233,9 @@ impl SubscriptionPosition {
 
 /// Receives the messages of a subscription. Cheap to clone; clones share one queue.
 ///
-/// It finds its topic's broker again, whatever becomes of that one. What was received before and isn't acknowledged is then delivered
-/// again; what was acknowledged isn't, since acknowledgements without the broker's receipt are
-/// sent again first.
+/// It finds its topic's broker again, whatever becomes of that one. What was received before and
+/// isn't acknowledged is then delivered again; what was acknowledged isn't, since acknowledgements
+/// without the broker's receipt are sent again first.
 ///
 /// ```no_run
 /// # async fn example(client: geminga_client::Client) -> Result<(), Box<dyn std::error::Error>> {

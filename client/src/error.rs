@@ -113,21 +113,39 @@ fn list(tried: &[UrlFailure]) -> String {
 /// until the operation timeout; once it is open, for as long as it is wanted. So this is what an
 /// application sees:
 ///
-/// | error | from `open`, `subscribe`, `connect` | later, as `Failed` | why |
+/// | error | opening | later | why |
 /// | --- | --- | --- | --- |
-/// | [`Config`](Self::Config), [`Name`](Self::Name), [`TooMany`](Self::TooMany) | yes | no | the call is wrong; nothing was sent |
-/// | [`Connect`](Self::Connect), [`Disconnected`](Self::Disconnected) | only from `connect` | no | brokers come back: tried again, elsewhere first |
-/// | [`NoneAnswered`](Self::NoneAnswered) | if none of its errors is worth another attempt, and from `connect` | as those in it | every address was tried |
-/// | [`NotABroker`](Self::NotABroker) | yes | no | a wrong port at first; later a port that is reused for a while |
-/// | [`Protocol`](Self::Protocol), `PROTOCOL_VERSION` | yes | yes | one side must be upgraded |
-/// | `WRONG_CLUSTER` | yes | yes | the address leads to another cluster, whose topics are others |
-/// | `NOT_OWNER`, `FENCED`, `SHUTTING_DOWN`, `UNAVAILABLE`, `STORAGE_FULL` | no | no | looked up again, another broker serves it or will; a message that `STORAGE_FULL` refuses hears it as [`SendError::Refused`] |
-/// | `PRODUCER_BUSY`, `CONSUMER_BUSY` | yes | only after `redeliver_unacknowledged` gave the place up and somebody took it | somebody else has the name or the subscription; later it is our own old session, which the broker has yet to miss |
-/// | `TOPIC_NOT_FOUND`, `NAMESPACE_NOT_FOUND`, `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_TYPE` | yes | yes | it was deleted, or made again as something else |
+/// | [`Config`], [`Name`], [`TooMany`] | yes | no | the call is wrong; nothing was sent |
+/// | [`Connect`], [`Disconnected`] | no¹ | no | tried again, elsewhere first |
+/// | [`NoneAnswered`] | yes² | yes² | every address was tried |
+/// | [`NotABroker`] | yes | no | a wrong port; later one that is reused for a while |
+/// | [`Protocol`], `PROTOCOL_VERSION` | yes | yes | one side must be upgraded |
+/// | `WRONG_CLUSTER` | yes | yes | another cluster has other topics |
+/// | `NOT_OWNER`, `FENCED`, `SHUTTING_DOWN` | no | no | another broker serves it, or will |
+/// | `UNAVAILABLE` | no | no | the broker, or storage behind it, comes back |
+/// | `STORAGE_FULL` | no | no | one message hears it as [`SendError::Refused`] |
+/// | `PRODUCER_BUSY`, `CONSUMER_BUSY` | yes | no³ | later it is our own old session |
+/// | `TOPIC_NOT_FOUND`, `NAMESPACE_NOT_FOUND` | yes | yes | there is none, or it was deleted |
+/// | `SUBSCRIPTION_NOT_FOUND`, `SUBSCRIPTION_TYPE` | yes | yes | likewise |
 /// | `STORAGE_CORRUPT`, `INTERNAL` | yes | yes | somebody must look at the cluster |
-/// | any other code | yes | yes | the broker and this client disagree about the protocol |
-/// | [`TimedOut`](Self::TimedOut) | yes | no | the operation timeout passed; it tells the last error |
-/// | [`Closed`](Self::Closed) | yes | yes | the application closed it |
+/// | any other code | yes | yes | broker and client disagree about the protocol |
+/// | [`TimedOut`] | yes | no | the operation timeout passed; it tells the last error |
+/// | [`Closed`] | yes | yes | the application closed it |
+///
+/// ¹ Yes from `Client::connect`, which tries once. ² If none of its errors can pass, and from
+/// `Client::connect`. ³ Yes if `redeliver_unacknowledged` gave an exclusive place up and somebody
+/// took it. Later errors come as `Failed`, of the producer's and consumer's own errors.
+///
+/// [`Config`]: Self::Config
+/// [`Name`]: Self::Name
+/// [`TooMany`]: Self::TooMany
+/// [`Connect`]: Self::Connect
+/// [`Disconnected`]: Self::Disconnected
+/// [`NoneAnswered`]: Self::NoneAnswered
+/// [`NotABroker`]: Self::NotABroker
+/// [`Protocol`]: Self::Protocol
+/// [`TimedOut`]: Self::TimedOut
+/// [`Closed`]: Self::Closed
 ///
 /// A message's own time-out is the producer's `send_timeout`: see [`SendError::Timeout`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

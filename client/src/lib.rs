@@ -44,8 +44,9 @@
 //!
 //! Producers and consumers find their topic's broker, and find it again when it is stopped, dies,
 //! or falls silent; the application notices nothing but latency ([`ClientError`] has the table of
-//! what it can see). What has no receipt is sent again, in order. Delivery is at least once: a message whose
-//! receipt was lost may be stored twice, one whose acknowledgement has no receipt may come again.
+//! what it can see). What has no receipt is sent again, in order. Delivery is at least once: a
+//! message whose receipt was lost may be stored twice, one whose acknowledgement has no receipt
+//! may come again.
 //!
 //! *Architecture invariant:* what is sent when, sent again, acknowledged and handed back is
 //! decided by state machines without I/O (`batch`, `resend`, `consumer::acks`,

@@ -1,8 +1,8 @@
 //! [`Directory`]: finds the broker that serves a topic and connects to it.
 //!
-//! Brokers are asked in turn (`lookup/owners.rs` decides in which order): the next one joins in when
-//! one has failed, or has said nothing for [`STAGGER`], and the first answer counts. So neither a
-//! dead nor a frozen broker holds up a lookup while another one lives.
+//! Brokers are asked in turn (`lookup/owners.rs` decides in which order): the next one joins in
+//! when one has failed, or has said nothing for [`STAGGER`], and the first answer counts. So
+//! neither a dead nor a frozen broker holds up a lookup while another one lives.
 //!
 //! When a topic is found to have moved, everybody who waits before another attempt is woken: with a
 //! dead broker's lease all of its topics move, and a thousand of them need not find out each by

@@ -163,20 +163,29 @@ pub(crate) async fn opened(
     }
 }
 
+/// An attempt that brought no session.
+struct Failed {
+    error: ClientError,
+    /// The broker may have been asked and not have answered: it may think that there is a session.
+    in_doubt: bool,
+}
+
 /// One attempt: finds the topic's owner and opens a session there.
-async fn attempt<E: Endpoint>(endpoint: Arc<E>) -> Result<(), ClientError> {
+async fn attempt<E: Endpoint>(endpoint: Arc<E>) -> Result<(), Failed> {
     let directory = &endpoint.client().directory;
-    let at = directory.locate(endpoint.topic()).await?;
+    let located = directory.locate(endpoint.topic()).await;
+    let at = located.map_err(|error| Failed { error, in_doubt: false })?;
     let opened = tokio::select! {
         biased;
         opened = Arc::clone(&endpoint).open_session(at.clone()) => opened,
         () = moved_away(&*endpoint, &at) => Err(at.connection.silent()),
     };
-    if let Err(error) = &opened {
+    opened.map_err(|error| {
         endpoint.leave();
-        directory.failed(endpoint.topic(), &at.owner, error);
-    }
-    opened
+        directory.failed(endpoint.topic(), &at.owner, &error);
+        let in_doubt = matches!(error, ClientError::Disconnected { .. });
+        Failed { error, in_doubt }
+    })
 }
 
 /// Counts an endpoint among those that look for a broker.
@@ -238,7 +247,7 @@ async fn look_after<E: Endpoint>(endpoint: Arc<E>, session_id: u64, at: Located)
     endpoint.give_up(session_id, at.connection.silent());
 }
 
-type Attempt = Pin<Box<dyn Future<Output = Result<(), ClientError>> + Send>>;
+type Attempt = Pin<Box<dyn Future<Output = Result<(), Failed>> + Send>>;
 type LookingAfter = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Starts the task and waits for the first session.
@@ -259,7 +268,7 @@ struct Driver<E> {
     /// Hears of the first session; gone afterwards.
     opened: Option<Opened>,
     last_error: Option<ClientError>,
-    /// An attempt ended without the broker's word: the broker may think that it has a session.
+    /// A broker may think that there is a session, from an attempt that it didn't answer.
     in_doubt: bool,
     /// When the last session was opened.
     opened_at: Option<Monotonic>,
@@ -383,8 +392,8 @@ impl<E: Endpoint> Driver<E> {
     }
 
     /// An attempt is over. Fails with an error that no further attempt can mend.
-    fn attempted(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
-        let Err(error) = result else {
+    fn attempted(&mut self, result: Result<(), Failed>) -> Result<(), ClientError> {
+        let Err(Failed { error, in_doubt }) = result else {
             self.opened();
             return Ok(());
         };
@@ -393,7 +402,7 @@ impl<E: Endpoint> Driver<E> {
         if !busy {
             self.busy_since = None;
         }
-        self.in_doubt |= matches!(error, ClientError::Disconnected { .. });
+        self.in_doubt |= in_doubt;
         // A name that is taken when first used is taken, unless an attempt of ours may have taken
         // it; later it is our own old session, which the broker has yet to miss, or, if that was
         // left, somebody else's. And what was a broker once will be one again.

@@ -1,3 +1,5 @@
+//! When silence means something, and what the tasks of a connection tell each other.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Who is asked when, on a clock that the test moves; no broker is there.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

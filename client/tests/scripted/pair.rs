@@ -1,5 +1,5 @@
-//! Two scripted brokers of one cluster, each behind a proxy. At first both take the second one, `b`,
-//! for the owner of every topic.
+//! Two scripted brokers of one cluster, each behind a proxy. At first both take the second one,
+//! `b`, for the owner of every topic.
 
 use std::time::Duration;
 

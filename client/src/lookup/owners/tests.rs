@@ -1,3 +1,5 @@
+//! Whose word counts and who is asked next, against lists of everything that was said.
+
 use std::sync::LazyLock;
 
 use super::*;
