@@ -3,14 +3,27 @@
 
 use geminga_proto::id::{EntryId, Lac};
 use geminga_proto::storage::{
-    AddKind, AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
+    AddKind, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
     ReadRequest, ReadResult, StoredEntry, SyncMode,
 };
+#[cfg(test)]
+use geminga_proto::storage::AppendRequest;
 use geminga_proto::v1;
 
 const FLAG_RECOVERY: u32 = 1;
 const FLAG_STATE_LOG: u32 = 2;
 
+/// How the kind of an add is told.
+pub(super) fn flags(kind: AddKind) -> u32 {
+    match kind {
+        AddKind::Ordinary => 0,
+        AddKind::Recovery => FLAG_RECOVERY,
+        AddKind::StateLog => FLAG_STATE_LOG,
+    }
+}
+
+/// An add as a message, to compare with what is sent.
+#[cfg(test)]
 pub(super) fn append(request_id: u64, request: AppendRequest) -> v1::AppendRequest {
     v1::AppendRequest {
         request_id,
@@ -18,11 +31,7 @@ pub(super) fn append(request_id: u64, request: AppendRequest) -> v1::AppendReque
         entry_id: request.entry.0,
         token: request.token.0,
         lac: request.lac.to_wire(),
-        flags: match request.kind {
-            AddKind::Ordinary => 0,
-            AddKind::Recovery => FLAG_RECOVERY,
-            AddKind::StateLog => FLAG_STATE_LOG,
-        },
+        flags: flags(request.kind),
         payload: request.payload.into_bytes(),
     }
 }
