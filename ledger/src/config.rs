@@ -21,6 +21,8 @@ pub struct LedgerStoreConfig {
     pub append_timeout_ms: u64,
     /// After how long a read, a fence or a metadata request counts as unanswered.
     pub request_timeout_ms: u64,
+    /// After how long without an answer to a read another bookie is asked too.
+    pub read_hedge_ms: u64,
     /// How long to wait before a failed bookie is tried again or replaced.
     pub retry_interval_ms: u64,
     /// Ledger ids that are taken from the metadata at a time.
@@ -36,6 +38,7 @@ impl Default for LedgerStoreConfig {
             max_lag_bytes_per_bookie: 64 * 1024 * 1024,
             append_timeout_ms: 10_000,
             request_timeout_ms: 5_000,
+            read_hedge_ms: 100,
             retry_interval_ms: 500,
             id_block: 1_000,
         }
@@ -87,6 +90,7 @@ impl LedgerStoreConfig {
             (self.max_lag_bytes_per_bookie, "max_lag_bytes_per_bookie"),
             (self.append_timeout_ms, "append_timeout_ms"),
             (self.request_timeout_ms, "request_timeout_ms"),
+            (self.read_hedge_ms, "read_hedge_ms"),
             (self.retry_interval_ms, "retry_interval_ms"),
             (u64::from(self.id_block), "id_block"),
         ] {

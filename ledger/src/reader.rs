@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};
 use geminga_proto::storage::{BookieError, ReadRequest, ReadResult, StoredEntry};
 
@@ -95,23 +97,58 @@ pub(crate) async fn read(
         max_bytes: limits.max_bytes,
         fence: None,
     };
-    // Always the same bookie first, whose cache and read-ahead then know the ledger; which one
-    // differs from ledger to ledger.
-    let count = fragment.bookies.len();
+    let order = order(store, ledger, &fragment.bookies);
+    match read_any(store, &order, request).await {
+        Ok(entries) => Ok(entries),
+        Err(error) => Err(ReadError::Bookies { ledger, entry: first, error }),
+    }
+}
+
+/// In which order bookies are asked: always the same one first, whose cache and read-ahead then know
+/// the ledger; which one differs from ledger to ledger. Those that had better not be asked come last.
+fn order<'a>(store: &StoreShared, ledger: LedgerId, bookies: &'a [BookieId]) -> Vec<&'a BookieId> {
+    let count = bookies.len();
     let start = usize::try_from(ledger.0 % count.max(1) as u64).unwrap_or(0);
+    let mut order: Vec<&BookieId> = bookies.iter().cycle().skip(start).take(count).collect();
+    order.sort_by_key(|bookie| store.placement.is_suspect(bookie));
+    order
+}
+
+/// Asks one bookie after the other: the next one when one fails, and also when it is slow, so that a
+/// bookie that hangs holds nobody up. The first that answers well is taken.
+///
+/// The error is the most telling one.
+async fn read_any(store: &StoreShared, order: &[&BookieId], request: ReadRequest) -> ReadResult {
+    let (ledger, first) = (request.ledger, request.first);
+    let mut left = order.iter();
+    let mut asked = FuturesUnordered::new();
     let mut worst = BookieError::NoSuchEntry;
-    for bookie in fragment.bookies.iter().cycle().skip(start).take(count) {
-        match read_one(store, bookie, request).await {
-            Ok(entries) => return Ok(entries),
-            Err(error) => {
-                tracing::debug!(%ledger, entry = %first, %bookie, %error, "a read failed");
-                if rank(error) > rank(worst) {
-                    worst = error;
-                }
+    loop {
+        if let Some(bookie) = left.next() {
+            asked.push(async move { (*bookie, read_one(store, bookie, request).await) });
+        }
+        // The next bookie's turn comes when this is over.
+        let patience = tokio::time::sleep(store.hedge);
+        tokio::pin!(patience);
+        loop {
+            tokio::select! {
+                answer = asked.next() => match answer {
+                    Some((_, Ok(entries))) => return Ok(entries),
+                    Some((bookie, Err(error))) => {
+                        tracing::debug!(%ledger, entry = %first, %bookie, %error, "a read failed");
+                        if rank(error) > rank(worst) {
+                            worst = error;
+                        }
+                        if left.len() > 0 {
+                            break;
+                        }
+                    }
+                    None => return Err(worst),
+                },
+                () = &mut patience, if left.len() > 0 => break,
             }
         }
     }
-    Err(ReadError::Bookies { ledger, entry: first, error: worst })
 }
 
 /// Asks one bookie, in time, and checks that it sent what was asked for.

@@ -36,6 +36,7 @@ pub(crate) struct StoreShared {
     pub config: LedgerStoreConfig,
     pub limits: EngineLimits,
     pub request_timeout: Duration,
+    pub hedge: Duration,
     pub tick: Duration,
     pub env: Env,
     pub meta: Arc<dyn MetadataStore>,
@@ -96,6 +97,7 @@ impl LedgerStore {
         let shared = StoreShared {
             limits,
             request_timeout: Duration::from_millis(config.request_timeout_ms),
+            hedge: Duration::from_millis(config.read_hedge_ms),
             tick,
             ids: IdAllocator::with_block(
                 Arc::clone(&meta),
@@ -124,12 +126,13 @@ impl LedgerStore {
     pub async fn bookies(&self) -> Vec<(BookieId, Result<BookieInfo, BookieError>)> {
         let shared = &self.shared;
         let Ok(bookies) = shared.placement.pick(usize::MAX, 0, &[]) else { return Vec::new() };
-        let mut infos = Vec::with_capacity(bookies.len());
-        for bookie in bookies {
-            let info = shared.transport.info(&bookie).await;
-            infos.push((bookie, info));
-        }
-        infos
+        let asked = bookies.into_iter().map(|bookie| async move {
+            let info = shared.transport.info(&bookie);
+            let info = tokio::time::timeout(shared.request_timeout, info).await;
+            (bookie, info.unwrap_or(Err(BookieError::Unreachable)))
+        });
+        // Side by side: one that hangs holds up none of the others.
+        futures_util::future::join_all(asked).await
     }
 
     /// Takes an id, picks an ensemble, and creates the ledger's record in one transaction with

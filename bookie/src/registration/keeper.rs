@@ -82,7 +82,7 @@ impl Keeper {
 
     async fn wait_for_store(&self, error: &StoreError, silent: &mut bool) {
         if !std::mem::replace(silent, true) {
-            tracing::warn!(%error, "waiting for the metadata store to register this bookie");
+            tracing::info!(%error, "waiting for the metadata store to register this bookie");
         }
         tokio::time::sleep(self.pace()).await;
     }
@@ -300,7 +300,8 @@ fn is_passing(error: &StoreError) -> bool {
 fn tell(last: &Turn, turn: &Turn) {
     match (last, turn) {
         (Turn::Registered, Turn::Away(error)) => {
-            tracing::warn!(error, "this bookie's registration can't be kept up; serving goes on");
+            // A store that is out of reach says so itself, louder.
+            tracing::info!(error, "this bookie's registration can't be kept up; serving goes on");
         }
         (Turn::Registered | Turn::Away(_), Turn::Taken(address)) => tracing::error!(
             address,

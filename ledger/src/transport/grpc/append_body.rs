@@ -180,8 +180,8 @@ mod tests {
     use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken};
     use geminga_proto::storage::AddKind;
     use geminga_proto::v1;
-    use prost::Message;
     use proptest::prelude::*;
+    use prost::Message;
 
     use super::*;
 

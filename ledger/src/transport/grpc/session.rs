@@ -321,7 +321,8 @@ fn ask(connection: &Connection, client: &Client, job: Job) {
                 Job::Fenced(ledgers, answer) => {
                     let result = client.ledgers_fenced(wire::fenced(&ledgers)).await;
                     let result = told(&bookie, result);
-                    answer.send(result.and_then(|found| wire::fenced_answer(&found, ledgers.len())));
+                    answer
+                        .send(result.and_then(|found| wire::fenced_answer(&found, ledgers.len())));
                 }
                 Job::DeleteHint(ledgers, answer) => {
                     let ledger_ids = ledgers.into_iter().map(|ledger| ledger.0).collect();

@@ -2,12 +2,12 @@
 //! that makes no sense is an unknown outcome.
 
 use geminga_proto::id::{EntryId, Lac};
-use geminga_proto::storage::{
-    AddKind, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
-    ReadRequest, ReadResult, StoredEntry, SyncMode,
-};
 #[cfg(test)]
 use geminga_proto::storage::AppendRequest;
+use geminga_proto::storage::{
+    AddKind, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest,
+    ReadResult, StoredEntry, SyncMode,
+};
 use geminga_proto::v1;
 
 const FLAG_RECOVERY: u32 = 1;
