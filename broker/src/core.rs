@@ -10,6 +10,7 @@ pub mod broker;
 pub mod budget;
 mod bundle;
 mod cache;
+pub mod cluster_info;
 pub mod config;
 mod consumer;
 mod context;

@@ -18,7 +18,7 @@ use crate::engine::recovery::RecoveryEngine;
 use crate::engine::{CommitAnswer, MetadataAnswer, RecoveryCommand, RecoveryFailure, Versioned};
 use crate::error::RecoverError;
 use crate::metadata::{LedgerMetadata, LedgerState};
-use crate::reader::{self, ClosedLedger, ReadLimits};
+use crate::reader::{self, ReadLimits};
 use crate::records::{self, LoadError};
 use crate::store::StoreShared;
 use crate::transport::AppendSink;
@@ -68,7 +68,7 @@ struct Recovery {
 pub(crate) async fn recover(
     store: Arc<StoreShared>,
     id: LedgerId,
-) -> Result<ClosedLedger, RecoverError> {
+) -> Result<LedgerMetadata, RecoverError> {
     let mut commands = Vec::new();
     let engine = RecoveryEngine::start(store.limits, &mut commands);
     let mut recovery = Recovery {
@@ -93,7 +93,7 @@ impl Recovery {
     async fn run(
         &mut self,
         mut commands: Vec<RecoveryCommand>,
-    ) -> Result<ClosedLedger, RecoverError> {
+    ) -> Result<LedgerMetadata, RecoverError> {
         let mut ticks = tokio::time::interval(self.store.tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -217,10 +217,10 @@ impl Recovery {
     fn result(
         &mut self,
         result: Result<LedgerMetadata, RecoveryFailure>,
-    ) -> Result<ClosedLedger, RecoverError> {
+    ) -> Result<LedgerMetadata, RecoverError> {
         let ledger = self.id;
         match result {
-            Ok(metadata) => Ok(ClosedLedger::of(&metadata)),
+            Ok(metadata) => Ok(metadata),
             Err(RecoveryFailure::NotFound) => Err(RecoverError::NotFound(ledger)),
             Err(RecoveryFailure::Fence(error)) => Err(RecoverError::Fence { ledger, error }),
             Err(RecoveryFailure::Undecided(entry, error)) => {

@@ -227,7 +227,17 @@ impl LedgerStore {
     /// # Errors
     /// [`RecoverError`] if its end can't be told now; nothing is guessed.
     pub async fn recover(&self, id: LedgerId) -> Result<ClosedLedger, RecoverError> {
-        recover::recover(Arc::clone(&self.shared), id).await
+        let metadata = recover::recover(Arc::clone(&self.shared), id).await?;
+        Ok(ClosedLedger::of(&metadata))
+    }
+
+    /// As [`Self::recover`], and opens the ledger for reading without asking for its record again.
+    ///
+    /// # Errors
+    /// As [`Self::recover`].
+    pub async fn recover_to_read(&self, id: LedgerId) -> Result<LedgerReader, RecoverError> {
+        let metadata = recover::recover(Arc::clone(&self.shared), id).await?;
+        Ok(LedgerReader::new(Arc::clone(&self.shared), metadata))
     }
 
     /// Opens a closed ledger for reading.

@@ -4,11 +4,13 @@
 //! Cheap to clone. Nothing here holds a lock across an await. A broker that is dropped without
 //! [`Broker::shutdown`] closes its clients; its ledgers are left to recovery, as after a crash.
 
+mod cluster;
 mod damaged;
 mod deletion;
 mod handover;
 mod inspect;
 mod keeper;
+mod probe;
 mod sweep;
 mod takeover;
 mod tenancy;
@@ -128,6 +130,8 @@ impl Broker {
         let weak = Arc::downgrade(&broker.inner);
         let following = move || takeover::run(Weak::clone(&weak));
         runtime.spawn(watched::again("following owners", following));
+        let weak = Arc::downgrade(&broker.inner);
+        runtime.spawn(watched::again("asking for fences", move || probe::run(Weak::clone(&weak))));
         Ok(broker)
     }
 
@@ -170,6 +174,10 @@ impl Broker {
             return Ok(Lookup::Here);
         }
         match self.inner.ownership.lookup(&bundle).map_err(unavailable)? {
+            // It would have to be taken first: another broker may know more.
+            Lookup::Here if self.inner.context.health.is_away() => Err(unavailable(
+                "the metadata store doesn't answer, and nobody is known to serve it",
+            )),
             Lookup::Here => self.refuse_stopping().map(|()| Lookup::Here),
             elsewhere => Ok(elsewhere),
         }
@@ -252,7 +260,9 @@ impl Broker {
             return if create == Create::New { Err(already_there()) } else { Ok(topic) };
         }
         let home = self.home(name).await?;
+        let turn = self.inner.context.loads.acquire().await.map_err(unavailable)?;
         let (topic, created) = Topic::load(name, &home, create).await?;
+        drop(turn);
         self.inner.topics.insert(claim, Arc::clone(&topic));
         // Whoever ended the bundle meanwhile didn't find the topic.
         if home.bundle.has_ended() {

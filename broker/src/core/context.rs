@@ -11,6 +11,7 @@ use geminga_meta::store::MetadataStore;
 use geminga_proto::env::Env;
 use geminga_proto::id::{LedgerId, ManagedLedgerId, TopicIncarnation};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::core::api::TopicError;
 use crate::core::budget::ByteBudget;
@@ -23,6 +24,9 @@ use crate::core::read_ahead::AheadList;
 /// Closed ledgers that are kept open for reading. A handle is small; opening one costs a read
 /// from the metadata.
 const OPEN_READERS: u64 = 4_096;
+
+/// Topics loaded at a time.
+const LOADS_AT_ONCE: usize = 128;
 
 /// What every part of the core shares.
 #[derive(Debug)]
@@ -51,6 +55,9 @@ pub struct Context {
     pub incarnations: IdAllocator<TopicIncarnation>,
     /// Whether the metadata store answers.
     pub health: MetadataHealth,
+    /// Topics that may be loaded at a time. A broker that takes over thousands of topics would
+    /// else send so many requests at once that none is answered in time.
+    pub loads: Semaphore,
     /// When the broker started.
     pub started_ms: u64,
     /// Where tasks run: observers are called from threads that know no runtime.
@@ -79,6 +86,7 @@ impl Context {
             readers: moka::sync::Cache::new(OPEN_READERS),
             metrics: Arc::new(Metrics::default()),
             health: MetadataHealth::default(),
+            loads: Semaphore::new(LOADS_AT_ONCE),
             started_ms: env.clock.wall_ms(),
             runtime: Handle::current(),
             config,

@@ -6,7 +6,7 @@
 use std::fmt::Display;
 
 use geminga_proto::env::Env;
-use parking_lot::Mutex;
+use tokio::sync::watch;
 
 /// A time without answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,42 +18,59 @@ pub struct Outage {
 }
 
 /// Whether the metadata store answers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MetadataHealth {
-    outage: Mutex<Option<Outage>>,
+    outage: watch::Sender<Option<Outage>>,
+}
+
+impl Default for MetadataHealth {
+    fn default() -> Self {
+        Self { outage: watch::Sender::new(None) }
+    }
 }
 
 impl MetadataHealth {
     /// The outage, while there is one.
     #[must_use]
     pub fn outage(&self) -> Option<Outage> {
-        self.outage.lock().clone()
+        self.outage.borrow().clone()
     }
 
     /// True while the store doesn't answer.
     #[must_use]
     pub fn is_away(&self) -> bool {
-        self.outage.lock().is_some()
+        self.outage.borrow().is_some()
+    }
+
+    /// Hears when an outage begins or ends.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Option<Outage>> {
+        self.outage.subscribe()
     }
 
     /// It didn't answer.
     pub fn failed(&self, env: &Env, why: &dyn Display) {
-        let mut outage = self.outage.lock();
-        if outage.is_none() {
+        self.outage.send_if_modified(|outage| {
+            if outage.is_some() {
+                return false;
+            }
             tracing::warn!(
                 error = %why,
                 "the metadata store doesn't answer; open ledgers go on, and nothing is taken over, \
                  rolled, trimmed or deleted until it does"
             );
             *outage = Some(Outage { since_ms: env.clock.wall_ms(), why: why.to_string() });
-        }
+            true
+        });
     }
 
     /// It answered a keep-alive.
     pub fn answered(&self, env: &Env) {
-        if let Some(outage) = self.outage.lock().take() {
+        self.outage.send_if_modified(|outage| {
+            let Some(outage) = outage.take() else { return false };
             let away_ms = env.clock.wall_ms().saturating_sub(outage.since_ms);
             tracing::info!(away_ms, "the metadata store answers again");
-        }
+            true
+        });
     }
 }

@@ -12,7 +12,7 @@ use geminga_meta::bundle::{BundleId, HashRange};
 use geminga_meta::keys::{self, Key};
 use geminga_meta::read::read;
 use geminga_meta::record::{NamespacePolicies, NamespaceRecord, Record, Stored};
-use geminga_meta::store::{Revision, WatchEvent};
+use geminga_meta::store::{Revision, Watch, WatchError, WatchEvent};
 use geminga_proto::topic_name::{NamespaceName, TopicName};
 use parking_lot::Mutex;
 
@@ -248,34 +248,50 @@ impl Namespaces {
 
 /// Follows changes until the broker is gone.
 async fn follow(namespaces: Weak<Namespaces>) {
+    let mut failures = 0_u32;
     loop {
         let Some(strong) = namespaces.upgrade() else { return };
-        let meta = Arc::clone(&strong.context.meta);
-        // The watch starts before the records are read, so no change is between the two.
-        let start = match meta.range(keys::NAMESPACES, None, 1).await {
-            Ok(page) => meta.watch(keys::NAMESPACES, page.revision).await,
-            Err(error) => Err(error),
-        };
-        let ready = match start {
-            Ok(watch) => strong.refresh().await.map(|()| watch).map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        drop(strong);
-        match ready {
-            Ok(mut watch) => loop {
-                let events = match watch.next().await {
-                    Ok(events) => events,
-                    Err(error) => {
-                        tracing::warn!(%error, "the watch of namespaces was lost");
-                        break;
-                    }
-                };
-                let Some(strong) = namespaces.upgrade() else { return };
-                events.iter().for_each(|event| strong.apply(event));
-            },
-            Err(error) => tracing::warn!(%error, "namespaces can't be watched"),
+        match watch(&strong).await {
+            Ok(mut watch) => {
+                failures = 0;
+                drop(strong);
+                match apply_all(&namespaces, &mut *watch).await {
+                    Some(error) => tracing::debug!(%error, "the watch of namespaces was lost"),
+                    None => return,
+                }
+            }
+            Err(error) => {
+                failures += 1;
+                // An outage of the whole store is logged once, by whoever keeps the lease.
+                if failures.is_power_of_two() && failures > 2 && !strong.context.health.is_away() {
+                    tracing::warn!(%error, failures, "namespaces can't be watched");
+                }
+            }
         }
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Starts a watch, and reads what it may have missed. The watch starts before the records are read,
+/// so no change is between the two.
+async fn watch(namespaces: &Namespaces) -> Result<Box<dyn Watch>, TopicError> {
+    let meta = &namespaces.context.meta;
+    let page = meta.range(keys::NAMESPACES, None, 1).await.map_err(unavailable)?;
+    let watch = meta.watch(keys::NAMESPACES, page.revision).await.map_err(unavailable)?;
+    namespaces.refresh().await?;
+    Ok(watch)
+}
+
+/// Applies changes until the watch is lost; `None`: the broker is gone.
+async fn apply_all(namespaces: &Weak<Namespaces>, watch: &mut dyn Watch) -> Option<WatchError> {
+    loop {
+        match watch.next().await {
+            Ok(events) => {
+                let strong = namespaces.upgrade()?;
+                events.iter().for_each(|event| strong.apply(event));
+            }
+            Err(error) => return Some(error),
+        }
     }
 }
 

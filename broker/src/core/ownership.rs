@@ -37,7 +37,7 @@ use reluctance::Reluctance;
 /// Attempts at a record that others write.
 const ATTEMPTS: u32 = 16;
 /// How patiently a record is written while somebody waits: about half a second.
-pub const PATIENCE: RetryPolicy = RetryPolicy {
+pub const COMMIT: RetryPolicy = RetryPolicy {
     attempts: 6,
     first_delay: Duration::from_millis(10),
     max_delay: Duration::from_millis(200),
@@ -266,7 +266,7 @@ impl Ownership {
         let context = &self.context;
         let key = keys::ownership(bundle);
         for _ in 0..ATTEMPTS {
-            let lease = self.session.lease().ok_or(OwnershipError::NoSession)?;
+            let lease = self.session.current().await.ok_or(OwnershipError::NoSession)?;
             let session = lease.session;
             let record = self.own_record(session);
             let nonce = Nonce::new(&*context.env.random);
@@ -275,7 +275,7 @@ impl Ownership {
                 .when(Compare::Present(keys::namespace(&bundle.namespace)))
                 .when(Compare::Absent(keys::deletion(&bundle.namespace)))
                 .put_leased(&key, record.encode(nonce)?, lease.id);
-            let (policy, witness) = (PATIENCE, Witness::new(&key, nonce));
+            let (policy, witness) = (COMMIT, Witness::new(&key, nonce));
             let outcome = commit(&*context.meta, &context.env, policy, txn, &witness).await;
             match outcome {
                 Ok(TxnOutcome::Applied(revision)) => {

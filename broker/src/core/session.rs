@@ -7,8 +7,8 @@
 //! their bookies whether somebody has fenced them.
 //!
 //! Invariant: one live session an id. A record of another session under this broker's id is
-//! replaced only if that session must be over: it had the very addresses that this process has
-//! bound, or nobody else can use the store.
+//! ended only if it must be over: at this process's start, if it had the very addresses that the
+//! process has bound, or nobody else can use the store; later, if it was this process's own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,10 +21,10 @@ use geminga_meta::store::{Compare, LeaseId, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{Witness, commit};
 use geminga_proto::env::Monotonic;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::core::context::Context;
-use crate::core::ownership::{OwnershipError, PATIENCE};
+use crate::core::ownership::{COMMIT, OwnershipError};
 use crate::core::watched;
 
 /// Longest wait before a keep-alive that was not answered is sent again.
@@ -34,6 +34,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const LEASE_SLACK: Duration = Duration::from_millis(1_500);
 /// Between two looks at another session's record.
 const POLL: Duration = Duration::from_millis(50);
+/// How long somebody waits for the next session to begin.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Attempts at a record that others write.
 const ATTEMPTS: u32 = 16;
 
@@ -61,7 +63,7 @@ impl Lease {
 pub struct Session {
     context: Arc<Context>,
     /// Written by the keep-alive task; `None` between two sessions.
-    lease: Mutex<Option<Lease>>,
+    lease: watch::Sender<Option<Lease>>,
     /// The last session of this process, whose record may be replaced.
     previous: Mutex<SessionId>,
     draining: AtomicBool,
@@ -80,7 +82,7 @@ impl Session {
     pub async fn begin(context: &Arc<Context>) -> Result<Arc<Self>, OwnershipError> {
         let session = Arc::new(Self {
             context: Arc::clone(context),
-            lease: Mutex::new(None),
+            lease: watch::Sender::new(None),
             previous: Mutex::new(SessionId(0)),
             draining: AtomicBool::new(false),
             released: AtomicBool::new(false),
@@ -101,7 +103,14 @@ impl Session {
     /// The lease, unless there is none at the moment.
     #[must_use]
     pub fn lease(&self) -> Option<Lease> {
-        *self.lease.lock()
+        *self.lease.borrow()
+    }
+
+    /// The lease; waits a moment if the next session is only just beginning.
+    pub async fn current(&self) -> Option<Lease> {
+        let mut lease = self.lease.subscribe();
+        let begun = tokio::time::timeout(PATIENCE, lease.wait_for(Option::is_some)).await;
+        begun.ok()?.ok()?.as_ref().copied()
     }
 
     /// The session; `SessionId(0)`, which is nobody's, while there is none.
@@ -110,12 +119,12 @@ impl Session {
         self.lease().map_or(SessionId(0), |lease| lease.session)
     }
 
-    /// True while another broker may have got what this one owns: no keep-alive was answered for
-    /// longer than the lease lasts.
+    /// Whether another broker may have got what this one owns: no keep-alive was answered for
+    /// longer than the lease lasts, or there is none.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
         let now = self.context.env.clock.monotonic();
-        self.lease().is_some_and(|lease| lease.is_in_doubt(now, self.context.config.lease_ttl))
+        self.lease().is_none_or(|lease| lease.is_in_doubt(now, self.context.config.lease_ttl))
     }
 
     /// Asks the store at once whether the lease is still there.
@@ -155,7 +164,7 @@ impl Session {
     /// [`StoreError`]: everything goes when the lease ends.
     pub async fn release(&self) -> Result<(), StoreError> {
         self.released.store(true, Ordering::Release);
-        let Some(lease) = self.lease.lock().take() else { return Ok(()) };
+        let Some(lease) = self.lease.send_replace(None) else { return Ok(()) };
         self.revoke(lease.id).await
     }
 
@@ -176,7 +185,7 @@ impl Session {
         match self.announce(&mut lease).await {
             Ok(()) => {
                 *self.previous.lock() = session;
-                *self.lease.lock() = Some(lease);
+                self.lease.send_replace(Some(lease));
                 Ok(())
             }
             Err(error) => {
@@ -221,11 +230,15 @@ impl Session {
     /// Whether the session that wrote the record must be over.
     fn is_over(&self, record: &BrokerRecord) -> bool {
         let config = &self.context.config;
+        let previous = *self.previous.lock();
+        if previous != SessionId(0) {
+            // Two processes that both end the other's session would go on for ever.
+            return record.session == previous;
+        }
         let same_place = !config.service_url.is_empty()
             && record.service_url == config.service_url
             && record.admin_url == config.admin_url;
-        let own = record.session != SessionId(0) && record.session == *self.previous.lock();
-        config.alone || own || same_place
+        config.alone || same_place
     }
 
     /// Waits until another session's lease has ended; refuses if it is kept alive.
@@ -278,7 +291,7 @@ impl Session {
         let key = keys::broker(&config.broker_id);
         let nonce = Nonce::new(&*context.env.random);
         let txn = Txn::default().when(compare).put_leased(&key, record.encode(nonce)?, lease.id);
-        let (policy, witness) = (PATIENCE, Witness::new(key, nonce));
+        let (policy, witness) = (COMMIT, Witness::new(key, nonce));
         let outcome = commit(&*context.meta, &context.env, policy, txn, &witness).await?;
         Ok(matches!(outcome, TxnOutcome::Applied(_)))
     }
@@ -308,9 +321,12 @@ impl Session {
         let kept = tokio::time::timeout(ttl.max(RETRY), context.meta.keep_alive(lease.id)).await;
         match kept {
             Ok(Ok(())) => {
-                if let Some(current) = self.lease.lock().as_mut() {
-                    current.confirmed = sent;
-                }
+                self.lease.send_if_modified(|current| {
+                    if let Some(current) = current {
+                        current.confirmed = sent;
+                    }
+                    false
+                });
                 context.health.answered(&context.env);
                 ttl / 4
             }
@@ -319,7 +335,7 @@ impl Session {
                     return Duration::ZERO;
                 }
                 tracing::error!("the broker's lease was lost; its bundles are given up");
-                *self.lease.lock() = None;
+                self.lease.send_replace(None);
                 lost();
                 Duration::ZERO
             }

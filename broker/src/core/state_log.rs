@@ -368,6 +368,12 @@ impl StateLog {
         }
     }
 
+    /// The ledger that it writes.
+    #[must_use]
+    pub fn writer(&self) -> LedgerWriter {
+        self.shared.state.lock().writer.clone()
+    }
+
     /// Its numbers.
     #[must_use]
     pub fn numbers(&self) -> StateLogNumbers {

@@ -7,6 +7,8 @@
 //! Pulsar's clients send the header anyway. docs/ADMIN_API.md lists every path.
 
 mod brokers;
+mod bundles;
+mod cluster;
 mod config;
 mod error;
 mod extract;
@@ -18,6 +20,7 @@ mod metrics;
 mod namespaces;
 mod not_built;
 mod queues;
+mod redirect;
 mod routes;
 mod server;
 mod stats;

@@ -55,6 +55,7 @@ impl Keeper {
     /// Runs until the log has ended.
     pub async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
+        let mut failures = 0_u32;
         loop {
             self.close_retired().await;
             let (task, ended) = {
@@ -69,10 +70,15 @@ impl Keeper {
                 continue;
             };
             match self.perform(&task).await {
-                Ok(()) => pause = FIRST_PAUSE,
+                Ok(()) => (pause, failures) = (FIRST_PAUSE, 0),
                 Err(Failure::End(error)) => self.log.end(error),
                 Err(Failure::Later(why)) => {
-                    tracing::warn!(bundle = %self.log.bundle, ?task, why, "state log task failed");
+                    failures += 1;
+                    // An outage takes many attempts, and their first tell as much as all.
+                    if failures.is_power_of_two() && failures > 1 {
+                        let bundle = &self.log.bundle;
+                        tracing::warn!(%bundle, ?task, why, failures, "state log task failed");
+                    }
                     if self.log.state.lock().engine.is_closing() {
                         // Whoever waits for the end must not wait for ever.
                         self.log.end(StateLogError::Unavailable(why));

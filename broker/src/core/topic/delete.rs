@@ -29,6 +29,7 @@ impl From<JobError> for AdminError {
     fn from(error: JobError) -> Self {
         match error {
             JobError::Later(why) => Self::Topic(unavailable(why)),
+            JobError::Metadata(error) => Self::Metadata(error),
             JobError::Fatal(error) => Self::Topic(error),
         }
     }

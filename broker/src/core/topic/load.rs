@@ -75,6 +75,7 @@ impl From<JobError> for LoadError {
     fn from(error: JobError) -> Self {
         match error {
             JobError::Later(why) => Self::Again(why),
+            JobError::Metadata(error) => Self::Again(error.to_string()),
             JobError::Fatal(TopicError::Fenced | TopicError::Unavailable(_)) => {
                 Self::Again("its records are being changed".to_owned())
             }
@@ -139,7 +140,8 @@ impl Topic {
         };
         match found {
             Some(record) => {
-                let topic = Self::take_over(name, home, &record.record).await?;
+                let in_use = create != Create::Never;
+                let topic = Self::take_over(name, home, &record.record, in_use).await?;
                 context.metrics.topics_loaded.inc();
                 Ok((topic, false))
             }
@@ -214,6 +216,7 @@ impl Topic {
         name: &TopicName,
         home: &Home,
         record: &TopicRecord,
+        in_use: bool,
     ) -> Result<Arc<Self>, LoadError> {
         let [shard] = record.shards[..] else {
             let what = format!("a topic of {} shards", record.shards.len());
@@ -221,16 +224,28 @@ impl Topic {
         };
         let ledgers = load_ledgers(&home.context, shard.managed_ledger).await?;
         let topic = Self::new(name, home, record.incarnation, ledgers.clone());
-        topic.close_what_is_open(ledgers).await?;
+        topic.close_what_is_open(ledgers, in_use).await?;
         topic.restore_subscriptions();
         Ok(topic)
     }
 
     /// Closes the ledgers that the last owner left open, by recovery, and takes the list over.
-    async fn close_what_is_open(&self, mut ledgers: ManagedLedger) -> Result<(), LoadError> {
+    ///
+    /// The list names every ledger that may be open, and there are at most two: the current one and
+    /// its successor, which a roll creates first. A ledger that it names as closed was closed
+    /// before. So these are the last two, and all of them.
+    ///
+    /// Of a topic that was being published to, and is `in_use` again, the next ledger is created
+    /// in the transaction that writes the list: its producers are waiting.
+    async fn close_what_is_open(
+        &self,
+        mut ledgers: ManagedLedger,
+        in_use: bool,
+    ) -> Result<(), LoadError> {
         let mut empty = Vec::new();
+        let was_open = !ledgers.open.is_empty();
         for ledger in ledgers.open.clone() {
-            let end = self.recover(ledger).await?;
+            let end = self.recover_to_read(ledger).await?;
             if end.last_entry.0.is_none() {
                 empty.push(ledger);
             }
@@ -242,9 +257,33 @@ impl Topic {
         }
         ledgers.epoch = ledgers.epoch.next();
         ledgers.chunk(self.context.config.ledgers_per_chunk);
+        if was_open && in_use && empty.is_empty() && self.go_on(&ledgers).await? {
+            return Ok(());
+        }
         self.write(&mut ledgers, &empty).await?;
         self.state.lock().log = Log::new(ledgers);
         Ok(())
+    }
+
+    /// Takes the list over together with the next ledger. Answers false if there are too few
+    /// bookies for one: reading goes on without.
+    async fn go_on(&self, ledgers: &ManagedLedger) -> Result<bool, LoadError> {
+        let mut ledgers = ledgers.clone();
+        let mut log = Log::new(ledgers.clone());
+        let generation = log.next_generation();
+        // Its events come only after the first append.
+        let writer = match self.create_ledger(&mut ledgers, generation, Txn::default()).await {
+            Ok(writer) => writer,
+            Err(JobError::Later(why)) => {
+                tracing::debug!(topic = %self.name, why, "no ledger is opened ahead");
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        log.ledgers = ledgers;
+        log.add_ledger(writer, generation, self.context.env.clock.monotonic());
+        self.state.lock().log = log;
+        Ok(true)
     }
 
     /// What the list says of a ledger that recovery closed: its last entry tells.

@@ -23,6 +23,7 @@ use crate::core::context::unavailable;
 use crate::core::cursor::Frontier;
 use crate::core::managed_ledger::ManagedLedger;
 use crate::core::managed_ledger::list::{ClosedLedger, Retention};
+use crate::core::managed_ledger::queue::PublishQueue;
 use crate::core::topic::log::{Generation, Log};
 use crate::core::topic::observer::LedgerTap;
 use crate::core::topic::{State, Status, Topic};
@@ -33,6 +34,9 @@ const NOBODY: Generation = 0;
 const TRIM_AT_ONCE: usize = 32;
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const MAX_RETRY: Duration = Duration::from_secs(2);
+/// Failures to open a ledger, within about a second and a half, after which who waits for it hears
+/// why.
+const REFUSE_AFTER: u32 = 4;
 /// Attempts at closing a ledger of a topic that is to leave; then recovery has to do it.
 const MAX_ATTEMPTS_DRAINING: u32 = 4;
 
@@ -50,6 +54,8 @@ pub enum Retired {
 pub(super) enum JobError {
     /// Try again.
     Later(String),
+    /// Try again when the metadata store answers.
+    Metadata(StoreError),
     /// The topic can't go on.
     Fatal(TopicError),
 }
@@ -59,9 +65,8 @@ impl From<StoreError> for JobError {
         match error {
             // If an unknown one was done after all, the next attempt conflicts with it, and the
             // topic is loaded again.
-            StoreError::Unavailable(_) | StoreError::Full(_) | StoreError::Unknown(_) => {
-                Self::Later(error.to_string())
-            }
+            StoreError::Unavailable(_) | StoreError::Unknown(_) => Self::Metadata(error),
+            StoreError::Full(_) => Self::Later(error.to_string()),
             StoreError::Corrupt(why) => Self::Fatal(TopicError::Corrupt(why)),
             StoreError::TooLarge(_)
             | StoreError::Invalid(_)
@@ -115,9 +120,19 @@ pub async fn run(topic: Arc<Topic>) {
             Ok(()) => failures = 0,
             Err(JobError::Later(why)) => {
                 failures += 1;
-                let pause = (FIRST_RETRY * 2_u32.saturating_pow(failures.min(8))).min(MAX_RETRY);
-                tracing::warn!(topic = %topic.name, why, attempt = failures, "will try again");
-                tokio::time::sleep(pause).await;
+                if failures.is_power_of_two() && !topic.context.health.is_away() {
+                    tracing::warn!(topic = %topic.name, why, attempt = failures, "will try again");
+                }
+                topic.refuse_waiting(failures, &why);
+                pause(failures).await;
+            }
+            Err(JobError::Metadata(error)) => {
+                failures += 1;
+                // Logged once for all topics.
+                topic.context.health.failed(&topic.context.env, &error);
+                tracing::debug!(topic = %topic.name, %error, attempt = failures, "will try again");
+                topic.refuse_waiting(failures, &error.to_string());
+                pause(failures).await;
             }
             Err(JobError::Fatal(error)) => {
                 topic.fail(&error);
@@ -126,6 +141,12 @@ pub async fn run(topic: Arc<Topic>) {
             }
         }
     }
+}
+
+/// Waits before a job is tried again.
+async fn pause(failures: u32) {
+    let pause = (FIRST_RETRY * 2_u32.saturating_pow(failures.min(8))).min(MAX_RETRY);
+    tokio::time::sleep(pause).await;
 }
 
 impl Topic {
@@ -230,6 +251,22 @@ impl Topic {
             && state.subscriptions.consumed() >= log.queue.confirmed_index()
             && !state.subscriptions.slots.is_empty()
             && self.retention(state).age_ms == 0
+    }
+
+    /// Without a ledger, and without a way to open one, producers hear why instead of waiting for
+    /// they don't know what. None of what waits is stored; they come back and send it again.
+    fn refuse_waiting(&self, failures: u32, why: &str) {
+        let mut state = self.state.lock();
+        let log = &state.log;
+        let serving = matches!(state.status, Status::Serving);
+        let waits = log.current.is_none() && log.next.is_none() && !log.queue.is_empty();
+        if failures < REFUSE_AFTER || !serving || !waits {
+            return;
+        }
+        let end = (log.queue.confirmed_index(), log.queue.last_timestamp_ms());
+        state.log.queue = PublishQueue::resume(end.0, end.1);
+        let closed = state.producers.close(&unavailable(why));
+        self.context.metrics.producers.dec_by(i64::try_from(closed).unwrap_or(i64::MAX));
     }
 
     fn retention(&self, state: &State) -> Retention {
@@ -421,15 +458,16 @@ impl Topic {
     }
 
     pub(super) async fn recover(&self, ledger: LedgerId) -> Result<ClosedEnd, JobError> {
-        self.context.ledgers.recover(ledger).await.map_err(|error| match error {
-            RecoverError::NotFound(_) => JobError::Fatal(TopicError::Fenced),
-            RecoverError::Damaged { .. } => JobError::Fatal(TopicError::Corrupt(error.to_string())),
-            RecoverError::Fence { .. }
-            | RecoverError::Undecided { .. }
-            | RecoverError::WriteBack { .. }
-            | RecoverError::Unsettled { .. }
-            | RecoverError::Metadata { .. } => JobError::Later(error.to_string()),
-        })
+        self.context.ledgers.recover(ledger).await.map_err(recover_error)
+    }
+
+    /// As [`Self::recover`], for a ledger that is read next: its reader costs nothing now.
+    pub(super) async fn recover_to_read(&self, ledger: LedgerId) -> Result<ClosedEnd, JobError> {
+        let recovered = self.context.ledgers.recover_to_read(ledger).await;
+        let reader = recovered.map_err(recover_error)?;
+        let end = *reader.closed();
+        self.context.readers.insert(ledger, reader);
+        Ok(end)
     }
 
     /// Closes the failed ledger by recovery, acknowledges up to its end, and lets the rest go
@@ -513,6 +551,18 @@ impl Topic {
             // Nobody listens if the caller was dropped meanwhile.
             let _ = done.send(how);
         }
+    }
+}
+
+fn recover_error(error: RecoverError) -> JobError {
+    match error {
+        RecoverError::NotFound(_) => JobError::Fatal(TopicError::Fenced),
+        RecoverError::Damaged { .. } => JobError::Fatal(TopicError::Corrupt(error.to_string())),
+        RecoverError::Fence { .. }
+        | RecoverError::Undecided { .. }
+        | RecoverError::WriteBack { .. }
+        | RecoverError::Unsettled { .. } => JobError::Later(error.to_string()),
+        RecoverError::Metadata { error, .. } => error.into(),
     }
 }
 

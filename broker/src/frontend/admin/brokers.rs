@@ -7,8 +7,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{Method, StatusCode};
 use geminga_meta::keys;
-use geminga_meta::read::read_all;
-use geminga_meta::record::BrokerRecord;
 use serde_json::{Value, json};
 
 use crate::frontend::admin::AdminState;
@@ -18,14 +16,13 @@ use crate::frontend::admin::extract::PathParams;
 /// How long the metadata may take to answer a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `host:port` of each broker's admin port, from the records that live as long as the broker.
-pub async fn list(State(state): State<AdminState>) -> Result<Json<Vec<String>>, ApiError> {
-    let records = read_all::<BrokerRecord>(state.broker.metadata().as_ref(), keys::BROKERS).await?;
+/// `host:port` of each broker's admin port, as this one sees them.
+pub async fn list(State(state): State<AdminState>) -> Json<Vec<String>> {
     let address = |url: &str| {
         let after = url.split_once("://").map_or(url, |(_, rest)| rest);
         after.trim_end_matches('/').to_owned()
     };
-    Ok(Json(records.iter().map(|stored| address(&stored.record.admin_url)).collect()))
+    Json(state.broker.brokers().iter().map(|broker| address(&broker.admin_url)).collect())
 }
 
 /// The same for one cluster: there is only this one.
@@ -34,7 +31,7 @@ pub async fn list_of_cluster(
     params: PathParams,
 ) -> Result<Json<Vec<String>>, ApiError> {
     check_cluster(&state, params.get("cluster")?)?;
-    list(state).await
+    Ok(list(state).await)
 }
 
 /// `ok` if this broker serves and its metadata answers.
@@ -51,10 +48,16 @@ pub async fn health(State(state): State<AdminState>) -> Result<&'static str, Api
     }
 }
 
-/// One broker owns everything, so it is the leader.
-pub async fn leader(State(state): State<AdminState>) -> Json<Value> {
-    let config = state.broker.config();
-    Json(json!({ "brokerId": config.broker_id.as_str(), "serviceUrl": config.admin_url }))
+/// A broker that is alone leads. Several have no leader: each decides from what all see.
+pub async fn leader(State(state): State<AdminState>) -> Result<Json<Value>, ApiError> {
+    match state.broker.brokers().as_slice() {
+        [only] => Ok(Json(json!({ "brokerId": only.broker_id, "serviceUrl": only.admin_url }))),
+        brokers => {
+            let count = brokers.len();
+            let reason = format!("none of the {count} brokers is a leader: Geminga has none");
+            Err(ApiError::not_found(reason))
+        }
+    }
 }
 
 /// Names of the settings that can be changed while the broker runs.
@@ -100,6 +103,7 @@ pub async fn runtime(State(state): State<AdminState>) -> Json<BTreeMap<&'static 
         ("service_url", config.service_url.clone()),
         ("tail_cache_bytes", config.tail_cache_bytes.to_string()),
         ("topic_idle_unload_ms", ms(config.topic_idle_unload)),
+        ("weight", config.weight.to_string()),
         ("unsubscribed_retention_bytes", config.unsubscribed_retention_bytes.to_string()),
         ("unsubscribed_retention_ms", ms(config.unsubscribed_retention)),
     ]))

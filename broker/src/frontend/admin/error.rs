@@ -5,7 +5,7 @@
 //! of the core doesn't compile until its status code has been decided.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use geminga_meta::read::ReadError;
 use geminga_meta::store::StoreError;
@@ -24,12 +24,20 @@ pub struct ApiError {
     pub status: StatusCode,
     /// What is wrong, and what to do.
     pub reason: String,
+    /// Where the request is answered, if not here.
+    pub location: Option<String>,
 }
 
 impl ApiError {
     /// An error with this status.
     pub fn new(status: StatusCode, reason: impl Into<String>) -> Self {
-        Self { status, reason: reason.into() }
+        Self { status, reason: reason.into(), location: None }
+    }
+
+    /// 307: another broker answers it, at this URL.
+    pub fn elsewhere(url: String) -> Self {
+        let reason = "another broker owns it; see Location";
+        Self { location: Some(url), ..Self::new(StatusCode::TEMPORARY_REDIRECT, reason) }
     }
 
     /// 400: the request can't be understood.
@@ -58,7 +66,17 @@ impl IntoResponse for ApiError {
         if self.status.is_server_error() && self.status != StatusCode::NOT_IMPLEMENTED {
             tracing::debug!(status = self.status.as_u16(), reason = %self.reason, "admin error");
         }
-        (self.status, Json(json!({ "reason": self.reason }))).into_response()
+        let body = Json(json!({ "reason": self.reason }));
+        let location = self.location.as_deref().map(HeaderValue::from_str);
+        match location {
+            None => (self.status, body).into_response(),
+            Some(Ok(url)) => (self.status, [(header::LOCATION, url)], body).into_response(),
+            Some(Err(_)) => {
+                let reason = "the owner's admin URL is not one; check its settings";
+                let body = Json(json!({ "reason": reason }));
+                (StatusCode::INTERNAL_SERVER_ERROR, body).into_response()
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::Uri;
 use geminga_meta::dump;
 use geminga_proto::id::LedgerId;
 use geminga_proto::storage::SyncMode;
@@ -15,6 +16,7 @@ use crate::core::stats::{LedgerInfo, LedgerStats, QueueStats};
 use crate::frontend::admin::AdminState;
 use crate::frontend::admin::error::ApiError;
 use crate::frontend::admin::extract::{Options, PathParams};
+use crate::frontend::admin::redirect;
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
@@ -47,11 +49,14 @@ fn page_size(limit: Option<usize>) -> Result<usize, ApiError> {
 pub async fn ledgers(
     State(state): State<AdminState>,
     Options(options): Options<LedgersOptions>,
+    uri: Uri,
 ) -> Result<Json<Value>, ApiError> {
     let limit = page_size(options.limit)?;
     let after = options.after.map(LedgerId);
     if let Some(topic) = options.topic {
-        return ledgers_of(&state, &topic.parse()?, after, limit).await.map(Json);
+        let topic: TopicName = topic.parse()?;
+        redirect::unless_served(&state, &topic, &uri).await?;
+        return ledgers_of(&state, &topic, after, limit).await.map(Json);
     }
     let infos = state.broker.list_ledgers(after, limit).await?;
     let next = infos.last().filter(|_| infos.len() >= limit).map(|info| info.ledger.0);

@@ -53,7 +53,6 @@ const OF_NAMESPACE: &[(&str, &str)] = &[
     ("subscriptionDispatchRate", "rate limits"),
     ("subscriptionExpirationTime", "expiry of subscriptions"),
     ("subscriptionTypesEnabled", "the policy subscriptionTypesEnabled"),
-    ("unload", "unloading a whole namespace (PUT …/{topic}/unload does it by topic)"),
 ];
 
 /// Below `/admin/v2/persistent/{tenant}/{namespace}/{topic}/`.

@@ -10,8 +10,8 @@ use crate::frontend::admin::config::AdminConfig;
 use crate::frontend::admin::error::ApiError;
 use crate::frontend::admin::guard::{Guard, guard};
 use crate::frontend::admin::{
-    AdminState, brokers, geminga, lookup, metrics, namespaces, not_built, subscriptions, tenants,
-    topics,
+    AdminState, brokers, bundles, cluster, geminga, lookup, metrics, namespaces, not_built,
+    subscriptions, tenants, topics,
 };
 
 /// The whole API behind its middleware.
@@ -87,6 +87,8 @@ fn add_namespaces(router: Routes) -> Routes {
         )
         .route(&namespace("/topics"), get(namespaces::topics))
         .route(&namespace("/bundles"), get(namespaces::bundles))
+        .route(&namespace("/unload"), put(bundles::unload_namespace))
+        .route(&namespace("/{bundle}/unload"), put(bundles::unload))
         .route(
             &namespace("/retention"),
             get(namespaces::get_retention)
@@ -138,6 +140,11 @@ fn add_geminga(router: Routes) -> Routes {
     router
         .route("/admin/v2/geminga/ledgers", get(geminga::ledgers))
         .route("/admin/v2/geminga/ledgers/{ledger}", get(geminga::ledger))
+        .route("/admin/v2/geminga/brokers", get(cluster::brokers))
+        .route("/admin/v2/geminga/bookies", get(cluster::bookies))
+        .route("/admin/v2/geminga/cluster", get(cluster::status))
+        .route("/admin/v2/geminga/namespaces/{tenant}/{namespace}/bundles", get(bundles::list))
+        .route("/admin/v2/bookies/all", get(cluster::bookies_as_pulsar))
         .route("/admin/v2/geminga/meta", get(geminga::meta))
         .route("/admin/v2/geminga/durability", get(geminga::durability))
         .route("/admin/v2/geminga/queues", get(geminga::queues))

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::core::admin::ResetTo;
 use crate::frontend::admin::error::ApiError;
-use crate::frontend::admin::extract::{Options, SubscriptionPath, TopicPath, json_body};
+use crate::frontend::admin::extract::{Options, json_body};
+use crate::frontend::admin::redirect::{ServedSubscription, ServedTopic};
 use crate::frontend::admin::{AdminState, message_id};
 
 /// Options of a creation.
@@ -29,7 +30,7 @@ pub struct DeleteOptions {
 /// Names of a topic's subscriptions, sorted.
 pub async fn list(
     State(state): State<AdminState>,
-    TopicPath(topic): TopicPath,
+    ServedTopic(topic): ServedTopic,
 ) -> Result<Json<Vec<String>>, ApiError> {
     let subscriptions = state.broker.list_subscriptions(&topic).await?;
     Ok(Json(subscriptions.into_iter().map(|(name, _)| name).collect()))
@@ -38,7 +39,7 @@ pub async fn list(
 /// Creates a subscription at a message id; without a body, after the last message.
 pub async fn create(
     State(state): State<AdminState>,
-    path: SubscriptionPath,
+    path: ServedSubscription,
     Options(options): Options<CreateOptions>,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
@@ -54,7 +55,7 @@ pub async fn create(
 /// Deletes a subscription.
 pub async fn delete(
     State(state): State<AdminState>,
-    path: SubscriptionPath,
+    path: ServedSubscription,
     Options(options): Options<DeleteOptions>,
 ) -> Result<StatusCode, ApiError> {
     state.broker.delete_subscription(&path.topic, &path.subscription, options.force).await?;
@@ -64,7 +65,7 @@ pub async fn delete(
 /// Moves a subscription to a message id.
 pub async fn reset(
     State(state): State<AdminState>,
-    path: SubscriptionPath,
+    path: ServedSubscription,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let missing = || ApiError::malformed("body: the message id is missing");
@@ -76,7 +77,7 @@ pub async fn reset(
 /// Moves a subscription after the last message.
 pub async fn skip_all(
     State(state): State<AdminState>,
-    path: SubscriptionPath,
+    path: ServedSubscription,
 ) -> Result<StatusCode, ApiError> {
     state.broker.reset_subscription(&path.topic, &path.subscription, ResetTo::Latest).await?;
     Ok(StatusCode::NO_CONTENT)

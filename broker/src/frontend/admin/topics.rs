@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::frontend::admin::error::ApiError;
 use crate::frontend::admin::extract::{NamespacePath, Options, TopicPath, is_unset, json_body};
 use crate::frontend::admin::not_built::PARTITIONS;
+use crate::frontend::admin::redirect::ServedTopic;
 use crate::frontend::admin::{AdminState, message_id, stats};
 
 /// Options of a list.
@@ -52,7 +53,7 @@ pub async fn list_partitioned(
 /// Creates a topic. The body may hold properties, which aren't built.
 pub async fn create(
     State(state): State<AdminState>,
-    TopicPath(topic): TopicPath,
+    ServedTopic(topic): ServedTopic,
     body: Bytes,
 ) -> Result<StatusCode, ApiError> {
     let properties = json_body::<BTreeMap<String, Value>>(&body)?.unwrap_or_default();
@@ -66,7 +67,7 @@ pub async fn create(
 /// Deletes a topic.
 pub async fn delete(
     State(state): State<AdminState>,
-    TopicPath(topic): TopicPath,
+    ServedTopic(topic): ServedTopic,
     Options(options): Options<DeleteOptions>,
 ) -> Result<StatusCode, ApiError> {
     state.broker.delete_topic(&topic, options.force).await?;
@@ -76,7 +77,7 @@ pub async fn delete(
 /// Takes a topic out of the memory.
 pub async fn unload(
     State(state): State<AdminState>,
-    TopicPath(topic): TopicPath,
+    ServedTopic(topic): ServedTopic,
 ) -> Result<StatusCode, ApiError> {
     state.broker.unload_topic(&topic).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -100,7 +101,7 @@ pub async fn change_partitions(TopicPath(_topic): TopicPath) -> ApiError {
 /// Statistics.
 pub async fn stats(
     State(state): State<AdminState>,
-    TopicPath(topic): TopicPath,
+    ServedTopic(topic): ServedTopic,
 ) -> Result<Json<Value>, ApiError> {
     Ok(Json(stats::topic(&state.broker.topic_stats(&topic).await?)))
 }
@@ -108,7 +109,7 @@ pub async fn stats(
 /// How a topic is stored.
 pub async fn internal_stats(
     State(state): State<AdminState>,
-    TopicPath(topic): TopicPath,
+    ServedTopic(topic): ServedTopic,
 ) -> Result<Json<Value>, ApiError> {
     Ok(Json(stats::internal(&state.broker.topic_internal_stats(&topic).await?)))
 }
@@ -116,7 +117,7 @@ pub async fn internal_stats(
 /// Id of the last message that is stored by a quorum: its entry, without a batch index.
 pub async fn last_message_id(
     State(state): State<AdminState>,
-    TopicPath(topic): TopicPath,
+    ServedTopic(topic): ServedTopic,
 ) -> Result<Json<Value>, ApiError> {
     let last = state.broker.topic_internal_stats(&topic).await?.last_confirmed;
     Ok(Json(message_id::write(last, topic.partition())))

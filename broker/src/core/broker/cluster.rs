@@ -1,0 +1,308 @@
+//! The cluster as this broker sees it: brokers, bookies, owners, and what is degraded and why.
+//!
+//! Brokers and owners come from the watched views, so they can be shown while the metadata is away;
+//! bookies and ledgers are read.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use geminga_meta::bundle::BundleId;
+use geminga_meta::keys::{self, Key};
+use geminga_meta::read::read_all;
+use geminga_meta::record::{BookieRecord, LedgerRecord, LedgerState, Record, Stored};
+use geminga_meta::store::{MAX_RANGE, StoreError};
+use geminga_proto::topic_name::NamespaceName;
+
+use super::Broker;
+use crate::core::admin::AdminError;
+use crate::core::cluster_info::{
+    BookieInfo, BookieUp, BrokerInfo, BundleInfo, ClusterStatus, Concern, OwnerInfo, Problem,
+};
+
+/// Ledgers that are looked at for missing copies. Beyond them, a status says how far it looked.
+const LEDGERS_LOOKED_AT: usize = 20_000;
+/// How long the metadata may take to show bookies or ledgers.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+impl Broker {
+    /// The brokers that are up.
+    #[must_use]
+    pub fn brokers(&self) -> Vec<BrokerInfo> {
+        let ownership = &self.inner.ownership;
+        let mut owned = BTreeMap::<u64, u64>::new();
+        for stored in ownership.owners().values() {
+            *owned.entry(stored.record.session.0).or_default() += 1;
+        }
+        let brokers = ownership.brokers().into_iter().map(|stored| {
+            let record = &stored.record;
+            BrokerInfo {
+                broker_id: record.broker_id.to_string(),
+                service_url: record.service_url.clone(),
+                admin_url: record.admin_url.clone(),
+                release: record.release.clone(),
+                started_ms: record.started_ms,
+                session: record.session.to_string(),
+                draining: record.draining,
+                weight: record.weight,
+                bundles: owned.get(&record.session.0).copied().unwrap_or(0),
+            }
+        });
+        brokers.collect()
+    }
+
+    /// The bookies that are up, and those that have a cookie and are not, by name.
+    ///
+    /// # Errors
+    /// Why the metadata can't be read.
+    pub async fn bookies(&self) -> Result<Vec<BookieInfo>, AdminError> {
+        if self.config().alone {
+            return Ok(self.local_bookies().await);
+        }
+        let meta = &**self.metadata();
+        let mut bookies = BTreeMap::new();
+        self.each(keys::COOKIES, |pair| {
+            if let Some(Key::Cookie(bookie)) = Key::parse(&pair.key) {
+                bookies.insert(bookie.to_string(), None);
+            }
+        })
+        .await?;
+        for Stored { record, .. } in read_all::<BookieRecord>(meta, keys::BOOKIES).await? {
+            let state = record.state().as_str();
+            let BookieRecord { bookie_id, address, zone, total_bytes, free_bytes, .. } = record;
+            let up = BookieUp { address, zone, state, total_bytes, free_bytes };
+            bookies.insert(bookie_id.to_string(), Some(up));
+        }
+        Ok(bookies.into_iter().map(|(bookie_id, up)| BookieInfo { bookie_id, up }).collect())
+    }
+
+    /// The bookies of a standalone, which don't register.
+    async fn local_bookies(&self) -> Vec<BookieInfo> {
+        let bookies = self.inner.context.ledgers.bookies().await.into_iter();
+        let bookies = bookies.map(|(bookie, info)| {
+            let up = info.ok().map(|info| BookieUp {
+                address: String::new(),
+                zone: String::new(),
+                state: if info.writable { "writable" } else { "full" },
+                total_bytes: info.total_bytes,
+                free_bytes: info.free_bytes,
+            });
+            BookieInfo { bookie_id: bookie.to_string(), up }
+        });
+        bookies.collect()
+    }
+
+    /// A namespace's bundles with their owners.
+    ///
+    /// # Errors
+    /// [`AdminError::NamespaceNotFound`], or why the metadata can't be read.
+    pub async fn bundles(&self, name: &NamespaceName) -> Result<Vec<BundleInfo>, AdminError> {
+        let namespace = self.inner.namespaces.get(name).await.map_err(AdminError::from_topic)?;
+        let owners = self.inner.ownership.owners();
+        let bundles = namespace.bundle_ranges().into_iter().map(|range| {
+            let bundle = BundleId { namespace: name.clone(), range };
+            let owner = owners.get(&bundle).map(|stored| OwnerInfo {
+                broker_id: stored.record.broker_id.to_string(),
+                service_url: stored.record.service_url.clone(),
+                admin_url: stored.record.admin_url.clone(),
+            });
+            BundleInfo { bundle, owner }
+        });
+        Ok(bundles.collect())
+    }
+
+    /// How the cluster does.
+    pub async fn cluster_status(&self) -> ClusterStatus {
+        let config = self.inner.context.ledgers.config();
+        let (write_quorum, ack_quorum) = (config.write_quorum, config.ack_quorum);
+        let mut problems = Vec::new();
+        self.metadata_problems(&mut problems);
+        let brokers = self.brokers();
+        broker_problems(&brokers, &mut problems);
+        let bookies = match tokio::time::timeout(PATIENCE, self.bookies()).await {
+            Ok(Ok(bookies)) => {
+                bookie_problems(&bookies, write_quorum, ack_quorum, &mut problems);
+                Some(bookies.iter().filter(|bookie| bookie.up.is_some()).count() as u64)
+            }
+            Ok(Err(error)) => {
+                problems.push(problem(Concern::Metadata, "bookies", error.to_string()));
+                None
+            }
+            Err(_) => None,
+        };
+        self.bundle_problems(&mut problems);
+        if bookies.is_some() {
+            self.ledger_problems(&mut problems).await;
+        }
+        problems.sort_by_key(|problem| problem.concern);
+        let brokers = brokers.len() as u64;
+        ClusterStatus { problems, brokers, bookies, write_quorum, ack_quorum }
+    }
+
+    fn metadata_problems(&self, problems: &mut Vec<Problem>) {
+        let inner = &self.inner;
+        if let Some(outage) = inner.context.health.outage() {
+            let doubt = if inner.ownership.session.is_in_doubt() {
+                "; its lease may have ended, so other brokers may have taken its bundles over"
+            } else {
+                ""
+            };
+            let why = format!(
+                "broker {} gets no answer ({}): open ledgers go on, nothing new is opened, taken \
+                 over, trimmed or deleted{doubt}",
+                self.config().broker_id,
+                outage.why
+            );
+            let since_ms = Some(outage.since_ms);
+            let subject = "store".to_owned();
+            problems.push(Problem { concern: Concern::Metadata, subject, why, since_ms });
+        } else if !inner.ownership.is_current() {
+            let why = "brokers and owners are being read again and may be out of date".to_owned();
+            problems.push(problem(Concern::Metadata, "views", why));
+        }
+    }
+
+    fn bundle_problems(&self, problems: &mut Vec<Problem>) {
+        for namespace in self.inner.namespaces.all() {
+            for (bundle, slot) in namespace.slots() {
+                if let Some(why) = slot.trouble() {
+                    let why = format!("its topics are unavailable: {why}");
+                    problems.push(problem(Concern::Bundle, &bundle.to_string(), why));
+                }
+            }
+        }
+    }
+
+    async fn ledger_problems(&self, problems: &mut Vec<Problem>) {
+        let counting = self.under_replicated();
+        let (count, looked_at, all) = match tokio::time::timeout(PATIENCE, counting).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                problems.push(problem(Concern::Metadata, "ledgers", error.to_string()));
+                return;
+            }
+            Err(_) => {
+                let why = "the ledgers' records could not be read in time".to_owned();
+                problems.push(problem(Concern::Metadata, "ledgers", why));
+                return;
+            }
+        };
+        if count > 0 {
+            let scope = if all { "all" } else { "the first" };
+            let why = format!(
+                "{count} of {scope} {looked_at} ledgers may have entries with fewer copies than \
+                 their write quorum, until they are repaired"
+            );
+            problems.push(problem(Concern::Ledger, "under-replicated", why));
+        }
+    }
+
+    /// How many closed ledgers are under-replicated, among how many looked at, and whether those
+    /// are all.
+    async fn under_replicated(&self) -> Result<(usize, usize, bool), StoreError> {
+        let (mut count, mut looked_at) = (0, 0);
+        let mut after: Option<String> = None;
+        loop {
+            let range = self.metadata().range(keys::LEDGERS, after.as_deref(), MAX_RANGE);
+            let page = range.await?;
+            for pair in &page.pairs {
+                looked_at += 1;
+                // A record that can't be read is told by whoever needs it.
+                let Ok((record, _)) = LedgerRecord::decode(&pair.value) else { continue };
+                let closed = matches!(record.state, LedgerState::Closed { .. });
+                count += usize::from(closed && record.under_replicated);
+            }
+            after = page.pairs.into_iter().next_back().map(|pair| pair.key);
+            if !page.more || after.is_none() || looked_at >= LEDGERS_LOOKED_AT {
+                return Ok((count, looked_at, !page.more));
+            }
+        }
+    }
+}
+
+fn problem(concern: Concern, subject: &str, why: String) -> Problem {
+    Problem { concern, subject: subject.to_owned(), why, since_ms: None }
+}
+
+fn broker_problems(brokers: &[BrokerInfo], problems: &mut Vec<Problem>) {
+    for broker in brokers.iter().filter(|broker| broker.draining) {
+        let why = "it is stopping and hands its bundles over".to_owned();
+        problems.push(problem(Concern::Broker, &broker.broker_id, why));
+    }
+    if !brokers.iter().any(|broker| !broker.draining) {
+        let why = "no broker takes bundles".to_owned();
+        problems.push(problem(Concern::Broker, "all", why));
+    }
+}
+
+fn bookie_problems(
+    bookies: &[BookieInfo],
+    write_quorum: u32,
+    ack_quorum: u32,
+    problems: &mut Vec<Problem>,
+) {
+    let mut writable = 0_u32;
+    for bookie in bookies {
+        let why = match bookie.up.as_ref().map(|up| up.state) {
+            Some("writable") => {
+                writable += 1;
+                continue;
+            }
+            Some(state) => format!("it is {state}: no new entries go to it"),
+            None => {
+                "it is not up, and known by its cookie: start it, or have its ledgers repaired \
+                     and its cookie removed"
+                    .to_owned()
+            }
+        };
+        problems.push(problem(Concern::Bookie, &bookie.bookie_id, why));
+    }
+    if writable < ack_quorum {
+        let why = format!(
+            "{writable} bookies take writes and {ack_quorum} are needed: no ledger can be opened, \
+             so publishing stops where there is none"
+        );
+        problems.push(problem(Concern::Quorum, "ack quorum", why));
+    } else if writable < write_quorum {
+        let why = format!(
+            "{writable} bookies take writes: new ledgers have {writable} copies instead of \
+             {write_quorum}"
+        );
+        problems.push(problem(Concern::Quorum, "write quorum", why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bookie(name: &str, state: Option<&'static str>) -> BookieInfo {
+        let up = state.map(|state| BookieUp {
+            address: "h:1".to_owned(),
+            zone: String::new(),
+            state,
+            total_bytes: 2,
+            free_bytes: 1,
+        });
+        BookieInfo { bookie_id: name.to_owned(), up }
+    }
+
+    fn found(bookies: &[BookieInfo]) -> Vec<(Concern, String)> {
+        let mut problems = Vec::new();
+        bookie_problems(bookies, 3, 2, &mut problems);
+        problems.into_iter().map(|problem| (problem.concern, problem.subject)).collect()
+    }
+
+    #[test]
+    fn a_bookie_that_is_missing_or_takes_no_writes_is_named_with_what_that_means() {
+        let (one, two) = (bookie("one", Some("writable")), bookie("two", Some("writable")));
+        let three = bookie("three", Some("writable"));
+        assert_eq!(found(&[one.clone(), two.clone(), three]), []);
+        let missing = (Concern::Bookie, "three".to_owned());
+        let fewer = (Concern::Quorum, "write quorum".to_owned());
+        assert_eq!(found(&[one.clone(), two, bookie("three", None)]), [missing.clone(), fewer]);
+        let full = (Concern::Bookie, "two".to_owned());
+        let none = (Concern::Quorum, "ack quorum".to_owned());
+        let two = bookie("two", Some("full"));
+        assert_eq!(found(&[one, two, bookie("three", None)]), [full, missing, none]);
+    }
+}
