@@ -17,12 +17,14 @@ mod pool;
 mod request;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{GetOptions, LeaseGrantOptions, ResponseHeader};
 use geminga_proto::env::Env;
+use parking_lot::Mutex;
 
 use self::error::{Failure, failure};
 use self::identity::Identity;
@@ -67,6 +69,8 @@ pub struct EtcdStore {
     pool: Pool,
     identity: Arc<Identity>,
     request_timeout: Duration,
+    /// Times to live of the leases that were granted here and aren't known to have ended.
+    leases: Mutex<BTreeMap<LeaseId, Duration>>,
     env: Env,
 }
 
@@ -94,7 +98,8 @@ impl EtcdStore {
         let identity = Arc::new(Identity::new(config.floor.unwrap_or_default()));
         let pool = Pool::new(&config, Arc::clone(&identity), env.clone())?;
         let (root, request_timeout) = (Root(config.prefix), config.request_timeout);
-        let store = Self { root, pool, identity, request_timeout, env };
+        let leases = Mutex::default();
+        let store = Self { root, pool, identity, request_timeout, leases, env };
         let start = store.env.clock.monotonic();
         for attempt in 1_u32.. {
             CONNECT_PACE.pause(&store.env, attempt).await;
@@ -133,6 +138,12 @@ impl EtcdStore {
         let sender = sender(header)?;
         self.identity.linearizable(sender, floor).map_err(Failure::Final)?;
         Ok(sender.revision)
+    }
+
+    fn forget_if_ended(&self, lease: LeaseId, kept: &Result<(), StoreError>) {
+        if *kept == Err(StoreError::LeaseLost) {
+            self.leases.lock().remove(&lease);
+        }
     }
 
     async fn read_page(
@@ -262,27 +273,37 @@ impl MetadataStore for EtcdStore {
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         let ttl_s = whole_seconds(ttl)?;
         // A lease whose answer was lost ends by itself.
-        self.pool.call(Kind::Write, |place| self.grant(place, ttl_s)).await
+        let lease = self.pool.call(Kind::Write, |place| self.grant(place, ttl_s)).await?;
+        self.leases.lock().insert(lease, ttl);
+        Ok(lease)
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        let lease = lease_number(lease)?;
+        let number = lease_number(lease)?;
+        let ttl = self.leases.lock().get(&lease).copied();
+        // What comes when the lease is over is too late; so all endpoints are asked before.
+        let limit = ttl.map_or(self.request_timeout, |ttl| ttl * 3 / 4);
         let keep = async |mut place: Place| {
             // One request and one answer; dropping the stream ends it.
-            let answer = place.connection.lease.keep_alive(lease).await;
+            let answer = place.connection.lease.keep_alive(number).await;
             answer.map(drop).map_err(failure)
         };
-        self.pool.call(Kind::Idempotent, keep).await
+        let kept = self.pool.call_within(limit, Kind::Idempotent, keep).await;
+        self.forget_if_ended(lease, &kept);
+        kept
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        let lease = lease_number(lease)?;
+        let number = lease_number(lease)?;
         let revoke = async |mut place: Place| {
             let floor = self.identity.highest();
-            let answer = place.connection.lease.revoke(lease).await.map_err(failure)?;
+            let answer = place.connection.lease.revoke(number).await.map_err(failure)?;
             self.answered(answer.header(), floor).map(drop)
         };
-        self.pool.call(Kind::Write, revoke).await
+        let revoked = self.pool.call(Kind::Write, revoke).await;
+        // Whatever came of it, nobody keeps it alive any more.
+        self.leases.lock().remove(&lease);
+        revoked
     }
 }
 

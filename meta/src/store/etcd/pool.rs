@@ -149,8 +149,27 @@ impl Pool {
         R: Future<Output = Result<T, Failure>> + Send,
         T: Send,
     {
+        self.call_within(self.request_timeout, kind, request).await
+    }
+
+    /// The same with a deadline of its own, if that is earlier.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub(super) async fn call_within<T, F, R>(
+        &self,
+        limit: Duration,
+        kind: Kind,
+        request: F,
+    ) -> Result<T, StoreError>
+    where
+        F: Fn(Place) -> R + Send + Sync,
+        R: Future<Output = Result<T, Failure>> + Send,
+        T: Send,
+    {
         self.identity.check()?;
-        let answer = self.try_all(kind, request).await;
+        let deadline = Instant::now() + limit.min(self.request_timeout);
+        let answer = self.try_all(deadline, kind, request).await;
         let now = self.env.clock.monotonic();
         let news = match &answer {
             Err(error @ (StoreError::Unavailable(_) | StoreError::Unknown(_))) => {
@@ -171,13 +190,17 @@ impl Pool {
         answer
     }
 
-    async fn try_all<T, F, R>(&self, kind: Kind, request: F) -> Result<T, StoreError>
+    async fn try_all<T, F, R>(
+        &self,
+        deadline: Instant,
+        kind: Kind,
+        request: F,
+    ) -> Result<T, StoreError>
     where
         F: Fn(Place) -> R + Send + Sync,
         R: Future<Output = Result<T, Failure>> + Send,
         T: Send,
     {
-        let deadline = Instant::now() + self.request_timeout;
         let (count, first) = (self.slots.len(), self.current.load(Ordering::Relaxed));
         let mut said = Vec::new();
         for tried in 0..count {
@@ -189,6 +212,9 @@ impl Pool {
                 Ok(answer) => {
                     self.current.store(index, Ordering::Relaxed);
                     return Ok(answer);
+                }
+                Err(Failure::Final(StoreError::Denied(why))) => {
+                    return Err(StoreError::Denied(format!("{}: {why}", slot.url)));
                 }
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::AnswerTooLarge) => {
