@@ -140,18 +140,7 @@ impl pb::bookie_server::Bookie for BookieService {
         request: Request<pb::FenceRequest>,
     ) -> Result<Response<pb::FenceAnswer>, Status> {
         check_meant(request.metadata(), self.bookie.identity())?;
-        let request = request.into_inner();
-        let fenced = self.bookie.fence(FenceRequest {
-            ledger: LedgerId(request.ledger_id),
-            token: LedgerToken(request.token),
-        });
-        let answer = match fenced.await {
-            Ok(lac) => pb::FenceAnswer { status: pb::BookieStatus::Ok.into(), lac: lac.to_wire() },
-            Err(error) => {
-                pb::FenceAnswer { status: status_of(error).into(), lac: Lac::NONE.to_wire() }
-            }
-        };
-        Ok(Response::new(answer))
+        Ok(Response::new(fence(&self.bookie, request.into_inner()).await))
     }
 
     async fn ledgers_fenced(
@@ -212,6 +201,19 @@ fn choose_protocol(least: u32, most: u32) -> Result<u32, Status> {
         PROTOCOL.start(),
         PROTOCOL.end()
     )))
+}
+
+async fn fence(bookie: &Bookie, request: pb::FenceRequest) -> pb::FenceAnswer {
+    let fenced = bookie.fence(FenceRequest {
+        ledger: LedgerId(request.ledger_id),
+        token: LedgerToken(request.token),
+    });
+    let (status, lac) = match fenced.await {
+        Ok(lac) => (pb::BookieStatus::Ok, lac),
+        Err(error) => (status_of(error), Lac::NONE),
+    };
+    let request_id = request.request_id;
+    pb::FenceAnswer { status: status.into(), lac: lac.to_wire(), request_id }
 }
 
 /// Ledgers with their tokens, as they are asked about.

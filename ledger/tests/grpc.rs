@@ -124,6 +124,16 @@ impl State {
         }
     }
 
+    fn fence(&self, request: &v1::FenceRequest) -> v1::FenceAnswer {
+        let (ledger, token) = (LedgerId(request.ledger_id), LedgerToken(request.token));
+        let (status, lac) = match self.perform(Ask::Fence(FenceRequest { ledger, token })) {
+            Answer::Fence(Ok(lac)) => (v1::BookieStatus::Ok as i32, lac.to_wire()),
+            Answer::Fence(Err(error)) => (code(error), -1),
+            other => panic!("a fence is answered with {other:?}"),
+        };
+        v1::FenceAnswer { status, lac, request_id: request.request_id }
+    }
+
     fn read(&self, request: &v1::ReadRequest) -> v1::ReadAnswer {
         let ask = ReadRequest {
             ledger: LedgerId(request.ledger_id),
@@ -208,8 +218,9 @@ impl Bookie for TestBookie {
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
             while let Ok(Some(batch)) = batches.message().await {
+                let fences = batch.fences.iter().map(|request| state.fence(request)).collect();
                 let answers = batch.requests.iter().map(|request| state.read(request)).collect();
-                if sender.send(Ok(v1::ReadAnswers { answers })).await.is_err() {
+                if sender.send(Ok(v1::ReadAnswers { answers, fences })).await.is_err() {
                     break;
                 }
             }
@@ -222,16 +233,7 @@ impl Bookie for TestBookie {
         request: Request<v1::FenceRequest>,
     ) -> Result<Response<v1::FenceAnswer>, Status> {
         self.0.check_meant(&request)?;
-        let request = request.into_inner();
-        let ask =
-            FenceRequest { ledger: LedgerId(request.ledger_id), token: LedgerToken(request.token) };
-        Ok(Response::new(match self.0.perform(Ask::Fence(ask)) {
-            Answer::Fence(Ok(lac)) => {
-                v1::FenceAnswer { status: v1::BookieStatus::Ok as i32, lac: lac.to_wire() }
-            }
-            Answer::Fence(Err(error)) => v1::FenceAnswer { status: code(error), lac: -1 },
-            other => panic!("a fence is answered with {other:?}"),
-        }))
+        Ok(Response::new(self.0.fence(&request.into_inner())))
     }
 
     async fn ledgers_fenced(

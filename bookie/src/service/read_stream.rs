@@ -1,4 +1,4 @@
-//! One stream of reads: so many at once, and their answers coalesced.
+//! One stream of reads and fences: so many at once, and their answers coalesced.
 //!
 //! Bounded in bytes, too: a read starts only with a claim on what it may answer, on its stream's
 //! bytes and on those of all streams, and gives it back when the answer has been taken. So clients
@@ -19,8 +19,9 @@ use super::guard::Stopping;
 use super::status_of;
 use crate::bookie::Bookie;
 
-/// Reads of one stream that run at once.
-const MAX_READS_IN_FLIGHT: usize = 16;
+/// Reads and fences of one stream that are under way at once. Fences wait for the disk, and the more
+/// of them wait together, the fewer times they do; reads are bounded by their bytes.
+const MAX_IN_FLIGHT: usize = 256;
 /// Answers go into one message up to this size.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Bytes of answers of one stream that may be under way or not taken yet.
@@ -64,17 +65,47 @@ impl Claim {
     }
 }
 
+/// What is asked on a stream.
+enum Asked {
+    Read(pb::ReadRequest),
+    Fence(pb::FenceRequest),
+}
+
+enum Answer {
+    Read(pb::ReadAnswer),
+    Fence(pb::FenceAnswer),
+}
+
+impl Answer {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Read(answer) => size(answer),
+            Self::Fence(_) => 32,
+        }
+    }
+}
+
 /// An answer and what it claims.
 struct Claimed {
-    answer: pb::ReadAnswer,
+    answer: Answer,
     claim: Option<Claim>,
 }
 
 /// A message with the claims of its answers.
 #[derive(Default)]
 struct Message {
-    answers: Vec<pb::ReadAnswer>,
+    answers: pb::ReadAnswers,
     claims: Vec<Claim>,
+}
+
+impl Message {
+    fn push(&mut self, Claimed { answer, claim }: Claimed) {
+        match answer {
+            Answer::Read(answer) => self.answers.answers.push(answer),
+            Answer::Fence(answer) => self.answers.fences.push(answer),
+        }
+        self.claims.extend(claim);
+    }
 }
 
 /// Answers `requests` in any order until they end or the port is ending.
@@ -89,26 +120,36 @@ where
 {
     let budget = Arc::new(Semaphore::new(MAX_UNTAKEN_BYTES as usize));
     let requests = requests.flat_map(|batch| match batch {
-        Ok(batch) => stream::iter(batch.requests.into_iter().map(Ok).collect::<Vec<_>>()),
+        Ok(batch) => {
+            let fences = batch.fences.into_iter().map(|request| Ok(Asked::Fence(request)));
+            let reads = batch.requests.into_iter().map(|request| Ok(Asked::Read(request)));
+            stream::iter(fences.chain(reads).collect::<Vec<_>>())
+        }
         Err(status) => stream::iter(vec![Err(status)]),
     });
     requests
         .take_until(stopping.wait())
         .map(move |request| answer_one(bookie.clone(), budget.clone(), all.clone(), request))
-        .buffer_unordered(MAX_READS_IN_FLIGHT)
-        .ready_chunks(MAX_READS_IN_FLIGHT)
+        .buffer_unordered(MAX_IN_FLIGHT)
+        .ready_chunks(MAX_IN_FLIGHT)
         .flat_map(|ready| stream::iter(coalesce(ready)))
         // Here it is taken; the connection's own window bounds what comes after.
-        .map(|message| message.map(|message| pb::ReadAnswers { answers: message.answers }))
+        .map(|message| message.map(|message| message.answers))
 }
 
 async fn answer_one(
     bookie: Bookie,
     budget: Arc<Semaphore>,
     all: ReadBudget,
-    request: Result<pb::ReadRequest, Status>,
+    asked: Result<Asked, Status>,
 ) -> Result<Claimed, Status> {
-    let request = request?;
+    let request = match asked? {
+        Asked::Read(request) => request,
+        Asked::Fence(request) => {
+            let answer = Answer::Fence(super::fence(&bookie, request).await);
+            return Ok(Claimed { answer, claim: None });
+        }
+    };
     let limits = bookie.config();
     // One entry is answered whatever was asked for.
     let most = request.max_bytes.min(limits.max_read_bytes).max(limits.max_entry_bytes.into());
@@ -118,7 +159,7 @@ async fn answer_one(
     };
     let Some(all) = all.claim(most).await else {
         let answer = read_answer(request.request_id, Err(BookieError::Overloaded));
-        return Ok(Claimed { answer, claim: None });
+        return Ok(Claimed { answer: Answer::Read(answer), claim: None });
     };
     let mut claim = Claim { stream, all };
     let read = bookie.read(ReadRequest {
@@ -130,7 +171,7 @@ async fn answer_one(
     });
     let answer = read_answer(request.request_id, read.await);
     claim.shrink(size(&answer));
-    Ok(Claimed { answer, claim: Some(claim) })
+    Ok(Claimed { answer: Answer::Read(answer), claim: Some(claim) })
 }
 
 fn size(answer: &pb::ReadAnswer) -> usize {
@@ -155,24 +196,24 @@ fn coalesce(ready: Vec<Result<Claimed, Status>>) -> Vec<Result<Message, Status>>
     let mut messages: Vec<Result<Message, Status>> = Vec::new();
     let mut bytes = 0;
     for claimed in ready {
-        let Claimed { answer, claim } = match claimed {
+        let claimed = match claimed {
             Ok(claimed) => claimed,
             Err(status) => {
                 messages.push(Err(status));
                 continue;
             }
         };
-        let size = size(&answer);
+        let size = claimed.answer.bytes();
         match messages.last_mut() {
             Some(Ok(last)) if bytes + size <= MAX_ANSWER_BYTES => {
                 bytes += size;
-                last.answers.push(answer);
-                last.claims.extend(claim);
+                last.push(claimed);
             }
             _ => {
                 bytes = size;
-                let claims = claim.into_iter().collect();
-                messages.push(Ok(Message { answers: vec![answer], claims }));
+                let mut message = Message::default();
+                message.push(claimed);
+                messages.push(Ok(message));
             }
         }
     }
@@ -191,11 +232,12 @@ mod tests {
             let payload = Bytes::from(vec![0; bytes]);
             let entries = vec![pb::StoredEntry { entry_id: 0, lac: -1, payload }];
             let answer = pb::ReadAnswer { request_id, status: 1, entries };
-            Ok(Claimed { answer, claim: None })
+            Ok(Claimed { answer: Answer::Read(answer), claim: None })
         };
         let ready = vec![answer(1, 10), answer(2, 10), answer(3, 900_000), answer(4, 900_000)];
         let sizes = coalesce(ready).into_iter();
-        let sizes: Vec<_> = sizes.map(|message| message.map(|m| m.answers.len()).ok()).collect();
+        let sizes: Vec<_> =
+            sizes.map(|message| message.map(|m| m.answers.answers.len()).ok()).collect();
         assert_eq!(sizes, [Some(3), Some(1)]);
     }
 }

@@ -109,7 +109,10 @@ async fn appends_reads_fences_and_info_travel_over_a_connection() {
     let answers = append(&mut client, requests).await;
     assert_eq!(answers, (0..100).map(|id| (id, pb::BookieStatus::Ok)).collect::<Vec<_>>());
 
-    let batch = pb::ReadBatch { requests: vec![read(1, 5, 95), read(2, 5, 100), read(3, 6, 0)] };
+    let batch = pb::ReadBatch {
+        requests: vec![read(1, 5, 95), read(2, 5, 100), read(3, 6, 0)],
+        fences: vec![],
+    };
     let mut reads = client.read(stream::iter([batch])).await.expect("a stream").into_inner();
     let mut found = Vec::new();
     while let Some(answers) = reads.message().await.expect("an answer") {
@@ -122,7 +125,7 @@ async fn appends_reads_fences_and_info_travel_over_a_connection() {
     assert_eq!(found[0].entries.len(), 5);
     assert_eq!(found[0].entries[4].payload, "payload");
 
-    let fence = pb::FenceRequest { ledger_id: 5, token: 1 };
+    let fence = pb::FenceRequest { ledger_id: 5, token: 1, request_id: 0 };
     let fenced = client.fence(fence).await.expect("an answer").into_inner();
     assert_eq!((fenced.status(), fenced.lac), (pb::BookieStatus::Ok, -1));
     let late = append(&mut client, vec![add(1, 5, 100)]).await;
@@ -143,6 +146,30 @@ async fn appends_reads_fences_and_info_travel_over_a_connection() {
     let long = pb::DeleteHintRequest { ledger_ids: vec![5; MAX_HINTED + 1] };
     let refused = client.delete_hint(long).await.expect_err("refused");
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_ledgers_are_fenced_over_a_stream_of_reads() {
+    let bookie = bookie();
+    let mut client = connect(bookie.clone()).await;
+    append(&mut client, (0..10).map(|ledger| add(ledger, ledger, 0)).collect()).await;
+    let fence = |id| pb::FenceRequest { ledger_id: id, token: 1, request_id: id };
+    let mut fences: Vec<_> = (0..1_000).map(fence).collect();
+    fences.push(pb::FenceRequest { ledger_id: 5, token: 2, request_id: 1_000 });
+    let batch = pb::ReadBatch { requests: vec![read(7, 5, 0)], fences };
+    let mut answers = client.read(stream::iter([batch])).await.expect("a stream").into_inner();
+    let (mut fenced, mut reads) = (Vec::new(), 0);
+    while let Some(message) = answers.message().await.expect("an answer") {
+        fenced.extend(message.fences.iter().map(|answer| (answer.request_id, answer.status())));
+        reads += message.answers.len();
+    }
+    fenced.sort_unstable();
+    let mut expected: Vec<_> = (0..1_000).map(|id| (id, pb::BookieStatus::Ok)).collect();
+    expected.push((1_000, pb::BookieStatus::WrongToken));
+    assert_eq!((fenced, reads), (expected, 1));
+    let late = append(&mut client, vec![add(1, 999, 0)]).await;
+    assert_eq!(late, [(1, pb::BookieStatus::FencedLedger)]);
+    assert!(bookie.metrics().groups < 500, "fences share writes: {:?}", bookie.metrics());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,7 +242,7 @@ async fn a_request_that_is_meant_for_somebody_else_is_refused() {
     let mut client = connect(bookie()).await;
     for header in [CLUSTER_HEADER, BOOKIE_HEADER] {
         let other = MetadataValue::from_static("other");
-        let mut fence = Request::new(pb::FenceRequest { ledger_id: 5, token: 1 });
+        let mut fence = Request::new(pb::FenceRequest { ledger_id: 5, token: 1, request_id: 0 });
         fence.metadata_mut().insert(header, other.clone());
         let refused = client.fence(fence).await.expect_err("refused");
         assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
@@ -230,13 +257,13 @@ async fn a_request_that_is_meant_for_somebody_else_is_refused() {
         reads.metadata_mut().insert(header, other);
         assert!(client.read(reads).await.is_err());
     }
-    assert!(client.fence(pb::FenceRequest { ledger_id: 5, token: 1 }).await.is_ok());
+    assert!(client.fence(pb::FenceRequest { ledger_id: 5, token: 1, request_id: 0 }).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_does_not_say_whom_it_is_meant_for_is_refused() {
     let mut client = BookieClient::new(channel_to(BookieService::new(bookie())).await);
-    let refused = client.fence(pb::FenceRequest { ledger_id: 5, token: 1 }).await;
+    let refused = client.fence(pb::FenceRequest { ledger_id: 5, token: 1, request_id: 0 }).await;
     let refused = refused.expect_err("refused");
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     assert!(refused.message().contains(CLUSTER_HEADER), "{refused}");
@@ -276,7 +303,7 @@ async fn reads_that_claim_more_than_a_stream_may_hold_are_all_answered() {
     append(&mut client, appends.collect()).await;
     let requests =
         (0..60).map(|id| pb::ReadRequest { max_bytes: u64::MAX, ..read(id, 5, id % 10) });
-    let batch = pb::ReadBatch { requests: requests.collect() };
+    let batch = pb::ReadBatch { requests: requests.collect(), fences: vec![] };
     let mut reads = client.read(stream::iter([batch])).await.expect("a stream").into_inner();
     let mut answered = 0;
     while let Some(answers) = reads.message().await.expect("an answer") {
@@ -293,7 +320,8 @@ async fn reads_that_get_no_share_of_the_bytes_of_all_streams_are_refused_as_over
     let untaken = ReadBudget::new(256 * 1024, wait);
     let most = untaken.claim(u32::MAX).await.expect("nobody holds anything");
     let ask = || {
-        let batch = Ok(pb::ReadBatch { requests: vec![read(1, 5, 0), read(2, 6, 0)] });
+        let batch =
+            Ok(pb::ReadBatch { requests: vec![read(1, 5, 0), read(2, 6, 0)], fences: vec![] });
         let (bookie, never) = (bookie.clone(), Stopping::never());
         read_stream::answer(bookie, untaken.clone(), stream::iter([batch]), never)
     };

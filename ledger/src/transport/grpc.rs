@@ -71,7 +71,7 @@ impl GrpcTransportConfig {
         Self {
             cluster_id,
             node_id,
-            max_pending_bytes_per_bookie: 256 * 1024 * 1024,
+            max_pending_bytes_per_bookie: 128 * 1024 * 1024,
             max_pending_appends_per_bookie: 256 * 1024,
             max_pending_requests_per_bookie: 4 * 1024,
             max_batch_bytes: 1024 * 1024,

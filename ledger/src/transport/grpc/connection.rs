@@ -196,7 +196,7 @@ impl Connection {
 
     /// Answers all appends that are queued or in flight; drops all questions, which answers them.
     pub(super) fn fail_all(&self, in_flight: &mut InFlight) {
-        in_flight.drop_reads();
+        in_flight.drop_questions();
         let (queued, jobs) = {
             let mut queue = self.queue.lock();
             (std::mem::take(&mut queue.appends), std::mem::take(&mut queue.jobs))

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use geminga_proto::id::EntryId;
-use geminga_proto::storage::ReadResult;
+use geminga_proto::storage::{FenceResult, ReadResult};
 
 use crate::transport::AppendSink;
 use crate::transport::grpc::connection::Reply;
@@ -60,30 +60,36 @@ impl SentAppends {
     }
 }
 
+/// A question on the stream of reads.
+pub(super) enum Question {
+    Read(Reply<ReadResult>),
+    Fence(Reply<FenceResult>),
+}
+
 /// What a connection owes answers for.
 #[derive(Default)]
 pub(super) struct InFlight {
     pub appends: SentAppends,
-    next_read: u64,
-    reads: HashMap<u64, Reply<ReadResult>>,
+    next_question: u64,
+    questions: HashMap<u64, Question>,
 }
 
 impl InFlight {
-    /// Answers the read's number.
-    pub(super) fn push_read(&mut self, reply: Reply<ReadResult>) -> u64 {
-        self.next_read += 1;
-        self.reads.insert(self.next_read, reply);
-        self.next_read
+    /// Answers the question's number.
+    pub(super) fn ask(&mut self, question: Question) -> u64 {
+        self.next_question += 1;
+        self.questions.insert(self.next_question, question);
+        self.next_question
     }
 
-    /// `None`: whoever asked has been answered.
-    pub(super) fn take_read(&mut self, number: u64) -> Option<Reply<ReadResult>> {
-        self.reads.remove(&number)
+    /// `None`: nobody asked that.
+    pub(super) fn take_question(&mut self, number: u64) -> Option<Question> {
+        self.questions.remove(&number)
     }
 
     /// Dropping their replies answers them.
-    pub(super) fn drop_reads(&mut self) {
-        self.reads.clear();
+    pub(super) fn drop_questions(&mut self) {
+        self.questions.clear();
     }
 }
 

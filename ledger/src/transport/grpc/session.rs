@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_proto::id::BookieId;
-use geminga_proto::storage::{BookieError, ReadRequest, ReadResult};
+use geminga_proto::storage::BookieError;
 use geminga_proto::v1::bookie_client::BookieClient;
 use geminga_proto::{BOOKIE_HEADER, CLUSTER_HEADER, PROTOCOL, v1};
 use tokio::sync::mpsc;
@@ -24,8 +24,8 @@ use tonic::{Request, Status, Streaming};
 
 use crate::transport::grpc::append_body::Batch;
 use crate::transport::grpc::append_stream;
-use crate::transport::grpc::connection::{Connection, Job, Reply};
-use crate::transport::grpc::in_flight::{InFlight, Unanswered};
+use crate::transport::grpc::connection::{Connection, Job};
+use crate::transport::grpc::in_flight::{InFlight, Question, Unanswered};
 use crate::transport::grpc::wire;
 
 /// HTTP/2 windows: large enough that one round trip's worth of bytes fits at several GB/s.
@@ -220,14 +220,21 @@ async fn shake_hands(connection: &Connection, client: &mut Client) -> Result<(),
 
 /// Moves requests out and answers in, until the connection breaks or is closed.
 async fn serve(connection: &Connection, mut streams: Streams, in_flight: &mut InFlight) -> Broken {
-    let mut reads: Vec<(ReadRequest, Reply<ReadResult>)> = Vec::new();
+    let mut questions = v1::ReadBatch::default();
     let most_sent = connection.config.max_pending_appends_per_bookie.saturating_mul(4);
     loop {
         connection.answer_refused();
         let waiting = connection.take_jobs();
         for job in waiting.jobs {
             match job {
-                Job::Read(request, answer) => reads.push((request, answer)),
+                Job::Read(request, reply) => {
+                    let number = in_flight.ask(Question::Read(reply));
+                    questions.requests.push(wire::read(number, request));
+                }
+                Job::Fence(request, reply) => {
+                    let number = in_flight.ask(Question::Fence(reply));
+                    questions.fences.push(wire::fence(number, request));
+                }
                 other => ask(connection, &streams.client, other),
             }
         }
@@ -242,8 +249,8 @@ async fn serve(connection: &Connection, mut streams: Streams, in_flight: &mut In
                 Ok(permit) => permit.send(batch(connection, in_flight)),
                 Err(_) => return Broken::Closed,
             },
-            permit = streams.reads.reserve(), if !reads.is_empty() => match permit {
-                Ok(permit) => permit.send(read_batch(&mut reads, in_flight)),
+            permit = streams.reads.reserve(), if asks(&questions) => match permit {
+                Ok(permit) => permit.send(std::mem::take(&mut questions)),
                 Err(_) => return Broken::Closed,
             },
             answers = streams.append_answers.message() => match answers {
@@ -256,13 +263,7 @@ async fn serve(connection: &Connection, mut streams: Streams, in_flight: &mut In
                 Err(status) => return status.into(),
             },
             answers = streams.read_answers.message() => match answers {
-                Ok(Some(answers)) => {
-                    for answer in answers.answers {
-                        if let Some(reply) = in_flight.take_read(answer.request_id) {
-                            reply.send(wire::read_answer(answer));
-                        }
-                    }
-                }
+                Ok(Some(answers)) => answered(answers, in_flight),
                 Ok(None) => return Broken::Closed,
                 Err(status) => return status.into(),
             },
@@ -280,12 +281,22 @@ fn batch(connection: &Connection, in_flight: &mut InFlight) -> Batch {
     connection.take_appends().into_iter().map(numbered).collect()
 }
 
-fn read_batch(
-    reads: &mut Vec<(ReadRequest, Reply<ReadResult>)>,
-    in_flight: &mut InFlight,
-) -> v1::ReadBatch {
-    let numbered = |(request, answer)| wire::read(in_flight.push_read(answer), request);
-    v1::ReadBatch { requests: reads.drain(..).map(numbered).collect() }
+fn asks(questions: &v1::ReadBatch) -> bool {
+    !questions.requests.is_empty() || !questions.fences.is_empty()
+}
+
+/// Answers to questions; one that nobody asked is nobody's.
+fn answered(answers: v1::ReadAnswers, in_flight: &mut InFlight) {
+    for answer in answers.fences {
+        if let Some(Question::Fence(reply)) = in_flight.take_question(answer.request_id) {
+            reply.send(wire::fence_answer(&answer));
+        }
+    }
+    for answer in answers.answers {
+        if let Some(Question::Read(reply)) = in_flight.take_question(answer.request_id) {
+            reply.send(wire::read_answer(answer));
+        }
+    }
 }
 
 fn appended(
@@ -313,11 +324,6 @@ fn ask(connection: &Connection, client: &Client, job: Job) {
     tokio::spawn(async move {
         let asked = async {
             match job {
-                Job::Fence(request, answer) => {
-                    let result = client.fence(wire::fence(request)).await;
-                    let result = told(&bookie, result).and_then(|found| wire::fence_answer(&found));
-                    answer.send(result);
-                }
                 Job::Fenced(ledgers, answer) => {
                     let result = client.ledgers_fenced(wire::fenced(&ledgers)).await;
                     let result = told(&bookie, result);
@@ -334,7 +340,7 @@ fn ask(connection: &Connection, client: &Client, job: Job) {
                     let result = told(&bookie, result).and_then(|found| wire::info(&found));
                     answer.send(result);
                 }
-                Job::Read(..) => unreachable!("reads have a stream"),
+                Job::Read(..) | Job::Fence(..) => unreachable!("these have a stream"),
             }
         };
         // Dropping the question's reply answers it.

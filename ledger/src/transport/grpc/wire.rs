@@ -48,8 +48,8 @@ pub(super) fn read(request_id: u64, request: ReadRequest) -> v1::ReadRequest {
     }
 }
 
-pub(super) fn fence(request: FenceRequest) -> v1::FenceRequest {
-    v1::FenceRequest { ledger_id: request.ledger.0, token: request.token.0 }
+pub(super) fn fence(request_id: u64, request: FenceRequest) -> v1::FenceRequest {
+    v1::FenceRequest { ledger_id: request.ledger.0, token: request.token.0, request_id }
 }
 
 pub(super) fn fenced(ledgers: &[FenceRequest]) -> v1::LedgersFencedRequest {
