@@ -37,6 +37,7 @@ const OWNER: LedgerOwner = LedgerOwner::ManagedLedger(ManagedLedgerId(1));
 const LEASE: Duration = Duration::from_millis(500);
 
 /// What a bookie's thread is told.
+#[derive(Debug)]
 enum Order {
     Kill,
     Stop,
@@ -45,7 +46,7 @@ enum Order {
 }
 
 struct Process {
-    orders: tokio::sync::mpsc::UnboundedSender<Order>,
+    orders: tokio::sync::mpsc::Sender<Order>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -62,8 +63,8 @@ struct Node {
 impl Node {
     /// Starts it, again at its old address and with its old disk.
     fn start(&mut self) {
-        let (orders, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let (ready, started) = mpsc::channel();
+        let (orders, receiver) = tokio::sync::mpsc::channel(4);
+        let (ready, started) = mpsc::sync_channel(1);
         let (name, zone, address) = (self.name.clone(), self.zone, self.address);
         let (device, meta, cluster) =
             (self.device.clone(), Arc::clone(&self.meta), self.cluster.clone());
@@ -80,7 +81,7 @@ impl Node {
 
     fn end(&mut self, order: Order) {
         if let Some(process) = self.process.take() {
-            drop(process.orders.send(order));
+            drop(process.orders.try_send(order));
             process.thread.join().expect("it ends");
         }
     }
@@ -92,10 +93,10 @@ impl Node {
     }
 
     /// It goes on when the answer is dropped.
-    fn freeze(&self) -> mpsc::Sender<()> {
-        let (thaw, frozen) = mpsc::channel();
+    fn freeze(&self) -> mpsc::SyncSender<()> {
+        let (thaw, frozen) = mpsc::sync_channel(1);
         let process = self.process.as_ref().expect("it runs");
-        process.orders.send(Order::Freeze(frozen)).ok().expect("it runs");
+        process.orders.try_send(Order::Freeze(frozen)).expect("it runs");
         thaw
     }
 }
@@ -114,8 +115,8 @@ async fn run(
     device: MemoryDevice,
     meta: Arc<MemoryStore>,
     cluster: ClusterId,
-    ready: mpsc::Sender<SocketAddr>,
-    mut orders: tokio::sync::mpsc::UnboundedReceiver<Order>,
+    ready: mpsc::SyncSender<SocketAddr>,
+    mut orders: tokio::sync::mpsc::Receiver<Order>,
 ) {
     let env = Env::system();
     let listener = tokio::net::TcpListener::bind(address).await.expect("the address is free");
