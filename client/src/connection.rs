@@ -11,6 +11,7 @@ use std::time::Duration;
 use geminga_proto::env::Env;
 use geminga_proto::v1;
 use geminga_proto::v1::messaging_client::MessagingClient;
+use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
@@ -112,6 +113,14 @@ fn speaks_another_protocol(why: &str) -> bool {
 /// True if the connection itself failed, rather than the broker having answered.
 fn is_transport(status: &Status) -> bool {
     status.source().is_some()
+}
+
+/// What an answer says of the connection: any is a sign of life, if it comes from the broker.
+fn note<T>(vitals: &Vitals, answer: &Result<T, Status>) {
+    match answer {
+        Err(status) if is_transport(status) => vitals.die(),
+        _ => vitals.heard(),
+    }
 }
 
 pub(crate) fn status_error(url: &str, status: &Status) -> ClientError {
@@ -284,49 +293,63 @@ impl Connection {
         ClientError::Disconnected { url: self.url.to_string(), why: why.to_owned() }
     }
 
-    fn failed(&self, status: &Status) -> ClientError {
-        if is_transport(status) {
-            self.vitals.die();
-        } else {
-            self.vitals.heard();
-        }
-        status_error(&self.url, status)
-    }
-
-    /// The answer to a call; not waited for beyond `limit`, nor beyond the connection's end.
-    async fn within<T>(
+    /// Opens a stream. While the broker shows no sign of life nothing is sent to it.
+    async fn open_stream<T>(
         &self,
-        limit: Duration,
-        call: impl Future<Output = Result<T, Status>>,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, ClientError> {
-        let _counted = self.vitals.call();
+        let limit = self.operation_timeout;
+        let call = async {
+            self.vitals.clear().await;
+            let _counted = self.vitals.call();
+            let answer = call.await;
+            note(&self.vitals, &answer);
+            answer.map_err(|status| status_error(&self.url, &status))
+        };
         tokio::select! {
             biased;
-            result = call => match result {
-                Ok(answer) => {
-                    self.vitals.heard();
-                    Ok(answer)
-                }
-                Err(status) => Err(self.failed(&status)),
-            },
+            result = call => result.map(tonic::Response::into_inner),
             () = self.vitals.dead() => Err(self.silent()),
-            () = tokio::time::sleep(limit) => {
-                let why = format!("no answer within {limit:?}");
-                Err(ClientError::Disconnected { url: self.url.to_string(), why })
-            }
+            () = tokio::time::sleep(limit) => Err(self.unanswered(limit)),
         }
     }
 
     /// Asks this broker who serves a topic.
+    ///
+    /// The call goes on when nobody waits for it any more. Calls that are given up are reset, and a
+    /// broker that finds many resets when it comes to them takes that for an attack (HTTP/2's rapid
+    /// reset) and ends the connection, with all sessions on it.
     pub(crate) async fn lookup(&self, topic: &str) -> Result<v1::LookupResponse, ClientError> {
-        let mut grpc = self.grpc.clone();
+        let (mut grpc, vitals) = (self.grpc.clone(), Arc::clone(&self.vitals));
         let request = v1::LookupRequest { topic: topic.to_owned() };
+        let (tell, told) = oneshot::channel();
+        tokio::spawn(async move {
+            let _counted = vitals.call();
+            tokio::select! {
+                answer = grpc.lookup(request) => {
+                    note(&vitals, &answer);
+                    // Whoever asked may have asked elsewhere, too.
+                    let _ = tell.send(answer);
+                }
+                () = vitals.dead() => {}
+            }
+        });
         let limit = self.operation_timeout.min(LOOKUP_TIMEOUT);
-        let answer = self.within(limit, grpc.lookup(request)).await?.into_inner();
+        let answer = match tokio::time::timeout(limit, told).await {
+            Ok(Ok(answer)) => answer.map_err(|status| status_error(&self.url, &status))?,
+            Ok(Err(_)) => return Err(self.silent()),
+            Err(_) => return Err(self.unanswered(limit)),
+        };
+        let answer = answer.into_inner();
         match answer.error {
             Some(error) => Err(BrokerError::from_wire(error).into()),
             None => Ok(answer),
         }
+    }
+
+    fn unanswered(&self, limit: Duration) -> ClientError {
+        let why = format!("no answer within {limit:?}");
+        ClientError::Disconnected { url: self.url.to_string(), why }
     }
 
     /// The Produce stream; opens it if there is none.
@@ -338,7 +361,7 @@ impl Connection {
         let link = Link::<Produce>::new(Arc::clone(&self.vitals));
         let mut grpc = self.grpc.clone();
         let call = grpc.produce(OutboundStream(Arc::clone(&link)));
-        let stream = self.within(self.operation_timeout, call).await?.into_inner();
+        let stream = self.open_stream(call).await?;
         self.read(Arc::clone(&link), stream);
         *slot = Some(Arc::clone(&link));
         Ok(link)
@@ -353,7 +376,7 @@ impl Connection {
         let link = Link::<Consume>::new(Arc::clone(&self.vitals));
         let mut grpc = self.grpc.clone();
         let call = grpc.consume(OutboundStream(Arc::clone(&link)));
-        let stream = self.within(self.operation_timeout, call).await?.into_inner();
+        let stream = self.open_stream(call).await?;
         self.read(Arc::clone(&link), stream);
         *slot = Some(Arc::clone(&link));
         Ok(link)

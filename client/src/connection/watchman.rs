@@ -11,7 +11,7 @@ use geminga_proto::v1;
 use geminga_proto::v1::messaging_client::MessagingClient;
 use tonic::transport::Channel;
 
-use super::{Streams, is_transport};
+use super::{Streams, note};
 use crate::liveness::{Step, TICK, Vitals, Watch};
 
 /// Looks after a connection.
@@ -70,11 +70,7 @@ impl Watchman {
         tokio::spawn(async move {
             tokio::select! {
                 () = vitals.dead() => {}
-                // A refusal is a sign of life, too.
-                answer = grpc.handshake(request) => match answer {
-                    Err(status) if is_transport(&status) => vitals.die(),
-                    _ => vitals.heard(),
-                },
+                answer = grpc.handshake(request) => note(&vitals, &answer),
             }
         });
     }

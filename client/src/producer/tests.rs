@@ -51,6 +51,15 @@ async fn what_gathered_behind_an_entry_that_expired_in_an_outage_is_sealed_and_e
 }
 
 #[tokio::test]
+async fn without_a_send_timeout_nothing_ever_expires() {
+    let (producer, clock) = producer(|it| it.send_timeout(None));
+    let _first = producer.enqueue("m1").await.expect("taken");
+    clock.advance(Duration::from_secs(365 * 24 * 3600));
+    assert_eq!(producer.shared().on_timer(), None);
+    assert_eq!(producer.in_flight(), 1);
+}
+
+#[tokio::test]
 async fn what_gathered_behind_an_entry_that_cannot_be_encoded_is_sealed() {
     let (producer, _) = producer(|it| it);
     let shared = producer.shared();

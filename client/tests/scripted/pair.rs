@@ -1,8 +1,6 @@
 //! Two scripted brokers of one cluster, each behind a proxy. At first both take the second one,
 //! `b`, for the owner of every topic.
 
-use std::time::Duration;
-
 use geminga_client::{Client, ErrorCode};
 
 use crate::broker::Broker;
@@ -32,12 +30,6 @@ impl Pair {
     /// Knows both brokers, and begins with any.
     pub fn client(&self) -> Client {
         crate::client(&self.urls())
-    }
-
-    /// As [`Pair::client`], with a limit for what is opened and asked.
-    pub fn impatient_client(&self, operation_timeout: Duration) -> Client {
-        let builder = Client::builder().service_url(self.urls());
-        builder.operation_timeout(operation_timeout).build().expect("valid settings")
     }
 
     /// Both know that `a` is the owner from now on; `b` says so to nobody by itself.

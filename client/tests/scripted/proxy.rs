@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 /// A running proxy.
@@ -17,7 +17,8 @@ pub struct Proxy {
     pub url: String,
     address: SocketAddr,
     target: String,
-    cut: Arc<Notify>,
+    /// How often connections were cut.
+    cut: watch::Sender<u32>,
     frozen: watch::Sender<bool>,
     accepted: Arc<AtomicU32>,
     accepting: Mutex<AbortHandle>,
@@ -47,7 +48,7 @@ impl Proxy {
         let target = url.trim_start_matches("http://").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let (cut, accepted) = (Arc::new(Notify::new()), Arc::default());
+        let (cut, accepted) = (watch::Sender::new(0), Arc::default());
         let frozen = watch::Sender::new(false);
         let accepting = Self::accept(listener, &target, &cut, &frozen, &accepted);
         Self {
@@ -64,16 +65,16 @@ impl Proxy {
     fn accept(
         listener: TcpListener,
         target: &str,
-        cut: &Arc<Notify>,
+        cut: &watch::Sender<u32>,
         frozen: &watch::Sender<bool>,
         accepted: &Arc<AtomicU32>,
     ) -> AbortHandle {
-        let (target, cut) = (target.to_owned(), Arc::clone(cut));
+        let (target, cut) = (target.to_owned(), cut.clone());
         let (frozen, accepted) = (frozen.clone(), Arc::clone(accepted));
         let accepting = tokio::spawn(async move {
             while let Ok((inbound, _)) = listener.accept().await {
                 accepted.fetch_add(1, Ordering::Relaxed);
-                let (target, cut) = (target.clone(), Arc::clone(&cut));
+                let (target, mut cut) = (target.clone(), cut.subscribe());
                 let (there, back) = (frozen.subscribe(), frozen.subscribe());
                 tokio::spawn(async move {
                     let Ok(outbound) = TcpStream::connect(&target).await else { return };
@@ -84,7 +85,7 @@ impl Proxy {
                     let (inbound_read, inbound_write) = inbound.into_split();
                     let (outbound_read, outbound_write) = outbound.into_split();
                     tokio::select! {
-                        () = cut.notified() => {}
+                        _ = cut.changed() => {}
                         // Either side may end as it likes.
                         () = pump(inbound_read, outbound_write, there) => {}
                         () = pump(outbound_read, inbound_write, back) => {}
@@ -97,7 +98,7 @@ impl Proxy {
 
     /// Cuts every connection that is open.
     pub fn cut(&self) {
-        self.cut.notify_waiters();
+        self.cut.send_modify(|times| *times += 1);
     }
 
     /// Takes connections and everything that is sent, and says nothing, as a process that was

@@ -137,3 +137,25 @@ async fn an_idle_connection_is_not_pinged() {
     assert_eq!(pair.b.node.lock().handshakes, handshakes + 2, "none of the idle one's");
     drop((receipt, idle));
 }
+
+#[tokio::test]
+async fn many_lookups_that_others_answered_do_not_cost_the_connection() {
+    let pair = Pair::start().await;
+    // `b`, too, is known from here on.
+    let client = client(&pair.at_a.url);
+    let producer = soon(client.producer("t").open()).await.expect("opens");
+    pair.at_a.freeze();
+    let mut opening = Vec::new();
+    for number in 0..100 {
+        let producer = client.producer(&format!("t{number}"));
+        opening.push(tokio::spawn(async move { producer.open().await.map(drop) }));
+    }
+    for opened in opening {
+        soon(opened).await.expect("no panic").expect("opens by the word of the other");
+    }
+    pair.at_a.thaw();
+    until(|| pair.a.node.lock().lookups >= 100).await;
+    pair.b_hands_over();
+    soon(producer.send("1")).await.expect("stored");
+    assert_eq!((pair.at_a.accepted(), pair.a.opened_here()), (1, 1));
+}

@@ -221,35 +221,36 @@ async fn a_storm_of_refusals_is_over_in_one_round_over_one_connection() {
     // Each asks once, and once more if `b` closed it before it was asked.
     let asked = (pair.a.node.lock().lookups - lookups) as usize;
     assert!(asked <= 2 * PRODUCERS, "{asked} lookups");
-    assert!(pair.at_a.accepted() <= connections.max(1), "one connection for all");
+    let accepted = pair.at_a.accepted();
+    assert!(accepted <= connections.max(1), "{connections} connections, then {accepted}");
 }
 
 #[tokio::test]
-async fn many_who_wait_for_one_dead_address_fail_together_and_in_time() {
+async fn many_who_wait_for_one_dead_address_share_an_attempt_and_go_on_when_it_fails() {
     const PRODUCERS: u32 = 300;
-    let timeout = Duration::from_millis(1500);
     let (broker, _) = broker_and_client().await;
     let works = broker.serve().await;
-    // The owner takes connections and says nothing: each attempt takes its full time.
+    // The owner takes connections and says nothing: one attempt is longer than the test's patience.
     let dead = Proxy::to(&works).await;
     dead.freeze();
     broker.node.lock().owner = Some(("dead".to_owned(), dead.url.clone()));
-    let client = Client::builder().service_url(&works).operation_timeout(timeout);
+    let client = Client::builder().service_url(&works).connect_timeout(Duration::from_secs(600));
     let client = client.build().expect("valid settings");
-    let started = Instant::now();
     let opening: Vec<_> = (0..PRODUCERS)
         .map(|number| {
             let producer = client.producer(&format!("t{number}"));
             tokio::spawn(async move { producer.open().await.map(drop) })
         })
         .collect();
+    // Each was told whose it is, and many were by now told so again.
+    until(|| broker.node.lock().lookups >= 2 * PRODUCERS).await;
+    assert_eq!(dead.accepted(), 1);
+    dead.kill();
+    broker.takes_over();
     for opened in opening {
-        let error = soon(opened).await.expect("no panic").expect_err("its owner is dead");
-        assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
+        soon(opened).await.expect("no panic").expect("opens");
     }
-    // One after the other they would take minutes.
-    assert!(started.elapsed() < timeout * 4, "{:?}", started.elapsed());
-    assert_eq!(dead.accepted(), 1, "one attempt serves all");
+    assert_eq!(dead.accepted(), 1);
 }
 
 #[tokio::test]
@@ -316,15 +317,21 @@ async fn a_message_that_is_too_late_says_what_went_wrong_last() {
 }
 
 #[tokio::test]
-async fn without_a_send_timeout_a_message_outlasts_any_outage() {
+async fn a_message_outlasts_the_outage_of_all_brokers() {
     let pair = Pair::start().await;
-    let client = pair.impatient_client(Duration::from_millis(100));
+    let client = pair.client();
     let producer = soon(client.producer("t").send_timeout(None).open()).await.expect("opens");
     pair.at_a.kill();
     pair.at_b.kill();
     let message = soon(producer.enqueue("1")).await.expect("taken");
-    // Longer than anything in this client has a limit for.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until(|| !producer.is_connected()).await;
+    soon(async {
+        while client.connect().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    assert_eq!(producer.in_flight(), 1);
     pair.at_a.revive().await;
     pair.a_takes_over();
     soon(message).await.expect("stored after all");
