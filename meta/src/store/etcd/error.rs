@@ -120,10 +120,11 @@ fn never_sent(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(<dyn Error + 'static>::is::<tonic::ConnectError>)
 }
 
-/// The innermost cause's text: the layers above it say "transport error".
+/// The innermost cause's text, of those that have one: the layers above it say "transport error".
 pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let innermost = causes(error).last().unwrap_or(error);
-    innermost.to_string()
+    let texts = causes(error).map(ToString::to_string);
+    let last = texts.filter(|text| !text.trim().is_empty()).last();
+    last.unwrap_or_else(|| "the connection broke".to_owned())
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
@@ -203,6 +204,20 @@ mod tests {
         let reset = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
         let broken = Status::from_error(Box::new(reset));
         assert_eq!(status_failure(&broken), Failure::Broken("reset".to_owned()));
+    }
+
+    #[test]
+    fn a_cause_without_words_leaves_the_word_to_what_it_caused() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{text}")]
+        struct Layer {
+            text: &'static str,
+            source: Option<Box<Layer>>,
+        }
+        let layer = |text, source: Option<Layer>| Layer { text, source: source.map(Box::new) };
+        let wordless = layer("transport", Some(layer("reset", Some(layer(" ", None)))));
+        assert_eq!(root_cause(&wordless), "reset");
+        assert_eq!(root_cause(&layer("", None)), "the connection broke");
     }
 
     #[test]
