@@ -16,6 +16,8 @@ pub enum Exit {
     Usage,
     /// No progress within the timeout.
     Timeout,
+    /// What was asked about is there, and not well.
+    Degraded,
     /// Ctrl-C.
     Interrupted,
 }
@@ -27,6 +29,7 @@ impl From<Exit> for ExitCode {
             Exit::Failure => 1,
             Exit::Usage => 2,
             Exit::Timeout => 3,
+            Exit::Degraded => 4,
             Exit::Interrupted => 130,
         })
     }
@@ -65,6 +68,11 @@ impl Failed {
     /// No progress.
     pub fn timeout(message: impl Into<String>) -> Self {
         Self { exit: Exit::Timeout, error: anyhow::anyhow!(message.into()) }
+    }
+
+    /// Something is degraded; what it is has been shown.
+    pub fn degraded(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Degraded, error: anyhow::anyhow!(message.into()) }
     }
 
     /// Ctrl-C.

@@ -1,38 +1,68 @@
 //! [`AdminApi`]: the admin REST API as the tools use it. JSON over plain HTTP, one request at a
 //! time, bounded in time and size.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use hyper::header::LOCATION;
+use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
+use crate::config::urls;
+use crate::output::with_causes;
+
 /// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for an answer to a question if there is somebody else to ask.
+const PATIENCE: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest answer that is read; listings come in pages below this.
 const MAX_BODY_BYTES: usize = 64 << 20;
+/// Most redirects that one request follows: to the owner, who may just have changed, or from one
+/// owner to the next.
+const MAX_REDIRECTS: usize = 64;
 
-/// The API at one address.
+/// The API at one or more addresses, of which any will do: a broker that isn't the right one for a
+/// request says who is.
 #[derive(Debug, Clone)]
 pub struct AdminApi {
-    base: String,
+    /// Never empty.
+    bases: Vec<String>,
+    /// The one that answered last.
+    last: Arc<AtomicUsize>,
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
+/// Why one address gave no answer, and whether another may be asked instead.
+struct Silence {
+    may_go_on: bool,
+    error: anyhow::Error,
+}
+
+struct Answer {
+    status: StatusCode,
+    location: Option<String>,
+    body: Bytes,
+}
+
 impl AdminApi {
-    /// The API at `http://host:port`.
-    #[must_use]
-    pub fn new(url: &str) -> Self {
+    /// The API at `http://host:port`, or several of these, separated by commas.
+    ///
+    /// # Errors
+    /// The text is no such list.
+    pub fn new(urls: &str) -> anyhow::Result<Self> {
+        let bases = urls::parse_list(urls, &["http"]).map_err(|why| anyhow!(why))?;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Self { base: url.trim_end_matches('/').to_owned(), client }
+        Ok(Self { bases, last: Arc::default(), client })
     }
 
     /// Asks for something. `path` begins with `/` and is encoded already.
@@ -73,9 +103,8 @@ impl AdminApi {
         path: &str,
         body: Option<Value>,
     ) -> anyhow::Result<Value> {
-        let answer = tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await;
-        let (status, body) = answer
-            .map_err(|_elapsed| anyhow!("{} gave no answer within {TIMEOUT:?}", self.base))??;
+        let (base, answer) = self.ask_in_turn(&method, path, body.as_ref()).await?;
+        let Answer { status, body, .. } = answer;
         if status.is_success() {
             if body.is_empty() {
                 return Ok(Value::Null);
@@ -83,38 +112,121 @@ impl AdminApi {
             return serde_json::from_slice(&body)
                 // /brokers/health answers plain text.
                 .or_else(|_| String::from_utf8(body.to_vec()).map(Value::String))
-                .with_context(|| format!("{} answered what is neither JSON nor text", self.base));
+                .with_context(|| format!("{base} answered what is neither JSON nor text"));
         }
-        bail!("{}", refusal(&self.base, status, &body))
+        bail!("{}", refusal(&base, status, &body))
+    }
+
+    /// Asks one address after the other, beginning with the one that answered last. What may have
+    /// been done is not asked again.
+    async fn ask_in_turn(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(String, Answer)> {
+        let mut errors = Vec::new();
+        let first = self.last.load(Ordering::Relaxed);
+        for turn in 0..self.bases.len() {
+            let at = (first + turn) % self.bases.len();
+            let is_last = turn + 1 == self.bases.len();
+            let is_question = *method == Method::GET;
+            let patience = if is_question && !is_last { PATIENCE } else { TIMEOUT };
+            match self.follow(&self.bases[at], method, path, body, patience).await {
+                Ok(answer) => {
+                    self.last.store(at, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(silence) if is_last || !(is_question || silence.may_go_on) => {
+                    errors.push(silence.error);
+                    break;
+                }
+                Err(silence) => errors.push(silence.error),
+            }
+        }
+        let said: Vec<String> = errors.iter().map(with_causes).collect();
+        bail!("{}", said.join("; "))
+    }
+
+    /// Asks one address, and whom it names instead.
+    async fn follow(
+        &self,
+        base: &str,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+        patience: Duration,
+    ) -> Result<(String, Answer), Silence> {
+        let (mut base, mut url) = (base.to_owned(), format!("{base}{path}"));
+        for hop in 0..=MAX_REDIRECTS {
+            let exchange = self.exchange(method, &base, &url, body);
+            let answer = match tokio::time::timeout(patience, exchange).await {
+                Ok(answer) => answer?,
+                Err(_elapsed) => {
+                    let error = anyhow!("{base} gave no answer within {patience:?}");
+                    return Err(Silence { may_go_on: false, error });
+                }
+            };
+            let is_redirect = [307, 308].contains(&answer.status.as_u16());
+            match &answer.location {
+                Some(next) if is_redirect && hop < MAX_REDIRECTS => {
+                    base = origin(next).ok_or_else(|| Silence {
+                        may_go_on: false,
+                        error: anyhow!(
+                            "{base} answered with a redirect to {next:?}, which is no URL"
+                        ),
+                    })?;
+                    url.clone_from(next);
+                }
+                _ => return Ok((base, answer)),
+            }
+        }
+        let error = anyhow!("{base} and others send each other's requests on without an end");
+        Err(Silence { may_go_on: false, error })
     }
 
     async fn exchange(
         &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> anyhow::Result<(StatusCode, Bytes)> {
-        let unreachable = || {
-            format!(
-                "can't reach the admin API at {} (is a broker running there? its admin port is \
-                 8080 unless told otherwise; see --admin-url)",
-                self.base
-            )
+        method: &Method,
+        base: &str,
+        url: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Silence> {
+        let unreachable = |may_go_on, error: anyhow::Error| Silence {
+            may_go_on,
+            error: error.context(format!(
+                "can't reach the admin API at {base} (is a broker running there? its admin port is \
+                 8080 unless told otherwise; see --admin-url)"
+            )),
         };
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        let mut request = Request::builder().method(method).uri(url);
         let mut bytes = Bytes::new();
         if let Some(body) = body {
             request = request.header("content-type", "application/json");
             bytes = body.to_string().into();
         }
-        let request = request.body(Full::new(bytes)).with_context(unreachable)?;
-        let response = self.client.request(request).await.with_context(unreachable)?;
+        let request =
+            request.body(Full::new(bytes)).map_err(|error| unreachable(true, error.into()))?;
+        let response = self.client.request(request).await.map_err(|error| {
+            // A request that was never sent was not done.
+            unreachable(error.is_connect(), error.into())
+        })?;
         let status = response.status();
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let location = location.map(str::to_owned);
         let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await;
-        let body =
-            body.map_err(|error| anyhow!("the answer of {} broke off: {error}", self.base))?;
-        Ok((status, body.to_bytes()))
+        let body = body.map_err(|error| Silence {
+            may_go_on: false,
+            error: anyhow!("the answer of {base} broke off: {error}"),
+        })?;
+        Ok(Answer { status, location, body: body.to_bytes() })
     }
+}
+
+/// `http://host:port` of a URL.
+fn origin(url: &str) -> Option<String> {
+    let url: Uri = url.parse().ok()?;
+    Some(format!("{}://{}", url.scheme_str()?, url.authority()?))
 }
 
 /// What a refusal says: the `reason` of an admin API, or what else answered.
@@ -156,5 +268,68 @@ mod tests {
         assert_eq!(said, "no such topic [404]");
         let other = refusal("http://a:1", StatusCode::BAD_GATEWAY, b"<html>");
         assert!(other.contains("http://a:1") && other.contains("admin port"), "{other}");
+    }
+
+    /// Answers every connection once with these bytes; gives its URL and what it was asked.
+    async fn server(answer: String) -> (String, tokio::sync::mpsc::Receiver<String>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let (asked, requests) = tokio::sync::mpsc::channel(16);
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut head = vec![0; 4096];
+                let read = socket.read(&mut head).await.expect("a request");
+                let head = String::from_utf8_lossy(&head[..read]).into_owned();
+                asked.send(head).await.expect("somebody looks");
+                socket.write_all(answer.as_bytes()).await.expect("it is taken");
+            }
+        });
+        (url, requests)
+    }
+
+    fn answer(status: &str, head: &str, body: &str) -> String {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\n{head}content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        )
+    }
+
+    /// Where nobody listens.
+    async fn nobody() -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        format!("http://{}", listener.local_addr().expect("bound"))
+    }
+
+    #[tokio::test]
+    async fn an_address_where_nobody_listens_is_passed_over_and_the_good_one_is_remembered() {
+        let (good, mut asked) = server(answer("200 OK", "", "[1]")).await;
+        let bad = nobody().await;
+        let api = AdminApi::new(&format!("{bad},{good}")).expect("two URLs");
+        for _ in 0..2 {
+            let said = api.put("/x", Some(serde_json::json!({}))).await.expect("answered");
+            assert_eq!(said, serde_json::json!([1]));
+            assert_eq!(api.last.load(Ordering::Relaxed), 1);
+            asked.recv().await.expect("asked");
+        }
+        let api = AdminApi::new(&format!("{bad},{}", nobody().await)).expect("two URLs");
+        let error = api.get("/x").await.expect_err("nobody is there").to_string();
+        assert!(error.contains(&bad) && error.contains("; can't reach"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_followed_with_the_same_method_and_body_and_not_for_ever() {
+        let (owner, mut asked) = server(answer("204 No Content", "", "")).await;
+        let head = format!("location: {owner}/a/b\r\n");
+        let (other, _requests) = server(answer("307 Temporary Redirect", &head, "")).await;
+        let api = AdminApi::new(&other).expect("a URL");
+        let said = api.post("/a/b", Some(serde_json::json!({"n": 1}))).await.expect("answered");
+        assert_eq!(said, Value::Null);
+        let request = asked.recv().await.expect("asked");
+        assert!(request.starts_with("POST /a/b ") && request.ends_with("{\"n\":1}"), "{request}");
+        let head = "location: nowhere\r\n".to_owned();
+        let (lost, _requests) = server(answer("307 Temporary Redirect", &head, "")).await;
+        let error = AdminApi::new(&lost).expect("a URL").get("/x").await.expect_err("nowhere");
+        assert!(error.to_string().contains("nowhere"), "{error}");
     }
 }

@@ -44,6 +44,15 @@ pub enum AdminCommand {
     /// The brokers and what is in force there
     #[command(subcommand)]
     Brokers(BrokersCommand),
+    /// The storage nodes
+    #[command(subcommand)]
+    Bookies(BookiesCommand),
+    /// Which broker has which part of a namespace
+    #[command(subcommand)]
+    Bundles(BundlesCommand),
+    /// The cluster as a whole
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
 }
 
 /// `geminga admin topics`.
@@ -274,6 +283,9 @@ pub enum MetaCommand {
 /// `geminga admin brokers`.
 #[derive(Debug, Subcommand)]
 pub enum BrokersCommand {
+    /// The brokers that are up, with how much each has
+    #[command(after_help = "Example: geminga admin brokers list")]
+    List,
     /// Whether the broker is healthy
     #[command(after_help = "Example: geminga admin brokers health")]
     Health,
@@ -283,6 +295,51 @@ pub enum BrokersCommand {
     /// What the broker's queues hold and may hold
     #[command(after_help = "Example: geminga admin brokers queues")]
     Queues,
+}
+
+/// `geminga admin bookies`.
+#[derive(Debug, Subcommand)]
+pub enum BookiesCommand {
+    /// The storage nodes, also those that are missing, with zone and free space
+    #[command(after_help = "Example: geminga admin bookies list")]
+    List,
+}
+
+/// `geminga admin bundles`.
+#[derive(Debug, Subcommand)]
+pub enum BundlesCommand {
+    /// The bundles of a namespace with their owners
+    #[command(after_help = "Example: geminga admin bundles list public/default")]
+    List {
+        /// tenant/namespace [default: that of --tenant and --namespace]
+        namespace: Option<String>,
+    },
+    /// Take a bundle, or all of a namespace, from its owner; the next one takes over at once
+    #[command(after_help = "\
+Examples:
+  geminga admin bundles unload public/default 00000000-3fffffff
+  geminga admin bundles unload public/default --all")]
+    Unload {
+        /// tenant/namespace
+        namespace: String,
+        /// The bundle, as `bundles list` names it
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        bundle: Option<String>,
+        /// All bundles of the namespace
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// `geminga admin cluster`.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Whether the cluster is healthy, or what is degraded and why; exit code 4 if it is degraded
+    #[command(after_help = "\
+Examples:
+  geminga admin cluster status
+  geminga admin cluster status --output json")]
+    Status,
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::OutputFormat;
 use crate::args::admin::{
-    AdminArgs, AdminCommand, BrokersCommand, LedgersCommand, MetaCommand, NamespacesCommand, Place,
+    AdminArgs, AdminCommand, LedgersCommand, MetaCommand, NamespacesCommand, Place,
     SubscriptionsCommand, TenantsCommand, TopicsCommand,
 };
 use crate::config::Settings;
@@ -15,6 +15,7 @@ use crate::exit::Outcome;
 use crate::http::{AdminApi, segment};
 use crate::output;
 
+mod nodes;
 mod show;
 
 /// Does what the arguments say.
@@ -27,7 +28,7 @@ pub async fn run(args: &AdminArgs, settings: &Settings) -> Outcome {
         .tenant(&settings.tenant)
         .namespace(&settings.namespace)
         .build()?;
-    let api = AdminApi::new(&settings.admin_url);
+    let api = AdminApi::new(&settings.admin_url)?;
     let admin = Admin { api, names, settings, output: args.output };
     match &args.command {
         AdminCommand::Topics(command) => admin.topics(command).await,
@@ -37,6 +38,9 @@ pub async fn run(args: &AdminArgs, settings: &Settings) -> Outcome {
         AdminCommand::Namespaces(command) => admin.namespaces(command).await,
         AdminCommand::Meta(MetaCommand::Dump { prefix }) => admin.dump(prefix).await,
         AdminCommand::Brokers(command) => admin.brokers(command).await,
+        AdminCommand::Bookies(command) => admin.bookies(command).await,
+        AdminCommand::Bundles(command) => admin.bundles(command).await,
+        AdminCommand::Cluster(command) => admin.cluster(command).await,
     }
 }
 
@@ -225,23 +229,6 @@ impl Admin<'_> {
         self.show(&entries, |entries| {
             entries.as_array().into_iter().flatten().try_for_each(output::json_line)
         })
-    }
-
-    async fn brokers(&self, command: &BrokersCommand) -> Outcome {
-        match command {
-            BrokersCommand::Health => {
-                let health = self.api.get("/admin/v2/brokers/health").await?;
-                self.show(&health, |health| output::line(health.as_str().unwrap_or_default()))
-            }
-            BrokersCommand::Durability => {
-                let durability = self.api.get("/admin/v2/geminga/durability").await?;
-                self.show(&durability, show::durability)
-            }
-            BrokersCommand::Queues => {
-                let queues = self.api.get("/admin/v2/geminga/queues").await?;
-                self.show(&queues["queues"], show::queues)
-            }
-        }
     }
 
     /// All pages of one of our own listings, as one array.

@@ -3,6 +3,7 @@
 //! *Invariant:* a message is acknowledged after its bytes have gone to standard output, and the
 //! command ends well only after every acknowledgement has its receipt.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufWriter, Write};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::args::consume::ConsumeArgs;
 use crate::command::admin::topic_path;
 use crate::config::Settings;
 use crate::config::units::{show_bytes, show_messages};
+use crate::config::urls;
 use crate::exit::{Failed, Outcome};
 use crate::http::AdminApi;
 
@@ -221,7 +223,7 @@ impl Run<'_> {
 
     /// What the next message waits for, if the admin port of the same host soon tells.
     async fn waits_for(&self) -> Option<String> {
-        if host(&self.settings.admin_url) != host(&self.settings.service_url) {
+        if hosts(&self.settings.admin_url) != hosts(&self.settings.service_url) {
             // Another server may have a topic and a subscription of the same names.
             return None;
         }
@@ -231,7 +233,7 @@ impl Run<'_> {
     async fn blocked_on(&self) -> Option<String> {
         let topic: TopicName = self.consumer.topic().parse().ok()?;
         let path = format!("{}/stats", topic_path(&topic));
-        let api = AdminApi::new(&self.settings.admin_url);
+        let api = AdminApi::new(&self.settings.admin_url).ok()?;
         let mut why = None;
         for _ in 0..ASKED {
             let stats = api.get(&path).await.ok()?;
@@ -249,7 +251,9 @@ impl Run<'_> {
     }
 }
 
-fn host(url: &str) -> Option<String> {
-    let url: hyper::Uri = url.parse().ok()?;
-    url.host().map(str::to_owned)
+/// The hosts of a list of URLs.
+fn hosts(urls: &str) -> BTreeSet<String> {
+    let urls = urls::parse_list(urls, &["http"]).unwrap_or_default();
+    let parsed = urls.iter().filter_map(|url| url.parse::<hyper::Uri>().ok());
+    parsed.filter_map(|url| url.host().map(str::to_owned)).collect()
 }

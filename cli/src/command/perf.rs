@@ -47,7 +47,7 @@ pub fn run(runtime: &Runtime, command: &PerfCommand, settings: &Settings) -> Out
 /// The durability settings that are in force at the server, as it says itself. A figure without
 /// them says nothing, so a server that doesn't tell is an error.
 async fn durability(settings: &Settings) -> anyhow::Result<Value> {
-    let said = AdminApi::new(&settings.admin_url).get("/admin/v2/geminga/durability").await?;
+    let said = AdminApi::new(&settings.admin_url)?.get("/admin/v2/geminga/durability").await?;
     Ok(json!({
         "write_quorum": said["write_quorum"],
         "ack_quorum": said["ack_quorum"],

@@ -173,6 +173,7 @@ fn plain_broker(settings: &Settings, broker_id: BrokerId) -> Result<BrokerConfig
         retention_bytes: from.retention_bytes.0,
         unsubscribed_retention: from.unsubscribed_retention.0,
         unsubscribed_retention_bytes: from.unsubscribed_retention_bytes.0,
+        weight: from.weight,
         read_ahead_bytes: from.read_ahead_bytes.0,
         max_producers_per_topic: from.max_producers_per_topic as usize,
         max_subscriptions_per_topic: from.max_subscriptions_per_topic as usize,

@@ -148,6 +148,8 @@ settings! {
         /// How long ownership outlives a broker that has gone silent; "auto" is 5s in a cluster and
         /// 30s in a standalone. etcd takes no less than one and a half times its election time-out.
         lease_ttl: Auto<Span> = Auto(None),
+        /// This broker's share of the bundles, against that of the others.
+        weight: u32 = 100,
         /// Bytes that one read of older messages asks for.
         read_ahead_bytes: ByteSize = ByteSize(1 << 20),
         /// Most producers on a topic.

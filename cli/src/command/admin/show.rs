@@ -9,7 +9,7 @@ use crate::config::units::{show_bytes, show_count};
 use crate::output::{pairs, table};
 
 /// A field as text.
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) if text.is_empty() => "-".to_owned(),
@@ -18,11 +18,11 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn count(value: &Value) -> String {
+pub(super) fn count(value: &Value) -> String {
     value.as_u64().map_or_else(|| text(value), show_count)
 }
 
-fn bytes(value: &Value) -> String {
+pub(super) fn bytes(value: &Value) -> String {
     value.as_u64().map_or_else(|| text(value), show_bytes)
 }
 
@@ -36,7 +36,7 @@ fn byte_rate(value: &Value) -> String {
     value.as_f64().map_or_else(|| text(value), whole)
 }
 
-fn items(value: &Value) -> impl Iterator<Item = &Value> {
+pub(super) fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
