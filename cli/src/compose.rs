@@ -10,6 +10,7 @@ mod local_bookie;
 pub mod metadata;
 mod metrics;
 mod parts;
+mod probes;
 pub mod ready_file;
 pub mod server;
 pub mod standalone;

@@ -74,7 +74,7 @@ pub struct BrokerArgs {
 Examples:
   geminga bookie --data-dir /var/lib/geminga
   geminga bookie --bookie-id s1 --zone rack-a --bind 0.0.0.0 --data-dir /var/lib/geminga
-  geminga bookie --bookie-port 0 --ready-file ready.json")]
+  geminga bookie --bookie-port 0 --metrics-port 0 --ready-file ready.json")]
 pub struct BookieArgs {
     /// Its name in the cluster, which its disk keeps [default: this machine's name and the port]
     #[arg(long, value_name = "NAME")]
@@ -88,6 +88,9 @@ pub struct BookieArgs {
     /// Port that brokers connect to; 0 picks a free one [default: 3181]
     #[arg(long, value_name = "PORT")]
     pub bookie_port: Option<u16>,
+    /// Port of metrics and probes; 0 picks a free one [default: 3182]
+    #[arg(long, value_name = "PORT")]
+    pub metrics_port: Option<u16>,
     /// What both servers take.
     #[command(flatten)]
     pub node: NodeArgs,

@@ -13,11 +13,14 @@ use geminga_bookie::gc::Collector;
 use geminga_bookie::registration::{Registration, RegistrationConfig};
 use geminga_proto::env::Env;
 use geminga_proto::id::BookieId;
+use prometheus_client::registry::Registry;
 
 use super::bookie_node;
 use super::listeners::{Service, bind, node_name};
 use super::metadata::ClusterMetadata;
+use super::metrics;
 use super::parts::Parts;
+use super::probes::{self, Probes};
 use super::ready_file::Addresses;
 use super::server::Server;
 use super::storage::open_bookie;
@@ -30,6 +33,7 @@ pub struct BookieServer {
     zone: String,
     data_dir: PathBuf,
     bookie: Bookie,
+    probes: Probes,
     registration: Registration,
     parts: Parts,
 }
@@ -42,6 +46,7 @@ impl BookieServer {
     pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
         let env = Env::system();
         let port = bind(settings, Service::Storage).await?;
+        let metrics_port = bind(settings, Service::Metrics).await?;
         let address = port.advertised.clone();
         let id = BookieId::new(&node_name(&settings.bookie_id, &port, "bookie_id")?)?;
         let config = components::bookie(settings, Deployment::Cluster)?;
@@ -54,6 +59,12 @@ impl BookieServer {
             .await
             .with_context(|| format!("can't use the data directory {}", data_dir.display()))?;
         let mut parts = Parts::new();
+        let mut registry = Registry::default();
+        metrics::register(&mut registry, bookie.clone());
+        let probes = Probes::new(registry);
+        let metrics = Some(metrics_port.advertised);
+        let served = probes::serve(metrics_port.listener, probes.clone(), parts.stopped());
+        parts.spawn("metrics port", served);
         // Whoever finds the record reaches the port.
         bookie_node::serve(&mut parts, port, bookie.clone());
         let zone = settings.bookie.zone.clone();
@@ -80,8 +91,8 @@ impl BookieServer {
         };
         let collector = Collector::new(bookie.clone(), store);
         parts.spawn("collector", collector.run(parts.stopped()));
-        let addresses = Addresses { bookie: Some(address), ..Addresses::default() };
-        Ok(Self { addresses, zone, data_dir, bookie, registration, parts })
+        let addresses = Addresses { bookie: Some(address), metrics, ..Addresses::default() };
+        Ok(Self { addresses, zone, data_dir, bookie, probes, registration, parts })
     }
 }
 
@@ -91,9 +102,11 @@ impl Server for BookieServer {
     }
 
     fn set_ready(&self) {
+        self.probes.set_ready(true);
         tracing::info!(
             bookie = %self.bookie.identity().bookie,
             address = self.addresses.bookie,
+            metrics = self.addresses.metrics,
             zone = self.zone,
             sync_mode = self.bookie.info().sync_mode.as_str(),
             data_dir = %self.data_dir.display(),
@@ -108,6 +121,7 @@ impl Server for BookieServer {
     /// # Errors
     /// The log didn't close cleanly; the next start replays it.
     async fn close(mut self) -> anyhow::Result<()> {
+        self.probes.set_ready(false);
         self.registration.close().await;
         self.parts.end().await;
         self.bookie.close().await.context("the bookie's log did not close cleanly")

@@ -46,7 +46,7 @@ impl BrokerServer {
         let addresses = Addresses {
             grpc: Some(ports.grpc.advertised.clone()),
             admin: Some(ports.admin.advertised.clone()),
-            bookie: None,
+            ..Addresses::default()
         };
         let id = BrokerId::new(&node_name(&settings.broker_id, &ports.grpc, "broker_id")?)?;
         let config = components::broker(settings, Deployment::Cluster, id.clone())?;

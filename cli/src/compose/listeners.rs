@@ -35,6 +35,8 @@ pub enum Service {
     Admin,
     /// The storage node.
     Storage,
+    /// A bookie's metrics and probes.
+    Metrics,
 }
 
 impl Service {
@@ -44,6 +46,7 @@ impl Service {
             Self::Messaging => (settings.grpc_port, "messaging API", "--grpc-port"),
             Self::Admin => (settings.admin_port, "admin API", "--admin-port"),
             Self::Storage => (settings.bookie_port, "storage node", "--bookie-port"),
+            Self::Metrics => (settings.metrics_port, "metrics", "--metrics-port"),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The bookie's figures for `/metrics`. A standalone has one admin port, so they are scraped
-//! there; the bookie itself knows nothing of metrics' formats.
+//! The bookie's figures for `/metrics`: at its own port, or in a standalone at the admin port. The
+//! bookie itself knows nothing of metrics' formats.
 
 use std::fmt;
 

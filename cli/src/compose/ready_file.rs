@@ -23,8 +23,12 @@ pub fn clear(path: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// The file can't be written.
 pub fn write(path: &Path, addresses: &Addresses) -> anyhow::Result<()> {
-    let named =
-        [("grpc", &addresses.grpc), ("admin", &addresses.admin), ("bookie", &addresses.bookie)];
+    let named = [
+        ("grpc", &addresses.grpc),
+        ("admin", &addresses.admin),
+        ("bookie", &addresses.bookie),
+        ("metrics", &addresses.metrics),
+    ];
     let open = named.iter().filter_map(|(name, address)| Some((*name, address.as_ref()?)));
     let text: Value = open.map(|(name, address)| (name.to_owned(), json!(address))).collect();
     let mut aside = path.as_os_str().to_owned();
@@ -44,6 +48,8 @@ pub struct Addresses {
     pub admin: Option<String>,
     /// The storage node.
     pub bookie: Option<String>,
+    /// A storage node's metrics.
+    pub metrics: Option<String>,
 }
 
 #[cfg(test)]
@@ -59,7 +65,7 @@ mod tests {
         clear(&path).expect("removed");
         assert!(!path.exists());
         let text = |name: &str| Some(format!("{name}:1"));
-        let addresses = Addresses { grpc: text("g"), admin: text("a"), bookie: None };
+        let addresses = Addresses { grpc: text("g"), admin: text("a"), ..Addresses::default() };
         write(&path, &addresses).expect("written");
         let read = std::fs::read(&path).expect("there");
         let read: serde_json::Value = serde_json::from_slice(&read).expect("JSON");

@@ -61,6 +61,7 @@ impl Standalone {
             grpc: Some(ports.grpc.advertised.clone()),
             admin: Some(ports.admin.advertised.clone()),
             bookie: Some(bookie_port.advertised.clone()),
+            metrics: None,
         };
         let bookie_id = BookieId::new(NODE)?;
         let storage = Storage::open(settings, &bookie_id, bookie_config, &env).await?;

@@ -97,6 +97,7 @@ impl AsSettings for BookieArgs {
             text("bookie.zone", self.zone.as_ref()),
             path("data_dir", self.data_dir.as_ref()),
             port("bookie_port", self.bookie_port),
+            port("metrics_port", self.metrics_port),
         ];
         given.into_iter().flatten().chain(self.node.as_settings()).collect()
     }

@@ -71,6 +71,9 @@ settings! {
         admin_port: u16 = 8080,
         /// Port of the storage node; 0 is any free one.
         bookie_port: u16 = 3181,
+        /// Port of a bookie's metrics and probes; 0 is any free one. A broker and a standalone have
+        /// them at admin_port.
+        metrics_port: u16 = 3182,
         /// Threads for everything but disk writes; 0 is one for each core.
         worker_threads: u16 = 0,
         /// Where a cluster's metadata is.

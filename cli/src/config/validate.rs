@@ -24,6 +24,7 @@ impl Settings {
             ("grpc_port", self.grpc_port),
             ("admin_port", self.admin_port),
             ("bookie_port", self.bookie_port),
+            ("metrics_port", self.metrics_port),
         ];
         for (at, (key, port)) in ports.iter().enumerate() {
             if let Some((other, _)) = ports[..at].iter().find(|(_, p)| p == port && *port != 0) {
