@@ -42,7 +42,10 @@ fn administration_shows_every_node_and_what_is_degraded() {
     assert_eq!(zones.len(), 3, "{bookies}");
     assert_eq!(zones[0]["zone"], "zone-1", "{bookies}");
     let status = json(&cluster, &["cluster", "status"]);
-    assert_eq!((&status["status"], &status["problems"]), (&"healthy".into(), &Vec::<u8>::new().into()));
+    assert_eq!(
+        (&status["status"], &status["problems"]),
+        (&"healthy".into(), &Vec::<u8>::new().into())
+    );
     let table = against(&cluster, &["admin", "cluster", "status"]).ok();
     assert!(String::from_utf8_lossy(&table.stdout).contains("healthy"));
 
@@ -93,7 +96,8 @@ fn what_does_not_belong_is_refused_with_what_to_do() {
     ran(&broker).failed_with(1, &["geminga cluster init"]);
 
     // A name that is taken.
-    let broker = [&["broker", "--broker-id", "broker-1", "--set", "broker.lease_ttl=1s"], &ports[..]];
+    let broker =
+        [&["broker", "--broker-id", "broker-1", "--set", "broker.lease_ttl=1s"], &ports[..]];
     ran(&broker.concat()).failed_with(1, &["broker-1", "running already", "another broker_id"]);
     let home = geminga_tests::standalone::home();
     let dir = home.path().to_str().expect("temporary paths are text");

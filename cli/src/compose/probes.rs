@@ -143,8 +143,7 @@ mod tests {
         gauge.set(7);
         let probes = Probes::new(registry);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let serving =
-            tokio::spawn(serve(listener, probes.clone(), async { drop(stopped.await) }));
+        let serving = tokio::spawn(serve(listener, probes.clone(), async { drop(stopped.await) }));
         assert!(get(&address, "/livez").await.starts_with("HTTP/1.1 200"));
         assert!(get(&address, "/readyz").await.starts_with("HTTP/1.1 503"));
         probes.set_ready(true);
