@@ -102,7 +102,7 @@ fn what_does_not_belong_is_refused_with_what_to_do() {
     let home = geminga_tests::standalone::home();
     let dir = home.path().to_str().expect("temporary paths are text");
     let bookie = ["bookie", "--bookie-id", "bookie-1", "--bookie-port", "0", "--data-dir", dir];
-    ran(&bookie).failed_with(1, &["bookie-1", "another disk"]);
+    ran(&bookie).failed_with(1, &["bookie-1", "is empty", "under a new name"]);
 
     // An etcd that isn't there, and a bookie that is asked for topics.
     let nobody = ["cluster", "init", "--metadata-wait", "300ms", "--metadata-endpoints"];
@@ -111,7 +111,7 @@ fn what_does_not_belong_is_refused_with_what_to_do() {
     let bookie = format!("http://{}", cluster.address("bookie-1", "bookie"));
     let ran = command(&["produce", "t", "--service-url", &bookie]);
     let refused = run_to_its_end(ran, PATIENCE);
-    refused.failed_with(1, &["not a broker"]);
+    refused.failed_with(1, &["is not a Geminga broker's gRPC port"]);
     assert!(cluster.service_url().starts_with("http://"));
     assert_eq!(Reached::admin_url(&cluster), cluster.admin_url());
     cluster.down();
