@@ -5,6 +5,8 @@
 //! *Invariant:* nothing outlives the test, also if it panics or is killed; the log of every broker
 //! and bookie is checked at the end.
 
+mod observe;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod etcd;
 pub mod http;
 pub mod load;
+pub mod relay;
 pub mod standalone;
 
 use std::path::PathBuf;

@@ -63,6 +63,19 @@ pub fn refused_start(data: &Path, flags: &[&str], words: &[&str]) -> String {
     text
 }
 
+/// The most resident memory that a process has had, in bytes.
+///
+/// # Panics
+/// When the process is gone.
+#[must_use]
+pub fn peak_resident_bytes(process: u32) -> u64 {
+    let path = format!("/proc/{process}/status");
+    let status = std::fs::read_to_string(path).expect("the server runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+    kib * 1024
+}
+
 impl Standalone {
     /// Starts a server on free ports, with its data below `home`, and waits until it serves.
     ///
@@ -236,11 +249,7 @@ impl Standalone {
     /// When the process is gone.
     #[must_use]
     pub fn peak_resident_bytes(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.pid().as_raw_nonzero());
-        let status = std::fs::read_to_string(path).expect("the server runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
-        kib * 1024
+        peak_resident_bytes(self.process_id())
     }
 
     /// Fails on any WARN, ERROR or panic in the log that wasn't announced, and on an expected line

@@ -1,0 +1,102 @@
+//! What scenarios look at in a cluster: records, owners, writes to etcd, memory; and what its logs
+//! may say when members are lost.
+
+use serde_json::Value;
+
+use super::Cluster;
+use crate::{cli, http, standalone};
+
+/// What brokers may say when bookies are lost.
+const BOOKIE_LOST: &[&str] =
+    &["a bookie can't be reached", "a ledger has stalled", "state log stalled"];
+/// What a broker may say that was taken for lost and finds out.
+const BROKER_LOST: &[&str] = &[
+    "another broker has taken the bundle",
+    "topic given up",
+    "a ledger has failed",
+    "state log ledger failed",
+    "the state log has ended",
+    "the broker's lease was lost",
+];
+/// What brokers and bookies may say when etcd is lost to them.
+const METADATA_LOST: &[&str] = &[
+    "etcd is out of reach",
+    "the metadata store doesn't answer",
+    "metadata can't be read",
+    "the watch of namespaces was lost",
+    "namespaces can't be watched",
+    "the owner can't be looked up",
+    "this bookie's registration can't be kept up",
+];
+
+impl Cluster {
+    /// The scenario takes bookies away.
+    pub fn allow_bookie_loss(&mut self) {
+        BOOKIE_LOST.iter().for_each(|words| self.allow_in_log(words));
+    }
+
+    /// The scenario takes brokers away.
+    pub fn allow_broker_loss(&mut self) {
+        BROKER_LOST.iter().for_each(|words| self.allow_in_log(words));
+    }
+
+    /// The scenario takes etcd away.
+    pub fn allow_metadata_loss(&mut self) {
+        METADATA_LOST.iter().for_each(|words| self.allow_in_log(words));
+    }
+
+    /// The names of all members, etcd first, running or not.
+    #[must_use]
+    pub fn everybody(&self) -> Vec<String> {
+        self.names("")
+    }
+
+    /// The records below a prefix, as `geminga admin meta dump` shows them.
+    ///
+    /// # Panics
+    /// When they can't be read.
+    #[must_use]
+    pub fn records(&self, prefix: &str) -> Vec<Value> {
+        let url = self.admin_url();
+        let args = ["admin", "--admin-url", &url, "meta", "dump", "--prefix", prefix];
+        let dumped = cli::run(&args).ok();
+        let lines = String::from_utf8_lossy(&dumped.stdout).into_owned();
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a JSON object a line"))
+            .collect()
+    }
+
+    /// Transactions that etcd has applied which wrote something, in its present run.
+    ///
+    /// # Panics
+    /// When it doesn't say.
+    #[must_use]
+    pub fn etcd_writes(&self) -> u64 {
+        let metrics = http::get(&self.address("etcd-1", "client"), "/metrics");
+        let name = "etcd_debugging_mvcc_current_revision ";
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("a revision");
+        line.trim().parse::<f64>().expect("a number") as u64
+    }
+
+    /// The most resident memory that a member's process has had, in bytes.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    #[must_use]
+    pub fn peak_resident_bytes(&self, name: &str) -> u64 {
+        standalone::peak_resident_bytes(self.pid(name))
+    }
+
+    /// The name of the broker that owns a topic of `public/default`, as the broker `asked` has it;
+    /// `None` if it doesn't answer or knows none.
+    #[must_use]
+    pub fn owner_by(&self, asked: &str, topic: &str) -> Option<String> {
+        let path = format!("/lookup/v2/topic/persistent/public/default/{topic}");
+        let (_, body) = http::request("GET", &self.address(asked, "admin"), &path, "");
+        let answer: Value = serde_json::from_str(&body).ok()?;
+        let url = answer["gemingaUrl"].as_str()?;
+        let is_owner = |name: &String| url == format!("http://{}", self.address(name, "grpc"));
+        self.brokers().into_iter().find(is_owner)
+    }
+}

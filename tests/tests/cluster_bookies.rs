@@ -1,0 +1,118 @@
+//! Bookies are killed and frozen under load; publishing goes on with those that are left.
+
+use std::time::{Duration, Instant};
+
+use geminga_tests::cluster::{Cluster, Plan};
+use geminga_tests::load::{Load, Pace};
+
+const TOPICS: [&str; 4] = ["left", "right", "top", "bottom"];
+
+fn pace() -> Pace {
+    Pace { burst: 16, pause: Duration::from_millis(2), ..Pace::default() }
+}
+
+/// Runs what blocks beside the load.
+fn block<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_one_of_three_bookies_killed_publishing_goes_on_at_the_ack_quorum() {
+    let mut cluster = block(|| Cluster::up(&Plan::default()));
+    cluster.allow_bookie_loss();
+    let client = cluster.client();
+    let load = Load::start(&client, &TOPICS, pace()).await;
+    let mut gaps = Vec::new();
+    for name in cluster.bookies() {
+        load.watch_gaps();
+        block(|| cluster.kill(&name));
+        load.gets_on().await;
+        gaps.push(load.longest_gap());
+        block(|| cluster.start(&name));
+        load.gets_on().await;
+    }
+    let summary = load.stop_and_judge(&client).await;
+    eprintln!("each bookie killed once: {summary:?}; gaps {gaps:?}");
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_fourth_bookie_the_killed_one_is_replaced_in_open_ledgers() {
+    let mut cluster = block(|| Cluster::up(&Plan { bookies: 4, ..Plan::default() }));
+    cluster.allow_bookie_loss();
+    let client = cluster.client();
+    let load = Load::start(&client, &TOPICS, pace()).await;
+    let killed = "bookie-2".to_owned();
+    let used = |cluster: &Cluster| {
+        let last = |ledger: &serde_json::Value| {
+            let record = &ledger["record"];
+            let fragments = record["fragments"].as_array().cloned().unwrap_or_default();
+            (record["state"] == "open", fragments.last().map(ToString::to_string))
+        };
+        let ledgers = block(|| cluster.records("ledgers/"));
+        let open = ledgers.iter().map(last).filter(|(open, _)| *open);
+        open.filter(|(_, last)| last.as_ref().is_some_and(|text| text.contains(&killed))).count()
+    };
+    assert!(used(&cluster) > 0, "four ledgers on four bookies leave none out");
+    load.watch_gaps();
+    block(|| cluster.kill(&killed));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while used(&cluster) > 0 {
+        assert!(Instant::now() < deadline, "it is still in the last fragment of open ledgers");
+        load.gets_on().await;
+    }
+    let gap = load.longest_gap();
+    let summary = load.stop_and_judge(&client).await;
+    eprintln!("one of four killed: {summary:?}; gap {gap:?}");
+    block(|| cluster.start(&killed));
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_bookies_killed_together_and_restarted_have_everything() {
+    let mut cluster = block(|| Cluster::up(&Plan::default()));
+    cluster.allow_bookie_loss();
+    let client = cluster.client();
+    let load = Load::start(&client, &TOPICS, pace()).await;
+    for _ in 0..geminga_tests::rounds(3) {
+        block(|| {
+            let bookies = cluster.bookies();
+            cluster.kill_all(&bookies.iter().map(String::as_str).collect::<Vec<_>>());
+            bookies.iter().for_each(|name| cluster.start(name));
+        });
+        load.gets_on().await;
+    }
+    let summary = load.stop_and_judge(&client).await;
+    eprintln!("all bookies killed: {summary:?}");
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_bookie_costs_neither_messages_nor_the_brokers_memory() {
+    let seconds = u64::from(geminga_tests::rounds(15));
+    let budget = 128 << 20;
+    let settings =
+        vec![("broker.memory_budget_bytes", "128MiB"), ("broker.tail_cache_bytes", "16MiB")];
+    let mut cluster = block(|| Cluster::up(&Plan { set: settings, ..Plan::default() }));
+    cluster.allow_bookie_loss();
+    let client = cluster.client();
+    let full = Pace { burst: 64, pause: Duration::ZERO, message_bytes: 16 << 10 };
+    let load = Load::start(&client, &TOPICS[..2], full).await;
+    block(|| cluster.freeze("bookie-3"));
+    load.watch_gaps();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut peak = 0;
+    while Instant::now() < end {
+        load.gets_on().await;
+        for broker in cluster.brokers() {
+            peak = peak.max(cluster.peak_resident_bytes(&broker));
+        }
+    }
+    let gap = load.longest_gap();
+    block(|| cluster.thaw("bookie-3"));
+    load.gets_on().await;
+    let summary = load.stop_and_judge(&client).await;
+    eprintln!("bookie frozen {seconds} s: {summary:?}; gap {gap:?}, peak {} MiB", peak >> 20);
+    assert!(peak < budget + (192 << 20), "the broker took {} MiB", peak >> 20);
+    block(|| cluster.down());
+}
