@@ -308,8 +308,8 @@ impl Collector {
     }
 }
 
-/// Whether these are the metadata that this bookie belongs to, and not older than it has seen; to be
-/// asked before a start. The revision is made durable.
+/// Whether these are the metadata that this bookie belongs to, and not older than it has seen; to
+/// be asked before a start. The revision is made durable.
 ///
 /// # Errors
 /// Why this bookie must not work with them.

@@ -4,9 +4,9 @@
 //! It gives liveness only: a bookie that isn't registered serves those who know it. So whatever
 //! becomes of the metadata store, the bookie goes on, and registers again when it can.
 //!
-//! A record of the same name under another's live lease is another process with this bookie's
-//! name. One that advertises our very address, which this process has bound, must be of an earlier
-//! run that has ended: its lease is revoked at a start. Any other is waited for until its lease must
+//! A record of the same name under another's live lease is another process with this bookie's name.
+//! One that advertises our very address, which this process has bound, must be of an earlier run
+//! that has ended: its lease is revoked at a start. Any other is waited for until its lease must
 //! have ended; if it hasn't, the start is refused. Once started, nobody's lease is revoked: two
 //! processes that do that would go on for ever.
 //!

@@ -3,9 +3,9 @@
 //! `cargo run --release -p geminga-ledger --example append_bench -- [--mib 256] [--entry-kib 64]
 //! [--bookies 3] [--ledgers 1] [--in-flight-mib 16] [--dir DIR]`
 //!
-//! Without `--dir` the bookies' disks are memory, so that the network path is what is measured; with
-//! it, each has a directory there, and every group is synced. `--in-flight-mib 0`: one entry at a
-//! time, of which latencies are told.
+//! Without `--dir` the bookies' disks are memory, so that the network path is what is measured;
+//! with it, each has a directory there, and every group is synced. `--in-flight-mib 0`: one entry
+//! at a time, of which latencies are told.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use std::path::PathBuf;

@@ -7,6 +7,7 @@
 
 pub mod append;
 pub mod ensemble;
+pub(crate) mod outage;
 pub mod quorum;
 pub mod recovery;
 

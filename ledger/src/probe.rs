@@ -160,8 +160,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whichever bookies a complete fence has reached, and whichever answer: no ledger is called
-        /// open that another owner has fenced.
+        /// Whichever bookies a complete fence has reached, and whichever answer: no ledger is
+        /// called open that another owner has fenced.
         #[test]
         fn a_ledger_with_a_complete_fence_is_never_called_open(
             write in 1usize..6, ack in 1usize..6, fenced: u8, heard: u8,

@@ -104,8 +104,9 @@ pub(crate) async fn read(
     }
 }
 
-/// In which order bookies are asked: always the same one first, whose cache and read-ahead then know
-/// the ledger; which one differs from ledger to ledger. Those that had better not be asked come last.
+/// In which order bookies are asked: always the same one first, whose cache and read-ahead then
+/// know the ledger; which one differs from ledger to ledger. Those that had better not be asked
+/// come last.
 fn order<'a>(store: &StoreShared, ledger: LedgerId, bookies: &'a [BookieId]) -> Vec<&'a BookieId> {
     let count = bookies.len();
     let start = usize::try_from(ledger.0 % count.max(1) as u64).unwrap_or(0);
@@ -114,8 +115,8 @@ fn order<'a>(store: &StoreShared, ledger: LedgerId, bookies: &'a [BookieId]) -> 
     order
 }
 
-/// Asks one bookie after the other: the next one when one fails, and also when it is slow, so that a
-/// bookie that hangs holds nobody up. The first that answers well is taken.
+/// Asks one bookie after the other: the next one when one fails, and also when it is slow, so that
+/// a bookie that hangs holds nobody up. The first that answers well is taken.
 ///
 /// The error is the most telling one.
 async fn read_any(store: &StoreShared, order: &[&BookieId], request: ReadRequest) -> ReadResult {

@@ -16,7 +16,7 @@ use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId, LedgerToken};
 use geminga_proto::storage::{BookieError, BookieInfo};
 
 pub use crate::config::{ConfigError, LedgerStoreConfig};
-use crate::engine::ensemble::Outage;
+use crate::engine::outage::Outage;
 use crate::engine::{EngineLimits, Versioned};
 use crate::error::{CreateError, DeleteError, OpenError, RecoverError};
 use crate::metadata::{Fragment, LedgerMetadata, LedgerState};

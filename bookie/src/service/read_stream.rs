@@ -2,8 +2,9 @@
 //!
 //! Bounded in bytes, too: a read starts only with a claim on what it may answer, on its stream's
 //! bytes and on those of all streams, and gives it back when the answer has been taken. So clients
-//! that ask and don't take hold little memory. A read that gets no share of the bytes of all in time
-//! is refused as overloaded: whoever asks has other bookies, and must not wait for who doesn't take.
+//! that ask and don't take hold little memory. A read that gets no share of the bytes of all in
+//! time is refused as overloaded: whoever asks has other bookies, and must not wait for who doesn't
+//! take.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +20,8 @@ use super::guard::Stopping;
 use super::status_of;
 use crate::bookie::Bookie;
 
-/// Reads and fences of one stream that are under way at once. Fences wait for the disk, and the more
-/// of them wait together, the fewer times they do; reads are bounded by their bytes.
+/// Reads and fences of one stream that are under way at once. Fences wait for the disk, and the
+/// more of them wait together, the fewer times they do; reads are bounded by their bytes.
 const MAX_IN_FLIGHT: usize = 256;
 /// Answers go into one message up to this size.
 const MAX_ANSWER_BYTES: usize = 1 << 20;

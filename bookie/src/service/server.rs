@@ -48,8 +48,9 @@ impl Default for ServiceConfig {
     }
 }
 
-/// Serves `bookie` on `listener` until `stopped` is done. Then streams end, after what was taken from
-/// them is answered; whoever doesn't take its answers is waited for no longer than `stop_grace`.
+/// Serves `bookie` on `listener` until `stopped` is done. Then streams end, after what was taken
+/// from them is answered; whoever doesn't take its answers is waited for no longer than
+/// `stop_grace`.
 ///
 /// # Errors
 /// The transport failed.

@@ -185,31 +185,7 @@ fn may_recover(error: BookieError) -> bool {
     }
 }
 
-/// What an ensemble lacks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outage {
-    /// Members that are sent nothing, and their last refusals.
-    pub failed: Vec<(BookieId, BookieError)>,
-    /// The others.
-    pub keep: Vec<BookieId>,
-    /// How many more the ack quorum needs.
-    pub needed: usize,
-}
-
 impl AppendEngine {
-    /// What the ensemble lacks at present.
-    pub(crate) fn outage(&self) -> Outage {
-        let (mut failed, mut keep) = (Vec::new(), Vec::new());
-        for member in &self.members {
-            match (member.state, member.last_error) {
-                (MemberState::Failed, Some(error)) => failed.push((member.bookie.clone(), error)),
-                _ => keep.push(member.bookie.clone()),
-            }
-        }
-        let needed = (self.ack_quorum as usize).saturating_sub(keep.len());
-        Outage { failed, keep, needed }
-    }
-
     fn live(&self) -> u32 {
         let takes =
             |member: &&Member| matches!(member.state, MemberState::Live | MemberState::Throttled);

@@ -21,7 +21,6 @@ use geminga_proto::storage::{
 };
 
 use crate::engine::append::AppendEngine;
-use crate::engine::ensemble::Outage;
 use crate::engine::quorum::{DistributionSchedule, QuorumCoverage, SlotSet};
 use crate::engine::{
     Command, CommitAnswer, EngineLimits, MetadataAnswer, RecoveryCommand, RecoveryFailure,
@@ -96,7 +95,7 @@ pub struct RecoveryEngine {
     /// As read, with the original ensembles. Set from `Marking` on.
     found: Option<Versioned>,
     /// Writes back; holds the local ensemble changes. Set from `Reading` on.
-    write: Option<AppendEngine>,
+    pub(super) write: Option<AppendEngine>,
     round: u64,
     /// Writes for the present purpose that were not settled.
     unsettled: u32,
@@ -135,11 +134,6 @@ impl RecoveryEngine {
         let found = self.found.as_ref()?;
         let write = self.write.as_ref()?;
         Some(write.frozen_lac().next_entry().max(found.metadata.last_fragment().first_entry))
-    }
-
-    /// What the ensemble that is written back to lacks.
-    pub(crate) fn outage(&self) -> Option<Outage> {
-        self.write.as_ref().map(AppendEngine::outage)
     }
 
     /// Bytes of the entries before the first one searched, as far as they are known.

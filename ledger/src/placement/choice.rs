@@ -2,9 +2,9 @@
 //! function.
 //!
 //! What is chosen is spread over as many zones as there are, as evenly as can be, together with the
-//! bookies that the ledger keeps. Among equals, a bookie is the likelier the more space it has left,
-//! so that disks of different sizes fill up alike. A bookie that failed lately is chosen only where
-//! nothing else is left.
+//! bookies that the ledger keeps. Among equals, a bookie is the likelier the more space it has
+//! left, so that disks of different sizes fill up alike. A bookie that failed lately is chosen only
+//! where nothing else is left.
 
 /// A bookie that may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub(super) struct Want {
     pub with_suspects: usize,
 }
 
-/// Positions of different candidates, best first. `kept`: the zones of bookies that the ledger keeps.
-/// `below` draws a number below a bound that is not 0.
+/// Positions of different candidates, best first. `kept`: the zones of bookies that the ledger
+/// keeps. `below` draws a number below a bound that is not 0.
 pub(super) fn choose(
     candidates: &[Candidate<'_>],
     kept: &[&str],

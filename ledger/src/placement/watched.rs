@@ -2,8 +2,8 @@
 //!
 //! While the metadata store doesn't answer, it goes on with what it knew last. A bookie that failed
 //! a ledger is *suspect* for a while, or until it is started anew, since what is wrong with it
-//! mostly concerns all ledgers, and a dead one is in the view until its lease ends. An address stays
-//! known when its bookie is gone from the view: readers and recoveries try there.
+//! mostly concerns all ledgers, and a dead one is in the view until its lease ends. An address
+//! stays known when its bookie is gone from the view: readers and recoveries try there.
 //!
 //! Invariant: `pick` and `address` wait for nothing but a short lock.
 

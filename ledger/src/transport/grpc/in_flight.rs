@@ -112,7 +112,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_map(steps in proptest::collection::vec(proptest::option::of(0u64..40), 0..80)) {
+        fn it_agrees_with_a_map(
+            steps in proptest::collection::vec(proptest::option::of(0u64..40), 0..80),
+        ) {
             let mut sent = SentAppends::default();
             let mut plain = BTreeMap::new();
             for (entry, step) in (0u64..).zip(steps) {

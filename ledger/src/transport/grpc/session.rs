@@ -1,10 +1,10 @@
 //! The task of a connection: connects when there is something to send, shakes hands, opens the two
 //! streams, and moves requests out and answers in until either side breaks.
 //!
-//! Whatever breaks, all that is unanswered is answered *unreachable*. A connection that has worked is
-//! made again at once, when there is something to send; after one that has not there is a pause, in
-//! which everything is answered *unreachable* at once: whoever asks has other bookies and must not
-//! wait for this one.
+//! Whatever breaks, all that is unanswered is answered *unreachable*. A connection that has worked
+//! is made again at once, when there is something to send; after one that has not there is a pause,
+//! in which everything is answered *unreachable* at once: whoever asks has other bookies and must
+//! not wait for this one.
 
 use std::sync::Arc;
 use std::time::Duration;
