@@ -1,6 +1,6 @@
 //! How fast one process appends to ledgers on bookies of the same process, over gRPC on loopback.
 //!
-//! `cargo run --release -p geminga-ledger --example append_bench -- [--mib 256] [--entry-kib 64]
+//! `cargo run --release -p geminga-cli --example append_bench -- [--mib 256] [--entry-kib 64]
 //! [--bookies 3] [--ledgers 1] [--in-flight-mib 16] [--dir DIR]`
 //!
 //! Without `--dir` the bookies' disks are memory, so that the network path is what is measured;
