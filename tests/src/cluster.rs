@@ -329,8 +329,8 @@ impl Cluster {
         self.allowed.push(words);
     }
 
-    /// Fails on any WARN, ERROR or panic in a broker's or bookie's log that wasn't announced, and on
-    /// an expected line that didn't come.
+    /// Fails on any WARN, ERROR or panic in a broker's or bookie's log that wasn't announced, and
+    /// on an expected line that didn't come.
     ///
     /// # Panics
     /// With the surprising lines, or the missing words.

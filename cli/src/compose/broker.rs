@@ -1,5 +1,5 @@
-//! [`BrokerServer`]: a broker of a cluster, as a process. It opens no disk: metadata is in etcd, and
-//! entries are on bookies, which it finds there.
+//! [`BrokerServer`]: a broker of a cluster, as a process. It opens no disk: metadata is in etcd,
+//! and entries are on bookies, which it finds there.
 //!
 //! Order of the end: the broker hands its bundles over, and only then its producers and consumers
 //! hear of it, through ports that are still served; then the ports close; then the connections to

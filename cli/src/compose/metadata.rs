@@ -39,7 +39,7 @@ impl ClusterMetadata {
         wait: Option<Duration>,
         env: &Env,
     ) -> anyhow::Result<Self> {
-        let mut patience = Patience::new(wait);
+        let mut patience = Patience::new(&config, wait);
         loop {
             let error = match Self::attempt(&config, env).await {
                 Ok(open) => {
@@ -68,7 +68,7 @@ pub async fn connect(
     wait: Option<Duration>,
     env: &Env,
 ) -> anyhow::Result<EtcdStore> {
-    let mut patience = Patience::new(wait);
+    let mut patience = Patience::new(&config, wait);
     loop {
         match EtcdStore::connect(config.clone(), env.clone()).await {
             Ok(store) => {
@@ -125,6 +125,8 @@ impl From<ClusterError> for Failure {
 /// How long is waited, and what is said meanwhile.
 #[derive(Debug)]
 struct Patience {
+    /// Where etcd is, and who asks.
+    place: String,
     wait: Option<Duration>,
     began: Instant,
     pause: Duration,
@@ -132,8 +134,12 @@ struct Patience {
 }
 
 impl Patience {
-    fn new(wait: Option<Duration>) -> Self {
-        Self { wait, began: Instant::now(), pause: FIRST_PAUSE, said: None }
+    fn new(config: &EtcdConfig, wait: Option<Duration>) -> Self {
+        let mut place = config.endpoints.join(", ");
+        if let Some(credentials) = &config.credentials {
+            place.push_str(&format!(" as user {}", credentials.user));
+        }
+        Self { place, wait, began: Instant::now(), pause: FIRST_PAUSE, said: None }
     }
 
     /// Pauses before the next attempt.
@@ -143,7 +149,9 @@ impl Patience {
     async fn after(&mut self, failure: Failure) -> anyhow::Result<()> {
         let error = match failure {
             Failure::Absent(error) => error,
-            Failure::Final(error) => return Err(error.context("can't use the cluster's metadata")),
+            Failure::Final(error) => {
+                return Err(error.context(format!("can't use the metadata at {}", self.place)));
+            }
         };
         let now = Instant::now();
         let elapsed = now.duration_since(self.began);
@@ -178,6 +186,18 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use geminga_meta::store::etcd::EtcdCredentials;
+    use geminga_proto::id::ClusterId;
+
+    fn patience(wait: Option<Duration>) -> Patience {
+        let (user, password) = ("geminga".to_owned(), "secret".to_owned());
+        let config = EtcdConfig {
+            endpoints: vec!["http://a:1".to_owned(), "http://b:2".to_owned()],
+            credentials: Some(EtcdCredentials { user, password }),
+            ..EtcdConfig::new(&ClusterId::new("c").expect("valid"))
+        };
+        Patience::new(&config, wait)
+    }
 
     fn absent() -> Failure {
         StoreError::Unavailable("http://a:1 refuses connections".to_owned()).into()
@@ -185,7 +205,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_absent_store_is_waited_for_up_to_the_limit_and_the_endpoints_are_named() {
-        let mut patience = Patience::new(Some(Duration::from_secs(3)));
+        let mut patience = patience(Some(Duration::from_secs(3)));
         let mut attempts = 0;
         let error = loop {
             attempts += 1;
@@ -201,7 +221,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_limit_it_goes_on_and_pauses_stay_short() {
-        let mut patience = Patience::new(None);
+        let mut patience = patience(None);
         for _ in 0..1_000 {
             patience.after(absent()).await.expect("it goes on");
             assert!(patience.pause <= LONGEST_PAUSE);
@@ -213,10 +233,11 @@ mod tests {
     async fn what_waiting_does_not_mend_ends_at_once() {
         let denied = StoreError::Denied("user \"geminga\": wrong password".to_owned());
         for failure in [denied.into(), ClusterError::NotInitialised.into()] {
-            let mut patience = Patience::new(None);
+            let mut patience = patience(None);
             let error = patience.after(failure).await.expect_err("final");
             let error = format!("{error:#}");
             assert!(error.contains("password") || error.contains("cluster init"), "{error}");
+            assert!(error.contains("http://a:1, http://b:2 as user geminga"), "{error}");
             assert_eq!(patience.began.elapsed(), Duration::ZERO);
         }
     }

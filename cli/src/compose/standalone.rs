@@ -1,8 +1,9 @@
 //! [`Standalone`]: a whole cluster in one process: embedded metadata, one bookie, one broker and
 //! the front-ends, wired as separate processes would be.
 //!
-//! Order of the end: the broker closes ledgers and state logs and gives up ownership, and its clients
-//! hear of it; then the ports close; then the bookie's log is sealed; the metadata goes last.
+//! Order of the end: the broker closes ledgers and state logs and gives up ownership, and its
+//! clients hear of it; then the ports close; then the bookie's log is sealed; the metadata goes
+//! last.
 
 use std::sync::Arc;
 

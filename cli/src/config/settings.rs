@@ -58,7 +58,8 @@ settings! {
         /// A bookie's name in its cluster, which its disk keeps; "auto" is this machine's name and
         /// the storage node's port.
         bookie_id: String = "auto".to_owned(),
-        /// Where a standalone stores everything, and a bookie its messages. A broker stores nothing.
+        /// Where a standalone stores everything, and a bookie its messages. A broker stores
+        /// nothing.
         data_dir: PathBuf = PathBuf::from("./geminga-data"),
         /// Address that servers listen on.
         bind: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST),
