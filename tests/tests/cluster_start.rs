@@ -2,7 +2,6 @@
 //! another cluster than their disk.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -55,12 +54,11 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are text")
 }
 
-/// Waits until the log says this, and gives it.
-fn await_words(log: &Path, words: &str) -> String {
+/// Waits until the file is there and says this, and gives it.
+fn await_words(file: &Path, words: &str) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut said = String::new();
-        File::open(log).and_then(|mut log| log.read_to_string(&mut said)).expect("readable");
+        let said = std::fs::read_to_string(file).unwrap_or_default();
         if said.contains(words) {
             return said;
         }
