@@ -2,6 +2,7 @@
 //! clients that remember what they heard.
 
 mod door;
+mod placement;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use geminga_ledger::harness::bookie::Fullness;
 use geminga_ledger::harness::transport::ModelTransport;
-use geminga_ledger::placement::FixedPlacement;
 use geminga_ledger::store::{LedgerStore, LedgerStoreConfig};
+use geminga_meta::keys;
+use geminga_meta::read::read;
+use geminga_meta::record::BrokerRecord;
 use geminga_meta::store::MetadataStore;
 use geminga_meta::store::memory::MemoryStore;
 use geminga_proto::entry::{encode_entry, split_stored};
@@ -29,6 +32,7 @@ use crate::core::broker::{Broker, Consumer, Producer};
 use crate::core::config::BrokerConfig;
 
 pub use door::Door;
+pub use placement::Registered;
 
 /// How long a test waits for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,6 +47,7 @@ pub struct Cluster {
     /// The bookies.
     pub bookies: ModelTransport,
     names: Vec<BookieId>,
+    registered: Registered,
     env: Env,
     quorum: (u32, u32),
 }
@@ -64,6 +69,7 @@ impl Cluster {
         Self {
             meta: Arc::new(MemoryStore::new(Arc::clone(&clock) as _)),
             bookies: ModelTransport::new(&names),
+            registered: Registered::new(&names),
             clock,
             names,
             env,
@@ -95,7 +101,7 @@ impl Cluster {
             retry_interval_ms: 10,
             ..LedgerStoreConfig::default()
         };
-        let placement = Arc::new(FixedPlacement::new(self.env.clone(), self.names.clone()));
+        let placement = Arc::new(self.registered.clone());
         let transport = Arc::new(self.bookies.clone());
         LedgerStore::new(config, self.env.clone(), meta, transport, placement).expect("valid")
     }
@@ -135,6 +141,19 @@ impl Cluster {
     /// Time and randomness.
     pub fn env(&self) -> Env {
         self.env.clone()
+    }
+
+    /// Lets only the first so many bookies be registered: new ledgers go to those.
+    pub fn set_registered(&self, count: usize) {
+        self.registered.set(&self.names[..count]);
+    }
+
+    /// Ends a broker's session, as if its lease had ended.
+    pub async fn end_session(&self, broker: &str) {
+        let key = keys::broker(&BrokerId::new(broker).expect("valid"));
+        let record = read::<BrokerRecord>(&*self.meta, &key).await.expect("readable");
+        let lease = record.expect("it is up").record.lease;
+        self.meta.revoke_lease(lease).await.expect("alive");
     }
 
     /// Fills or empties all disks.

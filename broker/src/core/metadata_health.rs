@@ -2,6 +2,7 @@
 //!
 //! The session's keep-alives tell, and whoever else meets it. It is logged once when the store
 //! stops answering and once when it answers again: whatever fails in between has that one cause.
+//! (That it is out of reach is the store's own warning.)
 
 use std::fmt::Display;
 
@@ -54,7 +55,7 @@ impl MetadataHealth {
             if outage.is_some() {
                 return false;
             }
-            tracing::warn!(
+            tracing::info!(
                 error = %why,
                 "the metadata store doesn't answer; open ledgers go on, and nothing is taken over, \
                  rolled, trimmed or deleted until it does"

@@ -34,6 +34,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const LEASE_SLACK: Duration = Duration::from_millis(1_500);
 /// Between two looks at another session's record.
 const POLL: Duration = Duration::from_millis(50);
+/// Wait before a session is begun again that another metadata store has ended.
+const HOPELESS: Duration = Duration::from_secs(30);
 /// How long somebody waits for the next session to begin.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Attempts at a record that others write.
@@ -311,6 +313,11 @@ impl Session {
                     tracing::error!(%error, "this broker serves nothing");
                     ttl
                 }
+                // That doesn't pass.
+                Err(error @ OwnershipError::Store(StoreError::Replaced(_))) => {
+                    context.health.failed(&context.env, &error);
+                    HOPELESS
+                }
                 Err(error) => {
                     context.health.failed(&context.env, &error);
                     retry
@@ -330,11 +337,11 @@ impl Session {
                 context.health.answered(&context.env);
                 ttl / 4
             }
-            Ok(Err(StoreError::LeaseLost)) => {
+            Ok(Err(error @ (StoreError::LeaseLost | StoreError::Replaced(_)))) => {
                 if self.released.load(Ordering::Acquire) {
                     return Duration::ZERO;
                 }
-                tracing::error!("the broker's lease was lost; its bundles are given up");
+                tracing::error!(%error, "the broker's lease is lost; its bundles are given up");
                 self.lease.send_replace(None);
                 lost();
                 Duration::ZERO

@@ -35,17 +35,22 @@ impl Door {
         self.open.send_replace(open);
     }
 
-    /// Requests that went through it: all, and those that may write, leases apart.
+    /// Reads and transactions that went through it, and the transactions alone. What keeps leases
+    /// and watches doesn't count.
     pub fn counts(&self) -> (u64, u64) {
         (self.requests.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed))
     }
 
     fn pass(&self) -> Result<&MemoryStore, StoreError> {
         if *self.open.borrow() {
-            self.requests.fetch_add(1, Ordering::Relaxed);
             return Ok(&self.store);
         }
         Err(StoreError::Unavailable("the door is shut".to_owned()))
+    }
+
+    fn count(&self) -> Result<&MemoryStore, StoreError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.pass()
     }
 }
 
@@ -71,7 +76,7 @@ impl Watch for Watched {
 #[async_trait]
 impl MetadataStore for Door {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        self.pass()?.get(key).await
+        self.count()?.get(key).await
     }
 
     async fn range(
@@ -80,11 +85,11 @@ impl MetadataStore for Door {
         after: Option<&str>,
         limit: usize,
     ) -> Result<RangePage, StoreError> {
-        self.pass()?.range(prefix, after, limit).await
+        self.count()?.range(prefix, after, limit).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
-        let store = self.pass()?;
+        let store = self.count()?;
         self.writes.fetch_add(1, Ordering::Relaxed);
         store.txn(txn).await
     }

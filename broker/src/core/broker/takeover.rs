@@ -45,7 +45,7 @@ impl Orphans {
 
     /// What this broker is to take. An orphan stays one until somebody else owns it, or until it
     /// is served here: owning alone is not enough.
-    fn to_take(
+    fn wanted(
         &mut self,
         own: SessionId,
         is_served: impl Fn(&BundleId) -> bool,
@@ -150,7 +150,7 @@ impl Broker {
             let namespace = inner.namespaces.known(&bundle.namespace);
             namespace.is_some_and(|namespace| namespace.slot(bundle).owned().is_some())
         };
-        orphans.to_take(own, is_served, |bundle| ownership.is_chosen(bundle))
+        orphans.wanted(own, is_served, |bundle| ownership.is_chosen(bundle))
     }
 
     /// Lookups have to be answered while the metadata is away, so the namespaces that somebody

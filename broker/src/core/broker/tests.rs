@@ -7,6 +7,8 @@ mod faults;
 mod lifecycle;
 mod panics;
 mod races;
+mod sessions;
+mod several;
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@ mod cluster;
 mod hostile;
 mod namespaces;
 mod own;
+mod several;
 mod topics;
 
 use axum::Router;
@@ -66,7 +67,12 @@ impl Api {
             ..Cluster::config()
         };
         change(&mut config);
-        let broker = Cluster::new().broker(config).await;
+        Self::over(&Cluster::new(), config).await
+    }
+
+    /// One of several brokers.
+    async fn over(cluster: &Cluster, config: BrokerConfig) -> Self {
+        let broker = cluster.broker(config).await;
         let identity = ClusterIdentity {
             name: "standalone".to_owned(),
             id: ClusterId::new("c0ffee").expect("valid"),

@@ -17,15 +17,15 @@ fn a_bundle_that_lost_its_owner_is_taken_by_the_chosen_broker_until_somebody_ser
     let mut orphans = Orphans::default();
     orphans.see(owned(&[(1, OTHER), (2, OTHER), (3, OTHER)]));
     let not_three = |id: &BundleId| *id != bundle(3);
-    assert!(orphans.to_take(OWN, |_| false, not_three).is_empty());
+    assert!(orphans.wanted(OWN, |_| false, not_three).is_empty());
     orphans.see(owned(&[(1, OTHER)]));
-    assert_eq!(orphans.to_take(OWN, |_| false, not_three), [bundle(2)]);
+    assert_eq!(orphans.wanted(OWN, |_| false, not_three), [bundle(2)]);
     // Owned, but not served yet: its state log couldn't be opened.
     orphans.see(owned(&[(1, OTHER), (2, OWN)]));
-    assert_eq!(orphans.to_take(OWN, |_| false, not_three), [bundle(2)]);
-    assert!(orphans.to_take(OWN, |_| true, not_three).is_empty());
+    assert_eq!(orphans.wanted(OWN, |_| false, not_three), [bundle(2)]);
+    assert!(orphans.wanted(OWN, |_| true, not_three).is_empty());
     // The one that wasn't this broker's becomes it, when the chosen one goes.
-    assert_eq!(orphans.to_take(OWN, |_| false, |_| true), [bundle(3)]);
+    assert_eq!(orphans.wanted(OWN, |_| false, |_| true), [bundle(3)]);
 }
 
 #[test]
@@ -34,6 +34,6 @@ fn a_bundle_that_somebody_else_takes_is_no_orphan_any_more() {
     orphans.see(owned(&[(1, OTHER)]));
     orphans.see(owned(&[]));
     orphans.see(owned(&[(1, SessionId(9))]));
-    assert!(orphans.to_take(OWN, |_| false, |_| true).is_empty());
+    assert!(orphans.wanted(OWN, |_| false, |_| true).is_empty());
     assert!(orphans.orphans.is_empty());
 }

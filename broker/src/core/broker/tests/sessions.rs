@@ -1,0 +1,85 @@
+//! Two processes with one id, and what a session that ends takes with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_meta::store::MetadataStore;
+use geminga_proto::env::{Env, ManualClock};
+
+use super::eventually;
+use crate::core::broker::{Broker, StartError};
+use crate::core::config::BrokerConfig;
+use crate::core::ownership::OwnershipError;
+use crate::testing::Cluster;
+
+/// A broker of a cluster: nothing says that it is alone.
+fn config(url: &str) -> BrokerConfig {
+    let config = Cluster::config_of("b1");
+    BrokerConfig { alone: false, service_url: url.to_owned(), ..config }
+}
+
+async fn start(cluster: &Cluster, config: BrokerConfig) -> Result<Broker, StartError> {
+    // A clock that stands still, so that leases end only when a test ends them.
+    let env = Env { clock: Arc::new(ManualClock::default()), ..cluster.env() };
+    let meta = Arc::clone(&cluster.meta) as Arc<dyn MetadataStore>;
+    Broker::start(config, env, meta, cluster.ledgers()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_broker_of_one_id_is_refused_and_the_first_goes_on() {
+    let cluster = Cluster::new();
+    let first = start(&cluster, config("http://one:6660")).await.expect("starts");
+    let session = first.brokers()[0].session.clone();
+    let refused = start(&cluster, config("http://two:6660")).await.err();
+    let service_url = "http://one:6660".to_owned();
+    let duplicate = OwnershipError::Duplicate { broker_id: "b1".to_owned(), service_url };
+    assert!(matches!(&refused, Some(StartError::Ownership(e)) if *e == duplicate), "{refused:?}");
+    let text = refused.expect("refused").to_string();
+    assert!(text.contains("b1") && text.contains("http://one:6660"), "{text}");
+    assert!(text.contains("choose another broker_id"), "{text}");
+    assert_eq!(first.brokers()[0].session, session);
+    first.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_has_the_address_of_the_former_one_follows_it_at_once() {
+    let cluster = Cluster::new();
+    let first = start(&cluster, config("http://one:6660")).await.expect("starts");
+    let former = first.brokers()[0].session.clone();
+    let started = tokio::time::Instant::now();
+    let second = start(&cluster, config("http://one:6660")).await.expect("starts");
+    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+    assert_ne!(second.brokers()[0].session, former);
+    second.shutdown().await;
+    drop(first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_waits_until_the_lease_of_the_former_one_has_ended() {
+    let cluster = Cluster::new();
+    let first = start(&cluster, config("http://one:6660")).await.expect("starts");
+    drop(first);
+    let ending = async {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        cluster.end_session("b1").await;
+    };
+    let (second, ()) = tokio::join!(start(&cluster, config("http://two:6660")), ending);
+    let second = second.expect("starts");
+    assert_eq!(second.brokers()[0].service_url, "http://two:6660");
+    second.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_session_that_has_ended_is_followed_by_another_under_the_same_id() {
+    let cluster = Cluster::new();
+    let broker = cluster.broker(Cluster::config_of("b1")).await;
+    let former = broker.brokers()[0].session.clone();
+    cluster.end_session("b1").await;
+    eventually("the next session", async || {
+        broker.brokers().first().is_some_and(|found| found.session != former)
+    })
+    .await;
+    broker.shutdown().await;
+    assert!(cluster.meta.range("brokers/", None, 10).await.expect("readable").pairs.is_empty());
+    assert!(cluster.meta.range("ownership/", None, 10).await.expect("readable").pairs.is_empty());
+}
