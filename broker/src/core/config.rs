@@ -67,8 +67,8 @@ pub struct BrokerConfig {
     pub unsubscribed_retention: Duration,
     /// How much data of a topic that never had a subscription is kept at most.
     pub unsubscribed_retention_bytes: u64,
-    /// No other process can use the metadata, as in a standalone: an earlier run of this broker must
-    /// be over, and the first start makes tenant `public` and namespace `public/default`.
+    /// No other process can use the metadata, as in a standalone: an earlier run of this broker
+    /// must be over, and the first start makes tenant `public` and namespace `public/default`.
     pub alone: bool,
     /// Its share of the bundles, relative to other brokers'.
     pub weight: u32,

@@ -78,6 +78,10 @@ mod tests {
         BrokerId::new(&format!("broker-{number}")).expect("valid")
     }
 
+    fn weighted(weights: &[u32]) -> Vec<(BrokerId, u32)> {
+        (0..).zip(weights).map(|(number, weight)| (broker(number), *weight)).collect()
+    }
+
     fn winner(bundle: &BundleId, brokers: &[(BrokerId, u32)]) -> Option<BrokerId> {
         pick(bundle, brokers.iter().map(|(broker, weight)| (broker, *weight))).cloned()
     }
@@ -130,8 +134,7 @@ mod tests {
             gone: prop::sample::Index,
             number: u32,
         ) {
-            let all: Vec<_> =
-                weights.iter().enumerate().map(|(number, weight)| (broker(number), *weight)).collect();
+            let all = weighted(&weights);
             let gone = all[gone.index(all.len())].0.clone();
             let rest: Vec<_> = all.iter().filter(|(id, _)| *id != gone).cloned().collect();
             let (before, after) = (winner(&bundle(number), &all), winner(&bundle(number), &rest));
@@ -148,8 +151,7 @@ mod tests {
             seed: u64,
             number: u32,
         ) {
-            let all: Vec<_> =
-                weights.iter().enumerate().map(|(number, weight)| (broker(number), *weight)).collect();
+            let all = weighted(&weights);
             let mut shuffled = all.clone();
             shuffled.sort_by_key(|(id, _)| hash(id.as_str(), &seed.to_string()));
             prop_assert_eq!(winner(&bundle(number), &all), winner(&bundle(number), &shuffled));
@@ -161,12 +163,12 @@ mod tests {
             which: prop::sample::Index,
             number: u32,
         ) {
-            let all: Vec<_> =
-                weights.iter().enumerate().map(|(number, weight)| (broker(number), *weight)).collect();
+            let all = weighted(&weights);
             let which = which.index(all.len());
             let mut heavier = all.clone();
             heavier[which].1 *= 2;
-            let (before, after) = (winner(&bundle(number), &all), winner(&bundle(number), &heavier));
+            let bundle = bundle(number);
+            let (before, after) = (winner(&bundle, &all), winner(&bundle, &heavier));
             prop_assert!(before == after || after.as_ref() == Some(&all[which].0));
         }
     }

@@ -32,9 +32,9 @@ use crate::frontend::grpc::{convert, error};
 /// An entry below this size is copied out of the message it came in, of which it would otherwise
 /// keep all alive, for as long as it is cached.
 const COPY_BYTES: usize = 16 * 1024;
-/// Producers of a stream that are being opened at a time; beyond them, nothing more of the stream is
-/// read. After a take-over a client opens all its producers at once, and those that are open must
-/// not wait for the others; how many topics are loaded at a time is the core's to bound.
+/// Producers of a stream that are being opened at a time; beyond them, nothing more of the stream
+/// is read. After a take-over a client opens all its producers at once, and those that are open
+/// must not wait for the others; how many topics are loaded at a time is the core's to bound.
 const OPENING: usize = 4_096;
 /// Ids that were in use and that a stream remembers, at least.
 const RETIRED: usize = 4096;

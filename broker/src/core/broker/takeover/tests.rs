@@ -1,3 +1,5 @@
+//! Which bundles are orphans, and for how long.
+
 use super::*;
 
 const OWN: SessionId = SessionId(7);
