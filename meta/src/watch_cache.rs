@@ -6,13 +6,19 @@
 //! behind the store by as long as the watch takes; a decision that must not be is made by a
 //! transaction.)
 //!
+//! The same if the task that follows the watch panics: it begins anew. However it ends, the view
+//! it leaves behind is stale.
+//!
 //! Invariants: the view is replaced as a whole by a re-read; an event that a page of the re-read
 //! already contains is skipped, so that a key never goes back in time; a record that can't be
 //! decoded is an error at its own key only.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use geminga_proto::env::Env;
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -164,15 +170,55 @@ struct Follower<R> {
     shared: Arc<Shared<R>>,
 }
 
+impl<R> Follower<R> {
+    /// Nothing confirms the view any more.
+    fn lose(&self) {
+        self.shared.view.write().fresh = false;
+        self.announce();
+    }
+
+    fn announce(&self) {
+        self.shared.version.send_modify(|version| *version = version.wrapping_add(1));
+    }
+}
+
+/// However the task ends, even by the end of its runtime.
+impl<R> Drop for Follower<R> {
+    fn drop(&mut self) {
+        self.lose();
+    }
+}
+
 impl<R: Record> Follower<R> {
-    async fn run(self, mut revision: Revision) {
-        let mut attempt = 1;
+    async fn run(self, revision: Revision) {
+        let mut known = Some(revision);
+        for attempt in 2_u32.. {
+            // A view that was left half changed is marked as stale, and replaced as a whole.
+            let followed = AssertUnwindSafe(self.keep_up(known.take(), attempt)).catch_unwind();
+            let Err(panic) = followed.await;
+            self.lose();
+            let why = panic.downcast_ref::<String>().map(String::as_str);
+            let why = why.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+            tracing::error!(
+                prefix = self.prefix,
+                why,
+                "following metadata broke down, which is a defect; beginning anew"
+            );
+        }
+    }
+
+    /// Keeps the view up to date from a revision that it was read at, or reads it first.
+    async fn keep_up(&self, known: Option<Revision>, mut attempt: u32) -> Infallible {
+        let mut revision = match known {
+            Some(revision) => revision,
+            None => self.read_again(attempt).await,
+        };
+        attempt = 1;
         loop {
             let start = Instant::now();
             let lost = self.follow(revision).await;
             tracing::debug!(prefix = self.prefix, %lost, "a metadata watch ended; reading again");
-            self.shared.view.write().fresh = false;
-            self.announce();
+            self.lose();
             // A store that answers reads, but ends each watch at once, is asked ever less often.
             let lasted = start.elapsed() >= self.policy.max_delay;
             attempt = if lasted { 1 } else { u32::saturating_add(attempt, 1) };
@@ -224,10 +270,6 @@ impl<R: Record> Follower<R> {
                 said = true;
             }
         }
-    }
-
-    fn announce(&self) {
-        self.shared.version.send_modify(|version| *version = version.wrapping_add(1));
     }
 }
 

@@ -196,6 +196,113 @@ impl MetadataStore for Meddled {
     }
 }
 
+/// Panics in so many of the next watched changes, and of the next pages.
+#[derive(Debug)]
+struct Panicking {
+    inner: Arc<MemoryStore>,
+    watches: Arc<AtomicU64>,
+    pages: AtomicU64,
+}
+
+#[derive(Debug)]
+struct PanickingWatch {
+    inner: Box<dyn Watch>,
+    panics: Arc<AtomicU64>,
+}
+
+/// Whether there was one to take off.
+fn count_down(left: &AtomicU64) -> bool {
+    let less = |left: u64| left.checked_sub(1);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+}
+
+#[async_trait]
+impl Watch for PanickingWatch {
+    async fn next(&mut self) -> Result<Vec<WatchEvent>, WatchError> {
+        let events = self.inner.next().await;
+        assert!(!count_down(&self.panics), "a defect in a watch");
+        events
+    }
+}
+
+#[async_trait]
+impl MetadataStore for Panicking {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<RangePage, StoreError> {
+        assert!(!count_down(&self.pages), "a defect in a read");
+        self.inner.range(prefix, after, limit).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        self.inner.txn(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        let inner = self.inner.watch(prefix, after).await?;
+        Ok(Box::new(PanickingWatch { inner, panics: Arc::clone(&self.watches) }))
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.inner.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.revoke_lease(lease).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_makes_the_view_stale_and_it_is_read_again() {
+    let inner = memory();
+    put(&*inner, "c/a", 1).await;
+    let watches = Arc::new(AtomicU64::new(0));
+    let store =
+        Arc::new(Panicking { inner: Arc::clone(&inner), watches, pages: AtomicU64::new(0) });
+    let shared = Arc::clone(&store) as Arc<dyn MetadataStore>;
+    let cache = WatchCache::start(shared, env(), RetryPolicy::default(), "c/").await;
+    let cache = cache.expect("read");
+    for next_value in 2..5 {
+        store.watches.store(1, Ordering::Relaxed);
+        store.pages.store(3, Ordering::Relaxed);
+        put(&*inner, "c/a", next_value).await;
+        eventually(&cache, "it goes stale", |cache| !cache.is_fresh()).await;
+        assert_eq!(cache.get("c/a"), Err(CacheError::Stale));
+        let seen = |cache: &WatchCache<_>| next(cache, "c/a") == Some(next_value);
+        eventually(&cache, "it is read again", seen).await;
+        assert_eq!(store.pages.load(Ordering::Relaxed), 0, "reads panicked, too");
+    }
+    put(&*inner, "c/b", 9).await;
+    eventually(&cache, "it is followed again", |cache| next(cache, "c/b") == Some(9)).await;
+}
+
+#[test]
+fn a_view_that_outlives_its_runtime_is_stale() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.expect("built");
+    let cache = runtime.block_on(async {
+        let store = memory();
+        put(&*store, "c/a", 1).await;
+        start(&store).await
+    });
+    let changes = cache.changes();
+    assert!(cache.is_fresh());
+    drop(runtime);
+    assert_eq!(cache.get("c/a"), Err(CacheError::Stale));
+    assert!(changes.has_changed().is_ok_and(|changed| changed), "and announces it");
+}
+
 #[tokio::test(start_paused = true)]
 async fn changes_between_the_pages_of_a_read_are_neither_missed_nor_undone() {
     let inner = memory();
