@@ -123,16 +123,58 @@ pub(crate) async fn commit(
     };
     let txn =
         Txn::default().when(Compare::Unchanged(key.clone(), Revision(version))).put(key, value);
-    match in_time(timeout, meta.txn(txn)).await {
+    commit_answer(metadata.id, in_time(timeout, meta.txn(txn)).await)
+}
+
+/// What the store's answer to the write of a ledger's record means.
+fn commit_answer(id: LedgerId, answer: Result<TxnOutcome, StoreError>) -> CommitAnswer {
+    match answer {
         Ok(TxnOutcome::Applied(revision)) => CommitAnswer::Committed(revision.0),
         Ok(TxnOutcome::Conflict(_)) => CommitAnswer::Conflict,
         Err(StoreError::Unknown(why)) => {
-            tracing::warn!(ledger = %metadata.id, why, "a ledger's record may have been written");
+            tracing::warn!(ledger = %id, why, "a ledger's record may have been written");
             CommitAnswer::Unknown
         }
-        Err(error) => {
-            tracing::warn!(ledger = %metadata.id, %error, "a ledger's record was not written");
+        // Each of these promises that it wasn't done: an ensemble that was changed and is taken
+        // for unchanged loses entries. A full store must be one of them, too: after an unknown
+        // outcome the writer reads and writes again at once, after these it waits.
+        Err(
+            error @ (StoreError::Unavailable(_)
+            | StoreError::Full(_)
+            | StoreError::Replaced(_)
+            | StoreError::TooLarge(_)
+            | StoreError::Invalid(_)
+            | StoreError::LeaseLost
+            | StoreError::Corrupt(_)
+            | StoreError::Denied(_)),
+        ) => {
+            tracing::warn!(ledger = %id, %error, "a ledger's record was not written");
             CommitAnswer::Unavailable
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_store_promises_is_told_apart_from_unknown() {
+        let (id, text) = (LedgerId(7), || "why".to_owned());
+        let answer = |answer| commit_answer(id, answer);
+        let applied = Ok(TxnOutcome::Applied(Revision(3)));
+        assert_eq!(answer(applied), CommitAnswer::Committed(3));
+        let conflict = Ok(TxnOutcome::Conflict(Revision(3)));
+        assert_eq!(answer(conflict), CommitAnswer::Conflict);
+        assert_eq!(answer(Err(StoreError::Unknown(text()))), CommitAnswer::Unknown);
+        for error in [
+            StoreError::Unavailable(text()),
+            StoreError::Full(text()),
+            StoreError::Replaced(text()),
+            StoreError::Denied(text()),
+            StoreError::LeaseLost,
+        ] {
+            assert_eq!(answer(Err(error)), CommitAnswer::Unavailable);
         }
     }
 }

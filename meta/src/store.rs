@@ -187,7 +187,7 @@ pub enum StoreError {
     /// The lease has ended or never was.
     #[error("the lease has ended")]
     LeaseLost,
-    /// No space is left for metadata.
+    /// No space is left for metadata. Nothing was done. (Of a lease: nothing that lasts.)
     #[error("the metadata store is full: {0}")]
     Full(String),
     /// The stored data can't be read.
@@ -197,7 +197,8 @@ pub enum StoreError {
     #[error("the metadata store refuses access: {0}")]
     Denied(String),
     /// The store isn't the one that this process has known: another one answers at its address, or
-    /// it was set back to an older state. Final: nothing is sent to it any more.
+    /// it was set back to an older state. Final: this wasn't done, and nothing is sent to it any
+    /// more.
     #[error("the metadata store was replaced or set back: {0}")]
     Replaced(String),
 }

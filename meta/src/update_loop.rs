@@ -110,16 +110,28 @@ pub async fn commit(
                 unknown = Some(error);
             }
             Err(error @ StoreError::Unavailable(_)) => last = error,
-            // Not done now; but an earlier copy may have been.
-            Err(error) => return Err(unknown.unwrap_or(error)),
+            // Trying again doesn't mend it. It is not done now; but an earlier copy may have been.
+            Err(error) => {
+                last = error;
+                break;
+            }
         }
     }
     let Some(unknown) = unknown else { return Err(last) };
-    // The last answers were lost, but the record may show that one of the copies was applied.
+    // The answers were lost, but the record may show that one of the copies was applied.
     // (If it doesn't, one may still be on its way.)
     match settle(store, witness, compared, Revision(0)).await {
         Ok(Some(applied @ TxnOutcome::Applied(_))) => Ok(applied),
-        _ => Err(unknown),
+        _ => Err(still_unknown(unknown, &last)),
+    }
+}
+
+/// What became of something stays unknown, but what came last tells people what to do about it.
+fn still_unknown(unknown: StoreError, last: &StoreError) -> StoreError {
+    match (unknown, last) {
+        (_, last @ StoreError::Unknown(_)) => last.clone(),
+        (StoreError::Unknown(why), last) => StoreError::Unknown(format!("{why}; and then: {last}")),
+        (other, _) => other,
     }
 }
 
@@ -227,9 +239,13 @@ where
     for attempt in 1..=policy.attempts.max(1) {
         policy.pause(env, attempt).await;
         let stored = read_patiently::<R>(store, env, policy, key).await;
-        let stored = stored.map_err(|error| {
-            // A failed read says nothing about an earlier attempt whose answer was lost.
-            if maybe_applied { UpdateError::Store(lost()) } else { UpdateError::Read(error) }
+        // A failed read says nothing about an earlier attempt whose answer was lost.
+        let stored = stored.map_err(|error| match error {
+            ReadError::Store(error) if maybe_applied => {
+                UpdateError::Store(still_unknown(lost(), &error))
+            }
+            _ if maybe_applied => UpdateError::Store(lost()),
+            error => UpdateError::Read(error),
         })?;
         let current = Current { stored: stored.as_ref(), maybe_applied };
         let record = match change(current).map_err(UpdateError::Refused)? {
@@ -251,7 +267,7 @@ where
             Err(StoreError::Unknown(_)) if !maybe_applied => maybe_applied = true,
             Err(error) if maybe_applied => {
                 tracing::warn!(key, %error, "a record could not be settled after a lost answer");
-                return Err(UpdateError::Store(lost()));
+                return Err(UpdateError::Store(still_unknown(lost(), &error)));
             }
             Err(error) => return Err(UpdateError::Store(error)),
         }

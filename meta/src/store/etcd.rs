@@ -140,6 +140,29 @@ impl EtcdStore {
         Ok(sender.revision)
     }
 
+    /// The same of a write, which by now is done.
+    fn write_answered(
+        &self,
+        header: Option<&ResponseHeader>,
+        floor: Revision,
+    ) -> Result<Revision, Failure> {
+        self.answered(header, floor).map_err(Failure::after_write)
+    }
+
+    /// Was a transaction done that etcd has refused as full? etcd looks at its quota before it
+    /// lets one in, and again after it has applied it, and says the same both times. Either way
+    /// nothing of it is on its way any more.
+    async fn settle_full(&self, before: Revision, why: String) -> StoreError {
+        let read = async |mut place: Place| {
+            let floor = self.identity.highest();
+            let key = self.root.key(keys::CLUSTER);
+            let options = GetOptions::new().with_keys_only();
+            let answer = place.connection.kv.get(key, Some(options)).await.map_err(failure)?;
+            self.answered(answer.header(), floor)
+        };
+        full_error(before, self.pool.call(Kind::Idempotent, read).await, why)
+    }
+
     fn forget_if_ended(&self, lease: LeaseId, kept: &Result<(), StoreError>) {
         if *kept == Err(StoreError::LeaseLost) {
             self.leases.lock().remove(&lease);
@@ -165,7 +188,7 @@ impl EtcdStore {
         let floor = self.identity.highest();
         let options = LeaseGrantOptions::new();
         let answer = place.connection.lease.grant(ttl_s, Some(options)).await.map_err(failure)?;
-        self.answered(answer.header(), floor)?;
+        self.write_answered(answer.header(), floor)?;
         let (id, granted_s) = (answer.id(), answer.ttl());
         if granted_s > most_granted_s(ttl_s) {
             // If this fails, the lease ends by itself.
@@ -181,6 +204,18 @@ impl EtcdStore {
         }
         let id = u64::try_from(id).ok().filter(|id| *id > 0);
         id.map(LeaseId).ok_or_else(|| Failure::Lost("a lease has no number".to_owned()))
+    }
+}
+
+/// What a transaction that was refused as full has come to: etcd was at revision `before`, or a
+/// higher one, when it was sent, and is at `now` after it was refused.
+fn full_error(before: Revision, now: Result<Revision, StoreError>, why: String) -> StoreError {
+    match now {
+        // Only puts need space, and each transaction that puts takes a revision: it wasn't done.
+        Ok(now) if now == before => StoreError::Full(why),
+        // By this transaction, or by others: whoever sent it looks for its nonce.
+        Ok(_) => StoreError::Unknown(why),
+        Err(error) => StoreError::Unknown(format!("{why}; and then: {error}")),
     }
 }
 
@@ -247,14 +282,18 @@ impl MetadataStore for EtcdStore {
         let write = async |mut place: Place| {
             let floor = self.identity.highest();
             let answer = place.connection.kv.txn(request.clone()).await.map_err(failure)?;
-            let revision = self.answered(answer.header(), floor)?;
+            let revision = self.write_answered(answer.header(), floor)?;
             Ok(if answer.succeeded() {
                 TxnOutcome::Applied(revision)
             } else {
                 TxnOutcome::Conflict(revision)
             })
         };
-        self.pool.call(Kind::Write, write).await
+        let before = self.identity.highest();
+        match self.pool.call(Kind::Write, write).await {
+            Err(StoreError::Full(why)) => Err(self.settle_full(before, why).await),
+            answer => answer,
+        }
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
@@ -298,7 +337,7 @@ impl MetadataStore for EtcdStore {
         let revoke = async |mut place: Place| {
             let floor = self.identity.highest();
             let answer = place.connection.lease.revoke(number).await.map_err(failure)?;
-            self.answered(answer.header(), floor).map(drop)
+            self.write_answered(answer.header(), floor).map(drop)
         };
         let revoked = self.pool.call(Kind::Write, revoke).await;
         // Whatever came of it, nobody keeps it alive any more.
@@ -310,6 +349,21 @@ impl MetadataStore for EtcdStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transaction_refused_as_full_is_not_done_for_certain_only_if_nothing_was_written_since() {
+        let settled = |now| full_error(Revision(7), now, "disarm it".to_owned());
+        assert_eq!(settled(Ok(Revision(7))), StoreError::Full("disarm it".to_owned()));
+        assert_eq!(settled(Ok(Revision(8))), StoreError::Unknown("disarm it".to_owned()));
+        for error in [
+            StoreError::Unavailable("gone".to_owned()),
+            StoreError::Replaced("gone".to_owned()),
+            StoreError::Full("gone".to_owned()),
+        ] {
+            let StoreError::Unknown(why) = settled(Err(error)) else { panic!("it is guessed") };
+            assert!(why.contains("disarm it") && why.contains("gone"), "{why}");
+        }
+    }
 
     #[test]
     fn a_time_to_live_is_rounded_up_to_what_etcd_counts_in() {

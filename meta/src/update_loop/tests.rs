@@ -1,14 +1,19 @@
 //! Lost answers, lost requests and rivals, in every order.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use async_trait::async_trait;
 use geminga_proto::env::{ManualClock, Random, SeededRandom};
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use super::*;
 use crate::record::{CounterRecord, TenantRecord};
 use crate::store::memory::{Fault, MemoryStore};
+use crate::store::{KeyValue, LeaseId, RangePage, Watch};
 
 const KEY: &str = "counters/ledgers";
 
@@ -251,6 +256,106 @@ async fn waits_double_up_to_the_limit_and_are_spread() {
         // Tokio's timer counts in milliseconds.
         let rounding = Duration::from_millis(1);
         assert!(waited <= longest + rounding && waited >= longest / 2, "{attempt}: {waited:?}");
+    }
+}
+
+/// Answers each transaction with the next of these errors, the first after doing it.
+#[derive(Debug)]
+struct Failing {
+    inner: MemoryStore,
+    first_is_done: bool,
+    errors: Mutex<VecDeque<StoreError>>,
+    asked: AtomicU32,
+}
+
+#[async_trait]
+impl MetadataStore for Failing {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<RangePage, StoreError> {
+        self.inner.range(prefix, after, limit).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        let first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
+        let Some(error) = self.errors.lock().pop_front() else {
+            return self.inner.txn(txn).await;
+        };
+        if first && self.first_is_done {
+            self.inner.txn(txn).await?;
+        }
+        Err(error)
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        self.inner.watch(prefix, after).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.inner.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.revoke_lease(lease).await
+    }
+}
+
+fn failing(first_is_done: bool) -> Failing {
+    let lost = StoreError::Unknown("the first answer was lost".to_owned());
+    let full = StoreError::Full("disarm it".to_owned());
+    let mut errors = VecDeque::from(vec![full; 100]);
+    errors.push_front(lost);
+    let asked = AtomicU32::new(0);
+    Failing { inner: store(), first_is_done, errors: Mutex::new(errors), asked }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_full_by_the_second_copy_does_not_hide_that_the_first_was_applied() {
+    for first_is_done in [true, false] {
+        let (store, env) = (failing(first_is_done), env(1));
+        let nonce = Nonce::new(&*env.random);
+        let txn = put(&store.inner, 7, nonce).await;
+        let witness = Witness::new(KEY, nonce);
+        let outcome = commit(&store, &env, RetryPolicy::default(), txn, &witness).await;
+        assert_eq!(store.asked.load(Ordering::Relaxed), 2, "a full store isn't asked in vain");
+        if first_is_done {
+            assert_eq!(outcome, Ok(TxnOutcome::Applied(Revision(1))));
+            continue;
+        }
+        let Err(StoreError::Unknown(why)) = outcome else { panic!("it is guessed: {outcome:?}") };
+        assert!(why.contains("was lost") && why.contains("disarm it"), "{why}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_is_unknown_because_the_store_is_full_says_what_to_do() {
+    for first_is_done in [true, false] {
+        let (store, env) = (failing(first_is_done), env(1));
+        let change = |current: Current<'_, CounterRecord>| {
+            let next = current.stored.map_or(1, |stored| stored.record.next + 1);
+            Ok::<_, Infallible>(Change::Put(CounterRecord { next }))
+        };
+        let updated = update(&store, &env, RetryPolicy::default(), KEY, change).await;
+        if first_is_done {
+            let updated = updated.expect("made").expect("stored");
+            assert_eq!(updated.record.next, 1);
+            continue;
+        }
+        let Err(UpdateError::Store(StoreError::Unknown(why))) = updated else {
+            panic!("it is guessed: {updated:?}")
+        };
+        assert!(why.contains("disarm it"), "{why}");
     }
 }
 

@@ -334,6 +334,45 @@ async fn a_full_etcd_says_so_and_what_to_do_and_still_deletes_and_keeps_leases()
     eventually(async || put(&*store, "small", "v").await).await;
 }
 
+/// etcd looks at its quota when it takes a request, and again when it has applied it; so what is
+/// under way when the quota is used up may be applied and refused all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_a_full_etcd_refused_for_certain_is_not_there() {
+    const WRITES: usize = 64;
+    let home = home();
+    let small = EtcdOptions { quota_bytes: Some(4 * 1024 * 1024), ..EtcdOptions::default() };
+    let etcd = Etcd::start_with(home.path(), &small);
+    let mut config = config(&etcd);
+    config.request_timeout = PATIENCE;
+    let store = connect(config).await;
+    let large = vec![7; MAX_TXN_BYTES / 4];
+    let writes = (0..WRITES).map(|write| {
+        let (store, large) = (Arc::clone(&store), large.clone());
+        tokio::spawn(async move {
+            let key = format!("large/{write}");
+            (store.txn(Txn::default().put(key.clone(), large)).await, key)
+        })
+    });
+    for write in writes.collect::<Vec<_>>() {
+        let (answer, key) = write.await.expect("no panic");
+        let there = store.get(&key).await.expect("read").is_some();
+        match answer {
+            Ok(_) => assert!(there, "{key} was answered, but isn't there"),
+            Err(StoreError::Full(why)) => {
+                assert!(!there, "{key} is there, though it was refused: {why}");
+            }
+            Err(StoreError::Unknown(why)) => {
+                assert!(why.contains("etcdctl alarm disarm"), "{why}");
+            }
+            Err(error) => panic!("{key}: {error}"),
+        }
+    }
+    // From now on nothing is written, so what is refused is refused for certain.
+    let settled = put(&*store, "small", "v").await;
+    assert!(matches!(settled, Err(StoreError::Full(_))), "{settled:?}");
+    assert_eq!(store.get("small").await, Ok(None));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endpoints_out_of_reach_are_named_and_one_that_answers_is_enough() {
     let real = Real::start().await;

@@ -108,6 +108,34 @@ async fn another_etcd_with_the_same_cluster_id_and_a_higher_revision_is_never_us
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_the_right_etcd_answers_after_another_one_has_is_unknown() {
+    let real = Real::start().await;
+    let elsewhere = home();
+    let other = Etcd::start(elsewhere.path());
+    let mut config = config(&real.etcd);
+    config.endpoints.push(other.url(0));
+    config.request_timeout = Duration::from_secs(6);
+    let store = connect(config).await;
+    put(&*store, "a", "1").await.expect("written");
+    real.etcd.freeze(0);
+    let write = {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { put(&*store, "a", "2").await })
+    };
+    // Half of its time goes by at the frozen one; then it asks the other one.
+    let read = store.get("a").await;
+    assert!(matches!(read, Err(StoreError::Replaced(_))), "{read:?}");
+    real.etcd.thaw(0);
+    let written = write.await.expect("no panic");
+    let there = eventually(async || real.store.get("a").await).await.expect("it is there");
+    assert_eq!(there.value.as_ref(), b"2", "it was done: {written:?}");
+    let Err(StoreError::Unknown(why)) = written else { panic!("it is guessed: {written:?}") };
+    assert!(why.contains("replaced"), "{why}");
+    let next = put(&*store, "a", "3").await;
+    assert!(matches!(next, Err(StoreError::Replaced(_))), "nothing is sent any more: {next:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clusters_in_one_etcd_do_not_see_each_other() {
     let real = Real::start().await;
     let mut config = config(&real.etcd);

@@ -1,7 +1,8 @@
 //! What an error of etcd, or on the way to it, means for a request: [`Failure`].
 //!
 //! Invariant: *refused* and *unsent* are said only of a request that surely had no effect: it was
-//! refused before it was proposed, or never sent. Everything that isn't known here counts as lost.
+//! refused before it was proposed, or never sent. Everything that isn't known here counts as lost,
+//! and so does what is found out after a write was done ([`Failure::after_write`]).
 
 use std::error::Error;
 
@@ -10,7 +11,8 @@ use tonic::{Code, Status};
 
 use crate::store::StoreError;
 
-/// Why a request to one endpoint failed.
+/// Why a request to one endpoint failed. Of a transaction that was sent, [`StoreError::Full`] is
+/// the one final answer that doesn't say whether it was done: the store settles it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
     /// Every endpoint would say the same.
@@ -30,6 +32,15 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// What is wrong with the answer to a write that etcd has carried out, or so it says: all the
+    /// same it was sent, and may have been done.
+    pub(super) fn after_write(self) -> Self {
+        match self {
+            Self::Final(error) => Self::Lost(error.to_string()),
+            failure => failure,
+        }
+    }
+
     /// For people.
     pub(super) fn text(&self) -> String {
         match self {
@@ -204,6 +215,15 @@ mod tests {
         let reset = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
         let broken = Status::from_error(Box::new(reset));
         assert_eq!(status_failure(&broken), Failure::Broken("reset".to_owned()));
+    }
+
+    #[test]
+    fn a_write_that_was_answered_may_have_been_done_whatever_is_wrong_with_the_answer() {
+        let replaced = Failure::Final(StoreError::Replaced("it is at revision 3".to_owned()));
+        let Failure::Lost(why) = replaced.after_write() else { panic!("it counts as not done") };
+        assert!(why.contains("replaced") && why.contains("revision 3"), "{why}");
+        let lost = Failure::Lost("an answer has no header".to_owned());
+        assert_eq!(lost.clone().after_write(), lost);
     }
 
     #[test]
