@@ -11,6 +11,7 @@ use geminga_proto::env::Env;
 use geminga_proto::id::LedgerId;
 use geminga_proto::storage::{
     AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest, ReadResult,
+    StoredEntry,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
@@ -22,7 +23,7 @@ use crate::done::AppendDone;
 use crate::error::{CloseError, OpenError};
 use crate::log::crew::Crew;
 use crate::log::state::FenceAdmission;
-use crate::log::{Log, OpenReport, Origin};
+use crate::log::{Log, NotRead, OpenReport, Origin};
 
 /// Hints that wait for a look; more turn into a census of everything.
 const MAX_HINTS: usize = 100_000;
@@ -141,15 +142,27 @@ impl Bookie {
     /// # Errors
     /// Why the first entry can't be sent.
     pub async fn read(&self, request: ReadRequest) -> ReadResult {
+        self.read_within(request, u64::MAX).await.map_err(|not_read| match not_read {
+            NotRead::Failed(error) => error,
+            NotRead::Larger(_) => BookieError::TooLarge,
+        })
+    }
+
+    /// As [`Self::read`], but a first entry above `room` bytes is not read.
+    pub(crate) async fn read_within(
+        &self,
+        request: ReadRequest,
+        room: u64,
+    ) -> Result<Vec<StoredEntry>, NotRead> {
         if let Some(token) = request.fence {
             self.fence(FenceRequest { ledger: request.ledger, token }).await?;
         }
         let permit = self.inner.reads.acquire().await;
         // The semaphore is never closed; were it, reading unbounded would be the lesser evil.
         let log = self.inner.log.clone();
-        let read = tokio::task::spawn_blocking(move || log.read(&request)).await;
+        let read = tokio::task::spawn_blocking(move || log.read(&request, room)).await;
         drop(permit);
-        read.unwrap_or(Err(BookieError::Io))
+        read.unwrap_or(Err(BookieError::Io.into()))
     }
 
     /// Fences a ledger. Answers once the fence and all adds accepted before it are durable.

@@ -42,6 +42,7 @@ pub(crate) use replay::manifest_names;
 use files::Files;
 use group::GroupBuffer;
 use manifest::Copies;
+pub(crate) use reader::NotRead;
 use reader::PageCache;
 use state::{FenceAdmission, LogState};
 use writer::{NotOpened, OpenGroup};

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use geminga_proto::id::{EntryId, LedgerId, SegmentId};
-use geminga_proto::storage::{BookieError, ReadRequest, ReadResult, StoredEntry};
+use geminga_proto::storage::{BookieError, ReadRequest, StoredEntry};
 
 use super::Log;
 use super::codec::Home;
@@ -103,33 +103,59 @@ enum Failure {
     /// The segment was recycled meanwhile.
     Recycled,
     Failed(BookieError),
+    /// The first entry has so many bytes, more than whoever asks has room for.
+    Larger(u64),
+}
+
+/// Why nothing was read within the room there was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotRead {
+    /// The first entry needs so many bytes; they were not read.
+    Larger(u64),
+    Failed(BookieError),
+}
+
+impl From<BookieError> for NotRead {
+    fn from(error: BookieError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Log {
-    /// Reads entries; see [`geminga_proto::storage::ReadResult`]. Blocks on the disk.
-    pub(crate) fn read(&self, request: &ReadRequest) -> ReadResult {
+    /// Reads entries; see [`geminga_proto::storage::ReadResult`]. Blocks on the disk. A first entry
+    /// above `room` bytes is not read.
+    pub(crate) fn read(
+        &self,
+        request: &ReadRequest,
+        room: u64,
+    ) -> Result<Vec<StoredEntry>, NotRead> {
         if request.max_entries == 0
             || request.ledger > LedgerId::MAX
             || request.first > EntryId::MAX
         {
-            return Err(BookieError::Invalid);
+            return Err(BookieError::Invalid.into());
         }
         for _ in 0..ATTEMPTS {
-            match self.try_read(request) {
+            match self.try_read(request, room) {
                 Ok(entries) => return Ok(entries),
                 Err(Failure::Recycled) => {}
-                Err(Failure::Failed(error)) => return Err(error),
+                Err(Failure::Failed(error)) => return Err(error.into()),
+                Err(Failure::Larger(bytes)) => return Err(NotRead::Larger(bytes)),
             }
         }
         // Only a ledger that is being deleted under the reader comes here.
-        Err(BookieError::UnknownEntry)
+        Err(BookieError::UnknownEntry.into())
     }
 
-    fn try_read(&self, request: &ReadRequest) -> Result<Vec<StoredEntry>, Failure> {
+    fn try_read(&self, request: &ReadRequest, room: u64) -> Result<Vec<StoredEntry>, Failure> {
         let max_entries = request.max_entries.min(self.read_limits.max_entries);
         let max_bytes = request.max_bytes.min(self.read_limits.max_bytes);
         let plan = self.state.lock().plan(request.ledger, request.first, max_entries);
         let located = self.locate(&plan, request.first, max_entries, max_bytes)?;
+        let first_bytes = located.first().map_or(0, |first| u64::from(first.place.payload_bytes));
+        if first_bytes > room {
+            return Err(Failure::Larger(first_bytes));
+        }
         let mut entries = Vec::with_capacity(located.len());
         while let Some(rest) = located.get(entries.len()..).filter(|rest| !rest.is_empty()) {
             let run = &rest[..run_length(rest)];

@@ -5,10 +5,19 @@
 //! that ask and don't take hold little memory. A read that gets no share of the bytes of all in
 //! time is refused as overloaded: whoever asks has other bookies, and must not wait for who doesn't
 //! take.
+//!
+//! A fence waits for no read: it has places of its own, and reads that wait for theirs are set
+//! aside, so that what comes after them is seen.
+//!
+//! Invariant: a read that waits for one kind of bytes holds none of the other kind. Otherwise the
+//! reads of a stream would wait for each other, or one stream's reads would hold what all need.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt, stream};
 use geminga_proto::id::{EntryId, LedgerId, LedgerToken};
 use geminga_proto::storage::{BookieError, ReadRequest, ReadResult};
@@ -19,14 +28,20 @@ use tonic::Status;
 use super::guard::Stopping;
 use super::status_of;
 use crate::bookie::Bookie;
+use crate::log::NotRead;
 
-/// Reads and fences of one stream that are under way at once. Fences wait for the disk, and the
-/// more of them wait together, the fewer times they do; reads are bounded by their bytes.
+/// Reads, and also fences, of one stream that are under way at once. Fences wait for the disk, and
+/// the more of them wait together, the fewer times they do; reads are bounded by their bytes.
 const MAX_IN_FLIGHT: usize = 256;
+/// Requests of one stream that may be set aside until others are answered; with as many, no further
+/// message is taken. More than a broker ever has unanswered.
+const MAX_SET_ASIDE: usize = 8_192;
 /// Answers go into one message up to this size.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Bytes of answers of one stream that may be under way or not taken yet.
 const MAX_UNTAKEN_BYTES: u32 = 32 << 20;
+/// Least claim of a read: so few bytes are not worth looking an entry up twice.
+const LEAST_CLAIM_BYTES: u64 = 64 << 10;
 
 /// Bytes of answers, of all streams, that may be under way or not taken yet.
 #[derive(Debug, Clone)]
@@ -48,6 +63,11 @@ impl ReadBudget {
         let claim = self.bytes.clone().acquire_many_owned(bytes.min(self.most));
         tokio::time::timeout(self.wait, claim).await.ok()?.ok()
     }
+
+    /// `None`: there is not enough left now.
+    fn try_claim(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
+        self.bytes.clone().try_acquire_many_owned(bytes.min(self.most)).ok()
+    }
 }
 
 /// What an answer may take, of its stream's bytes and of those of all streams.
@@ -64,12 +84,6 @@ impl Claim {
             drop(permit.split(permit.num_permits().saturating_sub(bytes)));
         }
     }
-}
-
-/// What is asked on a stream.
-enum Asked {
-    Read(pb::ReadRequest),
-    Fence(pb::FenceRequest),
 }
 
 enum Answer {
@@ -109,6 +123,32 @@ impl Message {
     }
 }
 
+/// Where the reads of one stream get their claims.
+#[derive(Debug, Clone)]
+struct Budgets {
+    stream: Arc<Semaphore>,
+    all: ReadBudget,
+}
+
+impl Budgets {
+    /// `None`: there is nothing left of the bytes of all, for too long.
+    async fn claim(&self, bytes: u64) -> Option<Claim> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_UNTAKEN_BYTES);
+        loop {
+            // The semaphore is never closed.
+            let stream = self.stream.clone().acquire_many_owned(bytes).await.ok()?;
+            if let Some(all) = self.all.try_claim(bytes) {
+                return Some(Claim { stream, all });
+            }
+            drop(stream);
+            let all = self.all.claim(bytes).await?;
+            if let Ok(stream) = self.stream.clone().try_acquire_many_owned(bytes) {
+                return Some(Claim { stream, all });
+            }
+        }
+    }
+}
+
 /// Answers `requests` in any order until they end or the port is ending.
 pub(super) fn answer<S>(
     bookie: Bookie,
@@ -119,60 +159,128 @@ pub(super) fn answer<S>(
 where
     S: Stream<Item = Result<pb::ReadBatch, Status>> + Send,
 {
-    let budget = Arc::new(Semaphore::new(MAX_UNTAKEN_BYTES as usize));
-    let requests = requests.flat_map(|batch| match batch {
-        Ok(batch) => {
-            let fences = batch.fences.into_iter().map(|request| Ok(Asked::Fence(request)));
-            let reads = batch.requests.into_iter().map(|request| Ok(Asked::Read(request)));
-            stream::iter(fences.chain(reads).collect::<Vec<_>>())
-        }
-        Err(status) => stream::iter(vec![Err(status)]),
-    });
-    requests
-        .take_until(stopping.wait())
-        .map(move |request| answer_one(bookie.clone(), budget.clone(), all.clone(), request))
-        .buffer_unordered(MAX_IN_FLIGHT)
+    let stream = Arc::new(Semaphore::new(MAX_UNTAKEN_BYTES as usize));
+    let asked = Asked {
+        bookie,
+        budgets: Budgets { stream, all },
+        requests: Box::pin(requests.take_until(stopping.wait())),
+        ended: false,
+        reads: Lane::default(),
+        fences: Lane::default(),
+    };
+    let next = |mut asked: Asked<_>| async move {
+        let answer = asked.next().await?;
+        Some((answer, asked))
+    };
+    stream::unfold(asked, next)
         .ready_chunks(MAX_IN_FLIGHT)
         .flat_map(|ready| stream::iter(coalesce(ready)))
         // Here it is taken; the connection's own window bounds what comes after.
         .map(|message| message.map(|message| message.answers))
 }
 
-async fn answer_one(
-    bookie: Bookie,
-    budget: Arc<Semaphore>,
-    all: ReadBudget,
-    asked: Result<Asked, Status>,
-) -> Result<Claimed, Status> {
-    let request = match asked? {
-        Asked::Read(request) => request,
-        Asked::Fence(request) => {
-            let answer = Answer::Fence(super::fence(&bookie, request).await);
-            return Ok(Claimed { answer, claim: None });
+/// Requests of one kind: those under way, and those that are set aside until there is a place.
+struct Lane<R> {
+    aside: VecDeque<R>,
+    under_way: FuturesUnordered<BoxFuture<'static, Claimed>>,
+}
+
+impl<R> Default for Lane<R> {
+    fn default() -> Self {
+        Self { aside: VecDeque::new(), under_way: FuturesUnordered::new() }
+    }
+}
+
+impl<R> Lane<R> {
+    fn start(&mut self, mut begin: impl FnMut(R) -> BoxFuture<'static, Claimed>) {
+        while self.under_way.len() < MAX_IN_FLIGHT
+            && let Some(request) = self.aside.pop_front()
+        {
+            self.under_way.push(begin(request));
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.aside.len() >= MAX_SET_ASIDE
+    }
+}
+
+/// What was asked on a stream and is not answered.
+struct Asked<S> {
+    bookie: Bookie,
+    budgets: Budgets,
+    requests: S,
+    ended: bool,
+    reads: Lane<pb::ReadRequest>,
+    fences: Lane<pb::FenceRequest>,
+}
+
+impl<S> Asked<S>
+where
+    S: Stream<Item = Result<pb::ReadBatch, Status>> + Send + Unpin,
+{
+    /// The next answer; `None` once all is answered and nothing more will be asked.
+    async fn next(&mut self) -> Option<Result<Claimed, Status>> {
+        loop {
+            self.start();
+            let takes = !self.ended && !self.reads.is_full() && !self.fences.is_full();
+            tokio::select! {
+                Some(answer) = self.fences.under_way.next() => return Some(Ok(answer)),
+                Some(answer) = self.reads.under_way.next() => return Some(Ok(answer)),
+                batch = self.requests.next(), if takes => match batch {
+                    Some(Ok(batch)) => {
+                        self.fences.aside.extend(batch.fences);
+                        self.reads.aside.extend(batch.requests);
+                    }
+                    Some(Err(status)) => return Some(Err(status)),
+                    None => self.ended = true,
+                },
+                else => return None,
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        let Self { bookie, budgets, reads, fences, .. } = self;
+        fences.start(|request| {
+            let bookie = bookie.clone();
+            Box::pin(async move {
+                let answer = Answer::Fence(super::fence(&bookie, request).await);
+                Claimed { answer, claim: None }
+            })
+        });
+        reads.start(|request| Box::pin(read(bookie.clone(), budgets.clone(), request)));
+    }
+}
+
+async fn read(bookie: Bookie, budgets: Budgets, asked: pb::ReadRequest) -> Claimed {
+    let request = ReadRequest {
+        ledger: LedgerId(asked.ledger_id),
+        first: EntryId(asked.first_entry_id),
+        max_entries: asked.max_entries,
+        max_bytes: asked.max_bytes,
+        fence: asked.fence.then_some(LedgerToken(asked.token)),
     };
-    let limits = bookie.config();
-    // One entry is answered whatever was asked for.
-    let most = request.max_bytes.min(limits.max_read_bytes).max(limits.max_entry_bytes.into());
-    let most = u32::try_from(most).unwrap_or(u32::MAX).min(MAX_UNTAKEN_BYTES);
-    let Ok(stream) = budget.acquire_many_owned(most).await else {
-        return Err(Status::internal("the bytes of a read stream can't be counted"));
-    };
-    let Some(all) = all.claim(most).await else {
-        let answer = read_answer(request.request_id, Err(BookieError::Overloaded));
-        return Ok(Claimed { answer: Answer::Read(answer), claim: None });
-    };
-    let mut claim = Claim { stream, all };
-    let read = bookie.read(ReadRequest {
-        ledger: LedgerId(request.ledger_id),
-        first: EntryId(request.first_entry_id),
-        max_entries: request.max_entries,
-        max_bytes: request.max_bytes,
-        fence: request.fence.then_some(LedgerToken(request.token)),
-    });
-    let answer = read_answer(request.request_id, read.await);
-    claim.shrink(size(&answer));
-    Ok(Claimed { answer: Answer::Read(answer), claim: Some(claim) })
+    let mut room = asked.max_bytes.min(bookie.config().max_read_bytes).max(LEAST_CLAIM_BYTES);
+    loop {
+        let Some(mut claim) = budgets.claim(room).await else {
+            let answer = read_answer(asked.request_id, Err(BookieError::Overloaded));
+            return Claimed { answer: Answer::Read(answer), claim: None };
+        };
+        let result = match bookie.read_within(request, room).await {
+            Ok(entries) => Ok(entries),
+            Err(NotRead::Failed(error)) => Err(error),
+            // One entry is answered whatever was asked for. The claim is given up and not added to:
+            // reads that hold some and wait for more would wait for each other.
+            Err(NotRead::Larger(bytes)) => {
+                room = bytes.max(room.saturating_add(1));
+                continue;
+            }
+        };
+        let answer = read_answer(asked.request_id, result);
+        claim.shrink(size(&answer));
+        return Claimed { answer: Answer::Read(answer), claim: Some(claim) };
+    }
 }
 
 fn size(answer: &pb::ReadAnswer) -> usize {

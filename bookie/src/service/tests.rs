@@ -19,6 +19,8 @@ use crate::config::BookieConfig;
 use crate::cookie::Identity;
 use crate::device::memory::MemoryDevice;
 
+mod reads;
+
 pub(super) fn bookie() -> Bookie {
     let config = BookieConfig {
         segment_bytes: Some(1 << 20),

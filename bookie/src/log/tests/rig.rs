@@ -19,6 +19,7 @@ use crate::config::BookieConfig;
 use crate::device::memory::MemoryDevice;
 use crate::done::{AppendAnswer, AppendDone};
 use crate::error::OpenError;
+use crate::log::NotRead;
 use crate::log::keeper::Chored;
 use crate::log::state::FenceAdmission;
 use crate::log::{Hand, Log, OpenReport, Origin, Turn};
@@ -211,7 +212,10 @@ impl Rig {
     pub fn read(&self, ledger: u64, first: u64, max_entries: u32) -> ReadResult {
         let (ledger, first) = (LedgerId(ledger), EntryId(first));
         let request = ReadRequest { ledger, first, max_entries, max_bytes: u64::MAX, fence: None };
-        self.log.read(&request)
+        self.log.read(&request, u64::MAX).map_err(|not_read| match not_read {
+            NotRead::Failed(error) => error,
+            NotRead::Larger(bytes) => panic!("{bytes} bytes don't fit into any"),
+        })
     }
 
     /// Reads one entry's payload.
