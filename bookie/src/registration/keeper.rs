@@ -1,5 +1,9 @@
 //! [`Keeper`]: takes the bookie's name in the metadata and keeps its record up to date.
 
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+
 use super::*;
 
 /// The lease that the record hangs on, and what was told with it.
@@ -198,8 +202,17 @@ impl Keeper {
         Ok(Some(Found { stored: Stored::from_pair(pair)?, lease }))
     }
 
-    /// Keeps the record up until it is told to stop; then takes it away.
-    pub(super) async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+    /// Keeps the record up until it is told to stop; then takes it away. Should that panic, it goes
+    /// on: nobody would find a bookie that serves and isn't registered. What is held is set as a
+    /// whole, so that nothing is left half changed.
+    pub(super) async fn run(mut self, stopped: watch::Receiver<bool>) {
+        while AssertUnwindSafe(self.keep_up(stopped.clone())).catch_unwind().await.is_err() {
+            tracing::error!("keeping up this bookie's registration panicked; it goes on");
+            tokio::time::sleep(self.pace()).await;
+        }
+    }
+
+    async fn keep_up(&mut self, mut stopped: watch::Receiver<bool>) {
         let mut last = Turn::Registered;
         loop {
             // A sender that is gone means that nobody waits for the record to go.

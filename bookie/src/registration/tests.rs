@@ -1,8 +1,10 @@
 //! The registration over a memory metadata store whose faults are injected.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use geminga_meta::record::{ClusterRecord, CookieRecord};
 use geminga_meta::store::MemoryStore;
-use geminga_proto::env::SystemClock;
+use geminga_proto::env::{Clock, SystemClock};
 use geminga_proto::id::{ClusterId, LedgerId, LedgerToken};
 use geminga_proto::storage::FenceRequest;
 
@@ -204,4 +206,38 @@ fn only_what_matters_is_worth_a_write() {
     let full = BookieRecord { writable: false, ..free(0) };
     assert!(differs(&told, &full, soon), "what it takes is told at once");
     assert!(differs(&full, &BookieRecord { poisoned: true, ..full.clone() }, soon));
+}
+
+/// Panics once when it is told to.
+#[derive(Debug, Default)]
+struct PanickyClock {
+    clock: SystemClock,
+    armed: AtomicBool,
+}
+
+impl Clock for PanickyClock {
+    fn wall_ms(&self) -> u64 {
+        self.clock.wall_ms()
+    }
+
+    fn monotonic(&self) -> Monotonic {
+        assert!(!self.armed.swap(false, Ordering::SeqCst), "a defect");
+        self.clock.monotonic()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_whose_keeping_panicked_is_kept_on() {
+    let store = metadata().await;
+    let clock = Arc::new(PanickyClock::default());
+    let env = Env { clock: clock.clone(), ..Env::system() };
+    let bookie = open(bookie_config());
+    let registration = Registration::start(config(7_001), bookie, store.clone(), env).await;
+    let registration = registration.expect("registered");
+    clock.armed.store(true, Ordering::SeqCst);
+    until(&store, "it panics", |_| !clock.armed.load(Ordering::SeqCst)).await;
+    store.expire_leases();
+    until(&store, "it registers again", |record| record.is_some()).await;
+    registration.close().await;
+    assert_eq!(found(&store).await, None);
 }
