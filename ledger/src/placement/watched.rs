@@ -1,13 +1,14 @@
 //! [`WatchedPlacement`]: chooses among the bookies that are registered, by a watched view.
 //!
 //! While the metadata store doesn't answer, it goes on with what it knew last. A bookie that failed
-//! a ledger is *suspect* for a while, or until it is started anew, since what is wrong with it
-//! mostly concerns all ledgers, and a dead one is in the view until its lease ends. An address
-//! stays known when its bookie is gone from the view: readers and recoveries try there.
+//! a ledger is *suspect* for a while, or until it is started anew, if what is wrong with it
+//! concerns all ledgers ([`concerns_all`]); a dead one is in the view until its lease ends. An
+//! address stays known when its bookie is gone from the view: readers and recoveries try there.
 //!
 //! Invariant: `pick` and `address` wait for nothing but a short lock.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use geminga_proto::env::{Env, Monotonic};
 use geminga_proto::id::BookieId;
 use geminga_proto::storage::BookieError;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::placement::choice::{Candidate, Want, choose};
@@ -28,6 +30,8 @@ use crate::transport::grpc::BookieDirectory;
 
 /// Addresses of bookies that are gone which are remembered.
 const MAX_FORMER: usize = 10_000;
+/// Wait before the view is taken in again after a panic.
+const SEE_AGAIN: Duration = Duration::from_millis(500);
 
 /// Settings of a [`WatchedPlacement`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,15 +150,11 @@ impl WatchedPlacement {
         let cache =
             WatchCache::<BookieRecord>::start(store, env.clone(), policy, keys::BOOKIES).await?;
         let known = Arc::new(Mutex::new(Known::default()));
-        let mut changes = cache.changes();
+        let changes = cache.changes();
         see(&cache, &known);
         let shown = Arc::clone(&known);
-        let follower = tokio::spawn(async move {
-            // The cache, and so the watch, lives as long as this task.
-            while changes.changed().await.is_ok() {
-                see(&cache, &shown);
-            }
-        });
+        // The cache, and so the watch, lives as long as this task.
+        let follower = tokio::spawn(follow(changes, move || see(&cache, &shown)));
         Ok(Self { env, config, known, follower: follower.abort_handle() })
     }
 
@@ -162,6 +162,40 @@ impl WatchedPlacement {
     #[must_use]
     pub fn registered(&self) -> Vec<BookieRecord> {
         self.known.lock().bookies.clone()
+    }
+}
+
+/// Takes the view in whenever it has changed. Should that panic, it is tried again after a pause: a
+/// view that nobody follows would be taken for the truth for ever.
+async fn follow(mut changes: watch::Receiver<u64>, mut see: impl FnMut()) {
+    loop {
+        if changes.changed().await.is_err() {
+            return;
+        }
+        // What is known is replaced as a whole.
+        while catch_unwind(AssertUnwindSafe(&mut see)).is_err() {
+            tracing::error!("following which bookies are registered panicked; it is tried again");
+            tokio::time::sleep(SEE_AGAIN).await;
+        }
+    }
+}
+
+/// Whether a bookie that answers so fails other ledgers, too. The rest says something about the
+/// request, the ledger or an entry, and nothing about the bookie.
+fn concerns_all(error: BookieError) -> bool {
+    match error {
+        BookieError::Unreachable
+        | BookieError::Overloaded
+        | BookieError::Io
+        | BookieError::DiskFull
+        | BookieError::ReadOnly => true,
+        BookieError::Fenced
+        | BookieError::WrongToken
+        | BookieError::TooLarge
+        | BookieError::Invalid
+        | BookieError::NoSuchEntry
+        | BookieError::UnknownEntry
+        | BookieError::CorruptEntry => false,
     }
 }
 
@@ -215,7 +249,10 @@ impl Placement for WatchedPlacement {
         known.pick(keep, exclude, count, now, |bound| self.env.random.below(bound))
     }
 
-    fn failed(&self, bookie: &BookieId, _: BookieError) {
+    fn failed(&self, bookie: &BookieId, error: BookieError) {
+        if !concerns_all(error) {
+            return;
+        }
         let until = self.env.clock.monotonic().saturating_add(self.config.quarantine);
         let mut known = self.known.lock();
         let found = known.bookies.iter().find(|known| known.bookie_id == *bookie);

@@ -153,3 +153,51 @@ async fn a_record_that_cannot_be_used_hides_no_other() {
     scene.until("the last one is seen", |placement| placement.registered().len() == 2).await;
     assert_eq!(scene.placement.pick(3, 2, &[]).map(|picked| picked.len()), Ok(2));
 }
+
+#[tokio::test]
+async fn an_answer_that_concerns_one_ledger_only_makes_no_bookie_suspect() {
+    let scene = scene(&[record(0, "")]).await;
+    for error in [
+        BookieError::Fenced,
+        BookieError::WrongToken,
+        BookieError::TooLarge,
+        BookieError::Invalid,
+        BookieError::NoSuchEntry,
+        BookieError::UnknownEntry,
+        BookieError::CorruptEntry,
+    ] {
+        scene.placement.failed(&name(0), error);
+        assert!(!scene.placement.is_suspect(&name(0)), "{error}");
+    }
+    for error in [
+        BookieError::Unreachable,
+        BookieError::Io,
+        BookieError::DiskFull,
+        BookieError::ReadOnly,
+        BookieError::Overloaded,
+    ] {
+        scene.placement.failed(&name(0), error);
+        assert!(scene.placement.is_suspect(&name(0)), "{error}");
+        scene.clock.advance(Duration::from_secs(6));
+    }
+}
+
+#[tokio::test]
+async fn a_view_whose_taking_in_panics_is_taken_in_again() {
+    let (changed, changes) = watch::channel(0);
+    let (seen, mut seeing) = watch::channel(0);
+    let mut turns = 0;
+    let follower = tokio::spawn(follow(changes, move || {
+        turns += 1;
+        assert!(turns > 1, "a defect");
+        seen.send_replace(turns);
+    }));
+    for (change, turn) in [(1, 2), (2, 3)] {
+        changed.send_replace(change);
+        let limit = Duration::from_secs(10);
+        let seen = tokio::time::timeout(limit, seeing.wait_for(|seen| *seen == turn)).await;
+        assert!(matches!(seen, Ok(Ok(_))), "without another change");
+    }
+    drop(changed);
+    follower.await.expect("ends with the view");
+}
