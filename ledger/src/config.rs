@@ -21,7 +21,8 @@ pub struct LedgerStoreConfig {
     pub append_timeout_ms: u64,
     /// After how long a read, a fence or a metadata request counts as unanswered.
     pub request_timeout_ms: u64,
-    /// After how long without an answer to a read another bookie is asked too.
+    /// After how long without an answer to a read another bookie may be asked too: always if the
+    /// bookie is suspect or answers nobody, and else one read in twenty.
     pub read_hedge_ms: u64,
     /// How long to wait before a failed bookie is tried again or replaced.
     pub retry_interval_ms: u64,

@@ -3,12 +3,15 @@
 //! It refuses to read above the last confirmed entry, and never takes one bookie's *no such
 //! entry* for the truth: a confirmed entry may lack a copy.
 
+pub(crate) mod hedging;
+
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};
 use geminga_proto::storage::{BookieError, ReadRequest, ReadResult, StoredEntry};
+use tokio::time::Instant;
 
 use crate::error::ReadError;
 use crate::metadata::LedgerMetadata;
@@ -115,8 +118,9 @@ fn order<'a>(store: &StoreShared, ledger: LedgerId, bookies: &'a [BookieId]) -> 
     order
 }
 
-/// Asks one bookie after the other: the next one when one fails, and also when it is slow, so that
-/// a bookie that hangs holds nobody up. The first that answers well is taken.
+/// Asks one bookie after the other: the next one when one fails, and also when it is slow and
+/// [`hedging`] allows it, so that a bookie that hangs holds nobody up. The first that answers well
+/// is taken.
 ///
 /// The error is the most telling one.
 async fn read_any(store: &StoreShared, order: &[&BookieId], request: ReadRequest) -> ReadResult {
@@ -124,12 +128,15 @@ async fn read_any(store: &StoreShared, order: &[&BookieId], request: ReadRequest
     let mut left = order.iter();
     let mut asked = FuturesUnordered::new();
     let mut worst = BookieError::NoSuchEntry;
+    let mut last = None;
+    store.hedging.begin();
     loop {
         if let Some(bookie) = left.next() {
-            asked.push(async move { (*bookie, read_one(store, bookie, request).await) });
+            asked.push(async move { (*bookie, read_counted(store, bookie, request).await) });
+            last = Some(*bookie);
         }
-        // The next bookie's turn comes when this is over.
-        let patience = tokio::time::sleep(store.hedge);
+        // The next bookie's turn may come when this is over.
+        let patience = tokio::time::sleep(store.hedging.patience());
         tokio::pin!(patience);
         loop {
             tokio::select! {
@@ -146,10 +153,29 @@ async fn read_any(store: &StoreShared, order: &[&BookieId], request: ReadRequest
                     }
                     None => return Err(worst),
                 },
-                () = &mut patience, if left.len() > 0 => break,
+                () = &mut patience, if left.len() > 0 => {
+                    let now = Instant::now();
+                    let may = |bookie| {
+                        store.hedging.may(bookie, store.placement.is_suspect(bookie), now)
+                    };
+                    if last.is_none_or(may) {
+                        break;
+                    }
+                    patience.as_mut().reset(now + store.hedging.patience());
+                }
             }
         }
     }
+}
+
+/// As [`read_one`], and tells the hedging what became of it.
+async fn read_counted(store: &StoreShared, bookie: &BookieId, request: ReadRequest) -> ReadResult {
+    let asked = store.hedging.ask(bookie, Instant::now());
+    let result = read_one(store, bookie, request).await;
+    if result != Err(BookieError::Unreachable) {
+        asked.answered(Instant::now());
+    }
+    result
 }
 
 /// Asks one bookie, in time, and checks that it sent what was asked for.
@@ -183,3 +209,6 @@ fn rank(error: BookieError) -> u8 {
         BookieError::NoSuchEntry => 0,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -23,6 +23,7 @@ use crate::metadata::{Fragment, LedgerMetadata, LedgerState};
 use crate::observer::LedgerObserver;
 use crate::placement::Placement;
 use crate::probe::{self, Probed};
+use crate::reader::hedging::Hedging;
 use crate::reader::{ClosedLedger, LedgerReader};
 use crate::records::{self, LoadError};
 use crate::recover;
@@ -36,7 +37,7 @@ pub(crate) struct StoreShared {
     pub config: LedgerStoreConfig,
     pub limits: EngineLimits,
     pub request_timeout: Duration,
-    pub hedge: Duration,
+    pub hedging: Hedging,
     pub tick: Duration,
     pub env: Env,
     pub meta: Arc<dyn MetadataStore>,
@@ -97,7 +98,7 @@ impl LedgerStore {
         let shared = StoreShared {
             limits,
             request_timeout: Duration::from_millis(config.request_timeout_ms),
-            hedge: Duration::from_millis(config.read_hedge_ms),
+            hedging: Hedging::new(Duration::from_millis(config.read_hedge_ms)),
             tick,
             ids: IdAllocator::with_block(
                 Arc::clone(&meta),
