@@ -391,9 +391,14 @@ fn answer(
 impl AppendSink for WriterShared {
     fn append_done(&self, bookie: &BookieId, entry: EntryId, result: AppendResult) {
         let mut state = self.state.lock();
-        let WriterState { engine, commands, .. } = &mut *state;
-        engine.append_answered(bookie, entry, result, commands);
-        self.perform(&mut state);
+        let taken = catch_unwind(AssertUnwindSafe(|| {
+            let WriterState { engine, commands, .. } = &mut *state;
+            engine.append_answered(bookie, entry, result, commands);
+            self.perform(&mut state);
+        }));
+        if taken.is_err() {
+            self.panicked(&mut state, "writer");
+        }
         let row = state.batches > 0;
         drop(state);
         if !row {
@@ -412,3 +417,6 @@ impl AppendSink for WriterShared {
         self.deliver();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,8 @@ pub struct GrpcTransportConfig {
     pub max_pending_requests_per_bookie: usize,
     /// A message of appends is sent once it has so many bytes, if not before.
     pub max_batch_bytes: usize,
-    /// Largest message that is taken from a bookie.
+    /// Largest message that is taken from a bookie: an entry of the largest size and what is around
+    /// it.
     pub max_message_bytes: usize,
     /// How long connecting and shaking hands may take.
     pub connect_timeout_ms: u64,
@@ -75,7 +76,7 @@ impl GrpcTransportConfig {
             max_pending_appends_per_bookie: 256 * 1024,
             max_pending_requests_per_bookie: 4 * 1024,
             max_batch_bytes: 1024 * 1024,
-            max_message_bytes: 64 * 1024 * 1024,
+            max_message_bytes: (64 + 2) * 1024 * 1024,
             connect_timeout_ms: 3_000,
             request_timeout_ms: 5_000,
             reconnect_delay_ms: 200,
@@ -160,3 +161,6 @@ impl BookieTransport for GrpcTransport {
         self.connection(bookie).request(Job::Info).await?
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! the ledger's lock held.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
@@ -211,7 +212,7 @@ impl Connection {
         self.answer(failed.map(|unanswered| (unanswered, Err(BookieError::Unreachable))));
     }
 
-    /// Tells sinks, in rows.
+    /// Tells sinks, in rows. One that panics takes no answer from the others.
     pub(super) fn answer(&self, answers: impl Iterator<Item = (Unanswered, AppendResult)>) {
         let mut row: Option<Arc<dyn AppendSink>> = None;
         let (mut count, mut bytes) = (0, 0);
@@ -220,22 +221,29 @@ impl Connection {
             bytes += unanswered.bytes;
             if row.as_ref().is_none_or(|open| !Arc::ptr_eq(open, &unanswered.sink)) {
                 if let Some(over) = row.take() {
-                    over.batch_end();
+                    self.tell(|| over.batch_end());
                 }
-                unanswered.sink.batch_begin();
+                self.tell(|| unanswered.sink.batch_begin());
                 row = Some(Arc::clone(&unanswered.sink));
             }
-            unanswered.sink.append_done(&self.bookie, unanswered.entry, result);
+            self.tell(|| unanswered.sink.append_done(&self.bookie, unanswered.entry, result));
         }
         if let Some(over) = row {
-            over.batch_end();
+            self.tell(|| over.batch_end());
         }
         self.settled(count, bytes);
     }
 
+    fn tell(&self, tell: impl FnOnce()) {
+        // What it leaves half done is the sink's, which gives its ledger up.
+        if catch_unwind(AssertUnwindSafe(tell)).is_err() {
+            tracing::error!(bookie = %self.bookie, "a ledger panicked at a bookie's answer");
+        }
+    }
+
     pub(super) fn answer_refused(&self) {
         for (entry, sink) in self.take_refused() {
-            sink.append_done(&self.bookie, entry, Err(BookieError::Overloaded));
+            self.tell(|| sink.append_done(&self.bookie, entry, Err(BookieError::Overloaded)));
         }
     }
 }

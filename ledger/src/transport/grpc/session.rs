@@ -6,9 +6,11 @@
 //! in which everything is answered *unreachable* at once: whoever asks has other bookies and must
 //! not wait for this one.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use geminga_proto::id::BookieId;
 use geminga_proto::storage::BookieError;
 use geminga_proto::v1::bookie_client::BookieClient;
@@ -100,9 +102,25 @@ struct Streams {
     read_answers: Streaming<v1::ReadAnswers>,
 }
 
-/// Runs a connection until it is closed.
+/// Runs a connection until it is closed. Should something panic, all is answered as when it breaks,
+/// and it is made anew: nobody else would serve it.
 pub(super) async fn run(connection: Arc<Connection>) {
-    let pause = Duration::from_millis(connection.config.reconnect_delay_ms);
+    let mut in_flight = InFlight::default();
+    while AssertUnwindSafe(run_on(&connection, &mut in_flight)).catch_unwind().await.is_err() {
+        tracing::error!(bookie = %connection.bookie, "a connection panicked; it is made anew");
+        connection.fail_all(&mut in_flight);
+        connection.answer_refused();
+        refuse_for(&connection, pause(&connection)).await;
+    }
+}
+
+fn pause(connection: &Connection) -> Duration {
+    Duration::from_millis(connection.config.reconnect_delay_ms)
+}
+
+/// As [`run`], up to a panic. `in_flight` is empty whenever there is no connection.
+async fn run_on(connection: &Connection, in_flight: &mut InFlight) {
+    let pause = pause(connection);
     // Somebody was told that it can't be reached.
     let mut down = false;
     loop {
@@ -115,15 +133,15 @@ pub(super) async fn run(connection: Arc<Connection>) {
             continue;
         }
         connection.answer_refused();
-        let mut in_flight = InFlight::default();
+        *in_flight = InFlight::default();
         let mut worked = None;
-        let broken = match connect(&connection).await {
+        let broken = match connect(connection).await {
             Ok(streams) => {
                 if std::mem::take(&mut down) {
                     tracing::info!(bookie = %connection.bookie, "a bookie is reached again");
                 }
                 worked = Some(Instant::now());
-                serve(&connection, streams, &mut in_flight).await
+                serve(connection, streams, in_flight).await
             }
             Err(broken) => broken,
         };
@@ -134,10 +152,10 @@ pub(super) async fn run(connection: Arc<Connection>) {
         } else {
             tracing::warn!(bookie = %connection.bookie, %broken, "a bookie can't be reached");
         }
-        connection.fail_all(&mut in_flight);
+        connection.fail_all(in_flight);
         connection.answer_refused();
         if worked.is_none_or(|since| since.elapsed() < pause) {
-            refuse_for(&connection, pause).await;
+            refuse_for(connection, pause).await;
         }
     }
 }
