@@ -83,6 +83,41 @@ pub struct Registration {
     task: JoinHandle<()>,
 }
 
+/// A bookie whose metadata were checked, and that may be served. Its name isn't taken yet.
+#[derive(Debug)]
+pub struct Checked(Keeper);
+
+impl Checked {
+    /// Checks that the metadata is this bookie's and not older than it has seen. Waits for a
+    /// metadata store that doesn't answer, and says so; drop the future to give up.
+    ///
+    /// # Errors
+    /// [`RegistrationError`]: this process must not serve.
+    pub async fn new(
+        config: RegistrationConfig,
+        bookie: Bookie,
+        store: Arc<dyn MetadataStore>,
+        env: Env,
+    ) -> Result<Self, RegistrationError> {
+        let keeper = Keeper::new(config, bookie, store, env);
+        keeper.check_metadata().await?;
+        Ok(Self(keeper))
+    }
+
+    /// Takes the name, and keeps the record up from then on. Waits as [`Checked::new`] does. A
+    /// future that is dropped may leave a record to the end of its lease.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn register(self) -> Result<Registration, RegistrationError> {
+        let Self(mut keeper) = self;
+        keeper.take_name().await?;
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(keeper.run(stopped));
+        Ok(Registration { stop, task })
+    }
+}
+
 impl Registration {
     /// Checks that the metadata is this bookie's and not older than it has seen, takes the name,
     /// and keeps the record up from then on. Waits for a metadata store that doesn't answer, and
@@ -96,12 +131,7 @@ impl Registration {
         store: Arc<dyn MetadataStore>,
         env: Env,
     ) -> Result<Self, RegistrationError> {
-        let mut keeper = Keeper::new(config, bookie, store, env);
-        keeper.check_metadata().await?;
-        keeper.take_name().await?;
-        let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(keeper.run(stopped));
-        Ok(Self { stop, task })
+        Checked::new(config, bookie, store, env).await?.register().await
     }
 
     /// Takes the record away, so that nobody counts on this bookie any more. Takes as long as the

@@ -15,12 +15,13 @@ pub mod standalone;
 /// Shown at the end of `geminga --help`.
 const AFTER_HELP: &str = "\
 Exit codes:
-  0    everything that was asked for is done
+  0    everything that was asked for is done; a server: it was ended by a signal, in order
   1    it failed; the error says what, why and what to do
   2    the command line or a setting is wrong; nothing was started
   3    no progress within --timeout
   4    `admin cluster status`: the cluster is degraded
-  130  interrupted by Ctrl-C
+  130  interrupted by Ctrl-C; a server: by a second one, while it closed
+  143  a server: by a second SIGTERM, while it closed
 
 Settings resolve as: defaults < file (--config) < environment (GEMINGA_…) < flags.
 `geminga standalone --print-config` shows all of them and where each comes from.

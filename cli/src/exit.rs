@@ -20,6 +20,8 @@ pub enum Exit {
     Degraded,
     /// Ctrl-C.
     Interrupted,
+    /// A second SIGTERM, while a server was closing.
+    Terminated,
 }
 
 impl From<Exit> for ExitCode {
@@ -31,6 +33,7 @@ impl From<Exit> for ExitCode {
             Exit::Timeout => 3,
             Exit::Degraded => 4,
             Exit::Interrupted => 130,
+            Exit::Terminated => 143,
         })
     }
 }
@@ -78,5 +81,10 @@ impl Failed {
     /// Ctrl-C.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { exit: Exit::Interrupted, error: anyhow::anyhow!(message.into()) }
+    }
+
+    /// A second SIGTERM.
+    pub fn terminated(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Terminated, error: anyhow::anyhow!(message.into()) }
     }
 }

@@ -1,6 +1,10 @@
 //! [`BookieServer`]: a storage node of a cluster, as a process: its disk, its port, its record in
 //! etcd, and the deletion of what is gone from there.
 //!
+//! Order of the start: the port is open first, so that one in use is told at once; it is served
+//! once the metadata are known to be this disk's and not older than it has seen; then the record
+//! is written.
+//!
 //! Order of the end: the record goes, so that nobody chooses this bookie any more; then the port
 //! closes after the answers that are due; then the log is sealed.
 
@@ -10,13 +14,14 @@ use std::sync::Arc;
 use anyhow::Context;
 use geminga_bookie::bookie::Bookie;
 use geminga_bookie::gc::Collector;
-use geminga_bookie::registration::{Registration, RegistrationConfig};
+use geminga_bookie::registration::{Checked, Registration, RegistrationConfig};
+use geminga_meta::store::MetadataStore;
 use geminga_proto::env::Env;
 use geminga_proto::id::BookieId;
 use prometheus_client::registry::Registry;
 
 use super::bookie_node;
-use super::listeners::{Service, bind, node_name};
+use super::listeners::{Port, Service, bind, node_name};
 use super::metadata::ClusterMetadata;
 use super::metrics;
 use super::parts::Parts;
@@ -34,12 +39,24 @@ pub struct BookieServer {
     data_dir: PathBuf,
     bookie: Bookie,
     probes: Probes,
-    registration: Registration,
+    /// Until it joins its cluster.
+    aside: Option<Aside>,
+    /// From then on.
+    registration: Option<Registration>,
     parts: Parts,
 }
 
+/// What a bookie joins its cluster with.
+#[derive(Debug)]
+struct Aside {
+    port: Port,
+    config: RegistrationConfig,
+    store: Arc<dyn MetadataStore>,
+    env: Env,
+}
+
 impl BookieServer {
-    /// Opens the port, waits for etcd, opens the disk, and registers.
+    /// Opens the port, waits for etcd and opens the disk.
     ///
     /// # Errors
     /// What is in the way; nothing runs then.
@@ -52,7 +69,8 @@ impl BookieServer {
         let config = components::bookie(settings, Deployment::Cluster)?;
         let etcd = components::metadata(settings)?;
         let wait = settings.metadata.wait.0.map(|wait| wait.0);
-        let ClusterMetadata { store, cluster } = ClusterMetadata::open(etcd, wait, &env).await?;
+        let opened = ClusterMetadata::open(etcd, wait, &env).await?;
+        let ClusterMetadata { store, cluster, .. } = opened;
         let opened = open_bookie(settings, &store, &cluster, &id, config, &env);
         let data_dir = settings.data_dir.clone();
         let bookie = opened
@@ -65,40 +83,34 @@ impl BookieServer {
         let metrics = Some(metrics_port.advertised);
         let served = probes::serve(metrics_port.listener, probes.clone(), parts.stopped());
         parts.spawn("metrics port", served);
-        // Whoever finds the record reaches the port.
-        bookie_node::serve(&mut parts, port, bookie.clone());
-        let zone = settings.bookie.zone.clone();
-        let registered = Registration::start(
-            RegistrationConfig {
-                address: address.clone(),
-                zone: zone.clone(),
-                lease_ttl: settings.bookie.lease_ttl.0,
-                release: env!("CARGO_PKG_VERSION").to_owned(),
-            },
-            bookie.clone(),
-            Arc::clone(&store),
-            env,
-        );
-        let registration = match registered.await {
-            Ok(registration) => registration,
-            Err(error) => {
-                parts.end().await;
-                if let Err(error) = bookie.close().await {
-                    tracing::error!(%error, "the bookie's log did not close cleanly");
-                }
-                return Err(error.into());
-            }
+        let config = RegistrationConfig {
+            address: address.clone(),
+            zone: settings.bookie.zone.clone(),
+            lease_ttl: settings.bookie.lease_ttl.0,
+            release: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let collector = Collector::new(bookie.clone(), store);
-        parts.spawn("collector", collector.run(parts.stopped()));
+        let zone = config.zone.clone();
+        let aside = Some(Aside { port, config, store, env });
         let addresses = Addresses { bookie: Some(address), metrics, ..Addresses::default() };
-        Ok(Self { addresses, zone, data_dir, bookie, probes, registration, parts })
+        Ok(Self { addresses, zone, data_dir, bookie, probes, aside, registration: None, parts })
     }
 }
 
 impl Server for BookieServer {
     fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Serves the port and registers.
+    async fn join(&mut self) -> anyhow::Result<()> {
+        let Some(Aside { port, config, store, env }) = self.aside.take() else { return Ok(()) };
+        let checked = Checked::new(config, self.bookie.clone(), Arc::clone(&store), env).await?;
+        // Whoever finds the record reaches the port.
+        bookie_node::serve(&mut self.parts, port, self.bookie.clone());
+        self.registration = Some(checked.register().await?);
+        let collector = Collector::new(self.bookie.clone(), store);
+        self.parts.spawn("collector", collector.run(self.parts.stopped()));
+        Ok(())
     }
 
     fn set_ready(&self) {
@@ -122,7 +134,9 @@ impl Server for BookieServer {
     /// The log didn't close cleanly; the next start replays it.
     async fn close(mut self) -> anyhow::Result<()> {
         self.probes.set_ready(false);
-        self.registration.close().await;
+        if let Some(registration) = self.registration {
+            registration.close().await;
+        }
         self.parts.end().await;
         self.bookie.close().await.context("the bookie's log did not close cleanly")
     }

@@ -53,9 +53,12 @@ impl BrokerServer {
         let ledger_config = components::ledger(settings, Deployment::Cluster)?;
         let etcd = components::metadata(settings)?;
         let wait = settings.metadata.wait.0.map(|wait| wait.0);
-        let ClusterMetadata { store, cluster } = ClusterMetadata::open(etcd, wait, &env).await?;
+        let opened = ClusterMetadata::open(etcd, wait, &env).await?;
+        let ClusterMetadata { store, cluster, mut patience } = opened;
         let view = WatchedPlacementConfig::default();
-        let started = WatchedPlacement::start(Arc::clone(&store), env.clone(), view);
+        let started = patience.until_done(async || {
+            WatchedPlacement::start(Arc::clone(&store), env.clone(), view).await
+        });
         let bookies = Arc::new(started.await.context("the list of bookies can't be read")?);
         let transport = GrpcTransportConfig {
             request_timeout_ms: ledger_config.request_timeout_ms,

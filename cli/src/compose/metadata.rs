@@ -26,6 +26,8 @@ pub struct ClusterMetadata {
     pub store: Arc<dyn MetadataStore>,
     /// Who the cluster is.
     pub cluster: ClusterRecord,
+    /// How long what is read next may wait for etcd: as long as this did.
+    pub patience: Patience,
 }
 
 impl ClusterMetadata {
@@ -40,22 +42,13 @@ impl ClusterMetadata {
         env: &Env,
     ) -> anyhow::Result<Self> {
         let mut patience = Patience::new(&config, wait);
-        loop {
-            let error = match Self::attempt(&config, env).await {
-                Ok(open) => {
-                    patience.is_over();
-                    return Ok(open);
-                }
-                Err(error) => error,
-            };
-            patience.after(error).await?;
-        }
-    }
-
-    async fn attempt(config: &EtcdConfig, env: &Env) -> Result<Self, Failure> {
-        let store = EtcdStore::connect(config.clone(), env.clone()).await?;
-        let cluster = cluster::read(&store).await?;
-        Ok(Self { store: Arc::new(store), cluster })
+        let opened = patience.until_done(async || {
+            let store = EtcdStore::connect(config.clone(), env.clone()).await?;
+            let cluster = cluster::read(&store).await?;
+            Ok::<_, Failure>((store, cluster))
+        });
+        let (store, cluster) = opened.await?;
+        Ok(Self { store: Arc::new(store), cluster, patience: Patience::new(&config, wait) })
     }
 }
 
@@ -69,20 +62,12 @@ pub async fn connect(
     env: &Env,
 ) -> anyhow::Result<EtcdStore> {
     let mut patience = Patience::new(&config, wait);
-    loop {
-        match EtcdStore::connect(config.clone(), env.clone()).await {
-            Ok(store) => {
-                patience.is_over();
-                return Ok(store);
-            }
-            Err(error) => patience.after(error.into()).await?,
-        }
-    }
+    patience.until_done(async || EtcdStore::connect(config.clone(), env.clone()).await).await
 }
 
 /// Why there is no metadata, and whether it is worth waiting.
 #[derive(Debug)]
-enum Failure {
+pub enum Failure {
     /// etcd doesn't answer.
     Absent(StoreError),
     /// Something that an operator must mend.
@@ -124,7 +109,7 @@ impl From<ClusterError> for Failure {
 
 /// How long is waited, and what is said meanwhile.
 #[derive(Debug)]
-struct Patience {
+pub struct Patience {
     /// Where etcd is, and who asks.
     place: String,
     wait: Option<Duration>,
@@ -140,6 +125,25 @@ impl Patience {
             place.push_str(&format!(" as user {}", credentials.user));
         }
         Self { place, wait, began: Instant::now(), pause: FIRST_PAUSE, said: None }
+    }
+
+    /// Attempts something with the metadata until etcd answers.
+    ///
+    /// # Errors
+    /// What waiting doesn't mend, or that it took too long.
+    pub async fn until_done<T, E: Into<Failure>>(
+        &mut self,
+        mut attempt: impl AsyncFnMut() -> Result<T, E>,
+    ) -> anyhow::Result<T> {
+        loop {
+            match attempt().await {
+                Ok(done) => {
+                    self.is_over();
+                    return Ok(done);
+                }
+                Err(error) => self.after(error.into()).await?,
+            }
+        }
     }
 
     /// Pauses before the next attempt.
@@ -227,6 +231,26 @@ mod tests {
             assert!(patience.pause <= LONGEST_PAUSE);
         }
         assert!(patience.began.elapsed() > Duration::from_secs(900));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_is_read_again_while_etcd_is_away() {
+        let mut attempts = 0;
+        let read = async |answer: Result<u32, StoreError>, attempts: &mut u32| {
+            patience(Some(Duration::from_secs(3)))
+                .until_done(async || {
+                    *attempts += 1;
+                    let lost = StoreError::Unknown("the connection was lost".to_owned());
+                    if *attempts < 4 { Err(lost) } else { answer.clone() }
+                })
+                .await
+        };
+        assert_eq!(read(Ok(7), &mut attempts).await.expect("answered"), 7);
+        assert_eq!(attempts, 4);
+        let damaged = StoreError::Corrupt("a record".to_owned());
+        let error = read(Err(damaged), &mut attempts).await.expect_err("final");
+        assert!(format!("{error:#}").contains("damaged"), "{error:#}");
+        assert_eq!(attempts, 5, "no further attempt");
     }
 
     #[tokio::test(start_paused = true)]

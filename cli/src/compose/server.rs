@@ -9,6 +9,15 @@ pub trait Server: Sized {
     /// Where it is reached.
     fn addresses(&self) -> &Addresses;
 
+    /// What is left of the start once there is something to close, and may last; nobody is told of
+    /// the server before. May be given up at any time, for [`Server::close`].
+    ///
+    /// # Errors
+    /// It must not serve.
+    fn join(&mut self) -> impl Future<Output = anyhow::Result<()>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Says, to whoever asks and in the log, that everything serves.
     fn set_ready(&self);
 
