@@ -133,6 +133,10 @@ impl AdminApi {
             let is_question = *method == Method::GET;
             let patience = if is_question && !is_last { PATIENCE } else { TIMEOUT };
             match self.follow(&self.bases[at], method, path, body, patience).await {
+                // A broker that starts, ends or has lost etcd; another one may be well.
+                Ok((base, answer)) if is_question && !is_last && is_unwell(answer.status) => {
+                    errors.push(anyhow!(refusal(&base, answer.status, &answer.body)));
+                }
                 Ok(answer) => {
                     self.last.store(at, Ordering::Relaxed);
                     return Ok(answer);
@@ -221,6 +225,11 @@ impl AdminApi {
         })?;
         Ok(Answer { status, location, body: body.to_bytes() })
     }
+}
+
+/// Whether this says something of who answered, and nothing of what was asked for.
+fn is_unwell(status: StatusCode) -> bool {
+    (502..=504).contains(&status.as_u16())
 }
 
 /// `http://host:port` of a URL.
@@ -315,6 +324,27 @@ mod tests {
         let api = AdminApi::new(&format!("{bad},{}", nobody().await)).expect("two URLs");
         let error = api.get("/x").await.expect_err("nobody is there").to_string();
         assert!(error.contains(&bad) && error.contains("; can't reach"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_question_is_asked_again_elsewhere_if_a_broker_can_not_answer_and_a_change_is_not() {
+        let (good, mut asked) = server(answer("200 OK", "", "[1]")).await;
+        let reason = r#"{"reason":"not ready"}"#;
+        for status in ["502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout"] {
+            let (unwell, _requests) = server(answer(status, "", reason)).await;
+            let api = AdminApi::new(&format!("{unwell},{good}")).expect("two URLs");
+            let error = api.put("/x", None).await.expect_err("it may have been done");
+            assert!(error.to_string().contains("not ready"), "{error}");
+            assert_eq!(api.get("/x").await.expect("answered"), serde_json::json!([1]));
+            assert!(asked.recv().await.expect("asked").starts_with("GET "));
+            assert_eq!(api.last.load(Ordering::Relaxed), 1);
+
+            let alone = AdminApi::new(&unwell).expect("a URL").get("/x").await.expect_err("unwell");
+            assert!(alone.to_string().contains("not ready"), "{alone}");
+            let both = AdminApi::new(&format!("{unwell},{}", nobody().await)).expect("two URLs");
+            let error = both.get("/x").await.expect_err("no answer").to_string();
+            assert!(error.contains("not ready") && error.contains("; can't reach"), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::ConfigError;
-use super::secret::is_secret;
+use super::secret::may_hold_secret;
 use super::settings::Settings;
 
 /// Where a value comes from.
@@ -115,7 +115,8 @@ impl Layers {
             alone.values.insert(key.clone(), set.clone());
             if let Err(error) = Settings::deserialize_table(alone.table()) {
                 // The parser's words quote the value.
-                let why = if is_secret(key) { "it must be a text" } else { error.as_str() };
+                let is_hidden = may_hold_secret(key, &set.value);
+                let why = if is_hidden { "it must be a text" } else { error.as_str() };
                 return Err(self.invalid(key, why));
             }
         }
@@ -126,7 +127,7 @@ impl Layers {
     /// The error that `key`'s value is wrong.
     pub fn invalid(&self, key: &str, why: &str) -> ConfigError {
         let set = self.values.get(key);
-        let shown = |set: &Set| match is_secret(key) {
+        let shown = |set: &Set| match may_hold_secret(key, &set.value) {
             true => "what it is set to".to_owned(),
             false => set.value.to_string(),
         };
@@ -158,7 +159,7 @@ impl Layers {
 /// The parser's words with the line that they are about, unless that line may hold a secret.
 fn syntax_error(error: &toml::de::Error, text: &str) -> String {
     let shown = error.to_string();
-    if !shown.contains("password") {
+    if !shown.contains("password") && !shown.contains('@') {
         return shown.trim_end().to_owned();
     }
     let before = error.span().and_then(|span| text.get(..span.start));

@@ -5,8 +5,18 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::urls;
+
 /// The settings whose value isn't shown.
 const SECRETS: &[&str] = &["metadata.password"];
+
+/// The settings that are lists of URLs, in which somebody may have written a password.
+const URLS: &[&str] = &["service_url", "admin_url", "metadata.endpoints"];
+
+/// Whether this value of a setting must not be shown in an error.
+pub(super) fn may_hold_secret(key: &str, value: &toml::Value) -> bool {
+    is_secret(key) || (URLS.contains(&key) && urls::names_a_user(&value.to_string()))
+}
 
 /// Whether a setting's value must not be shown.
 pub(super) fn is_secret(key: &str) -> bool {

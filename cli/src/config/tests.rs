@@ -156,6 +156,16 @@ fn a_password_is_used_and_never_shown() {
     }
     let error = from_file("[metadata]\npassword = \"hunter2").expect_err("refused").to_string();
     assert!(error.contains("line 2") && !error.contains("hunter2"), "{error}");
+    let urls = ["service_url = ", "admin_url = ", "[metadata]\nendpoints = "];
+    for setting in urls {
+        let wrong = ["\"http://root:hunter2@a:1\"", "[\"http://root:hunter2@a:1\"]"];
+        for value in wrong.iter().chain(&["\"http://root:hunter2@a:1"]) {
+            let error = from_file(&format!("{setting}{value}")).expect_err("refused").to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let error = from_file(&format!("{setting}{}", wrong[0])).expect_err("refused").to_string();
+        assert!(error.contains("must not name a user or password"), "{error}");
+    }
     let unset = from_file("").expect("valid").print();
     assert!(unset.contains("\npassword = \"\"\n"), "{unset}");
 }

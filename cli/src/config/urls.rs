@@ -4,8 +4,14 @@
 /// Reads a list of `scheme://host:port`, without a path.
 ///
 /// # Errors
-/// What is wrong, and how it is written.
+/// What is wrong, and how it is written. What may hold a password isn't quoted.
 pub fn parse_list(text: &str, schemes: &[&str]) -> Result<Vec<String>, String> {
+    if names_a_user(text) {
+        return Err(format!(
+            "a URL must not name a user or password ('@'); it must be {}://host:port",
+            schemes[0]
+        ));
+    }
     let mut first_scheme = None;
     let mut urls = Vec::new();
     for part in text.split(',').map(str::trim) {
@@ -30,6 +36,11 @@ pub fn parse_list(text: &str, schemes: &[&str]) -> Result<Vec<String>, String> {
     Ok(urls)
 }
 
+/// Whether a list of URLs, or what was meant to be one, may hold a password.
+pub fn names_a_user(text: &str) -> bool {
+    text.contains('@')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +61,10 @@ mod tests {
         for text in wrong.iter().chain(&["http://a:1/path", "http://u:p@a:1", "http://a b:1"]) {
             let why = parse_list(text, &["http"]).expect_err(text);
             assert!(why.contains("http://host:port"), "{text}: {why}");
+        }
+        for text in ["http://root:hunter2@a:1", "http://a:1,root:hunter2@b:1", "hunter2@", "//@"] {
+            let why = parse_list(text, &["http", "https"]).expect_err(text);
+            assert!(why.contains("password") && !why.contains("hunter2"), "{text}: {why}");
         }
         let why = parse_list("https://a:1", &["http"]).expect_err("no TLS");
         assert!(why.contains("TLS"), "{why}");
