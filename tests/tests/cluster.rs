@@ -79,6 +79,18 @@ fn administration_shows_every_node_and_what_is_degraded() {
 }
 
 #[test]
+fn what_is_set_for_all_reaches_the_first_namespace_too() {
+    let set = vec![("broker.bundles_per_namespace", "1")];
+    let cluster = Cluster::up(&Plan { bookies: 1, brokers: 1, set, ..Plan::default() });
+    let args = ["admin", "bundles", "list", "public/default", "--output", "json"];
+    let listed = against(&cluster, &args).ok().json();
+    let bundles = listed["bundles"].as_array().into_iter().flatten();
+    let bundles: Vec<_> = bundles.map(|bundle| &bundle["bundle"]).collect();
+    assert_eq!(bundles, ["00000000-ffffffff"], "{listed}");
+    cluster.down();
+}
+
+#[test]
 fn what_does_not_belong_is_refused_with_what_to_do() {
     let cluster = Cluster::up(&Plan { bookies: 3, brokers: 1, ..Plan::default() });
     let endpoints = cluster.metadata_endpoints();
