@@ -77,10 +77,12 @@ impl Cluster {
         }
     }
 
-    /// Settings for tests: nothing happens by age unless the clock is moved.
+    /// Settings for tests: nothing happens by age unless the clock is moved, and the lease outlasts
+    /// such moves.
     pub fn config() -> BrokerConfig {
         BrokerConfig {
             housekeeping_interval: Duration::from_millis(5),
+            lease_ttl: Duration::from_secs(30 * 24 * 3_600),
             alone: true,
             ..BrokerConfig::new(BrokerId::new("broker").expect("valid"))
         }

@@ -260,9 +260,7 @@ impl Broker {
             return if create == Create::New { Err(already_there()) } else { Ok(topic) };
         }
         let home = self.home(name).await?;
-        let turn = self.inner.context.loads.acquire().await.map_err(unavailable)?;
         let (topic, created) = Topic::load(name, &home, create).await?;
-        drop(turn);
         self.inner.topics.insert(claim, Arc::clone(&topic));
         // Whoever ended the bundle meanwhile didn't find the topic.
         if home.bundle.has_ended() {

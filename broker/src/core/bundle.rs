@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use geminga_meta::bundle::BundleId;
+use geminga_meta::keys;
+use geminga_meta::store::Compare;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::core::api::{Lookup, TopicError};
+use crate::core::api::TopicError;
 use crate::core::context::{Context, unavailable};
-use crate::core::ownership::{Grip, Ownership, Taken};
+use crate::core::ownership::{Grip, Ownership, OwnershipError, Taken};
 use crate::core::state_log::{StateLog, StateLogError};
 
 /// A bundle that this broker owns.
@@ -53,11 +55,24 @@ impl Bundle {
         });
     }
 
-    /// Asks the metadata whether another broker owns it. False also if that can't be told.
+    /// Holds only as long as the record by which it is this broker's is there, unchanged. Every
+    /// change of a topic's list of ledgers has it as a condition: an owner that was replaced could
+    /// else take over a list that the next one wrote, and trim what subscriptions made there need.
+    #[must_use]
+    pub fn is_owned(&self) -> Compare {
+        Compare::Unchanged(keys::ownership(&self.id), self.grip.revision)
+    }
+
+    /// Asks the metadata whether it is this broker's no more. False also if that can't be told.
     pub async fn is_lost(&self) -> bool {
         let Some(ownership) = self.ownership.upgrade() else { return true };
-        match ownership.owner(&self.id).await {
-            Ok(owner) => owner != Lookup::Here,
+        match ownership.holds(&self.id, self.grip).await {
+            Ok(true) => false,
+            Ok(false) => {
+                // Perhaps all that hangs on the lease is gone.
+                ownership.session.check_now();
+                true
+            }
             Err(error) => {
                 tracing::warn!(bundle = %self.id, %error, "the owner can't be looked up");
                 false
@@ -97,6 +112,12 @@ impl BundleSlot {
         self.turn.lock().await
     }
 
+    /// True if nothing is in it and nobody acquires the bundle or hands it over.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.turn.try_lock().is_ok() && self.owned.lock().is_none()
+    }
+
     /// Forgets the bundle and answers it.
     pub fn take(&self) -> Option<Arc<Bundle>> {
         self.owned.lock().take()
@@ -120,7 +141,11 @@ impl BundleSlot {
         if let Some(bundle) = self.owned() {
             return Ok(bundle);
         }
-        let Taken::Here(grip) = ownership.acquire(id).await.map_err(unavailable)? else {
+        let taken = ownership.acquire(id).await.map_err(|error| match error {
+            OwnershipError::Draining => TopicError::ShuttingDown,
+            error => unavailable(error),
+        })?;
+        let Taken::Here(grip) = taken else {
             *self.trouble.lock() = None;
             return Err(TopicError::NotOwner);
         };

@@ -36,6 +36,8 @@ use reluctance::Reluctance;
 
 /// Attempts at a record that others write.
 const ATTEMPTS: u32 = 16;
+/// How long the view may take to show that a bundle was released before that is left to it.
+const VIEW_PATIENCE: Duration = Duration::from_millis(100);
 /// How patiently a record is written while somebody waits: about half a second.
 pub const COMMIT: RetryPolicy = RetryPolicy {
     attempts: 6,
@@ -72,6 +74,9 @@ pub enum OwnershipError {
     /// The bundle's namespace is being deleted, or was.
     #[error("namespace {0} is being deleted")]
     Deleted(String),
+    /// This broker gives its bundles away.
+    #[error("this broker is stopping")]
+    Draining,
     /// Owners change faster than they can be read.
     #[error("the record keeps changing")]
     Contended,
@@ -210,16 +215,24 @@ impl Ownership {
         })
     }
 
-    /// Who owns the bundle according to the store itself. Nobody: this broker.
+    /// Waits until the view doesn't say any more that a bundle which was released is this broker's:
+    /// whoever is told to go elsewhere would else be sent back here. Not for long.
+    pub async fn released(&self, bundle: &BundleId) {
+        let mut changes = self.owners.changes();
+        let is_here = || self.holder(bundle) == Ok(Holder::Here);
+        let seen = async { while is_here() && changes.changed().await.is_ok() {} };
+        if tokio::time::timeout(VIEW_PATIENCE, seen).await.is_err() {
+            tracing::debug!(%bundle, "the view shows a released bundle still");
+        }
+    }
+
+    /// Whether the record by which a bundle became this broker's is in the store still.
     ///
     /// # Errors
     /// [`OwnershipError`] if the metadata can't be used.
-    pub async fn owner(&self, bundle: &BundleId) -> Result<Lookup, OwnershipError> {
+    pub async fn holds(&self, bundle: &BundleId, grip: Grip) -> Result<bool, OwnershipError> {
         let found = read::<OwnershipRecord>(&*self.context.meta, &keys::ownership(bundle)).await?;
-        Ok(match found {
-            Some(found) if !self.is_own(found.record.session) => elsewhere(&found.record),
-            _ => Lookup::Here,
-        })
+        Ok(found.is_some_and(|found| found.revision == grip.revision))
     }
 
     /// Takes the bundle if nobody owns it and this broker is to have it, or has been asked for it
@@ -266,6 +279,10 @@ impl Ownership {
         let context = &self.context;
         let key = keys::ownership(bundle);
         for _ in 0..ATTEMPTS {
+            // What is handed over at this moment would come back.
+            if self.session.is_draining() {
+                return Err(OwnershipError::Draining);
+            }
             let lease = self.session.current().await.ok_or(OwnershipError::NoSession)?;
             let session = lease.session;
             let record = self.own_record(session);

@@ -399,7 +399,7 @@ impl Topic {
         drop(state);
         let (Some(map), Some(me)) = (self.map.upgrade(), self.me.upgrade()) else { return };
         map.remove(&me);
-        if *error == TopicError::Fenced {
+        if *error == TopicError::Fenced && !self.bundle.has_ended() {
             // Whoever took the topic over has probably taken the bundle: a zombie that only
             // loaded its topics again would take them back and forth.
             let bundle = Arc::clone(&self.bundle);

@@ -11,6 +11,7 @@ use geminga_meta::store::{
     KeyValue, LeaseId, MetadataStore, RangePage, Revision, StoreError, Txn, TxnOutcome, Watch,
     WatchError, WatchEvent,
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// A way to a store.
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 pub struct Door {
     store: Arc<MemoryStore>,
     open: watch::Sender<bool>,
+    lag: Arc<Mutex<Duration>>,
     requests: AtomicU64,
     writes: AtomicU64,
 }
@@ -26,8 +28,13 @@ impl Door {
     /// An open one.
     pub fn to(store: &Arc<MemoryStore>) -> Arc<Self> {
         let (requests, writes) = (AtomicU64::new(0), AtomicU64::new(0));
-        let open = watch::Sender::new(true);
-        Arc::new(Self { store: Arc::clone(store), open, requests, writes })
+        let (open, lag) = (watch::Sender::new(true), Arc::default());
+        Arc::new(Self { store: Arc::clone(store), open, lag, requests, writes })
+    }
+
+    /// Lets watches tell what they see so much later.
+    pub fn set_lag(&self, lag: Duration) {
+        *self.lag.lock() = lag;
     }
 
     /// Shuts or opens it. Watches through a shut one are lost.
@@ -58,18 +65,23 @@ impl Door {
 struct Watched {
     inner: Box<dyn Watch>,
     open: watch::Receiver<bool>,
+    lag: Arc<Mutex<Duration>>,
 }
 
 #[async_trait]
 impl Watch for Watched {
     async fn next(&mut self) -> Result<Vec<WatchEvent>, WatchError> {
-        tokio::select! {
+        let events = tokio::select! {
+            biased;
             shut = self.open.wait_for(|open| !open) => {
                 drop(shut);
                 Err(WatchError::Lost("the door is shut".to_owned()))
             }
             events = self.inner.next() => events,
-        }
+        };
+        let lag = *self.lag.lock();
+        tokio::time::sleep(lag).await;
+        events
     }
 }
 
@@ -96,7 +108,8 @@ impl MetadataStore for Door {
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
         let inner = self.pass()?.watch(prefix, after).await?;
-        Ok(Box::new(Watched { inner, open: self.open.subscribe() }))
+        let lag = Arc::clone(&self.lag);
+        Ok(Box::new(Watched { inner, open: self.open.subscribe(), lag }))
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {

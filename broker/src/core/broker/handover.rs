@@ -9,13 +9,14 @@
 //! for the slot's turn, and finds it elsewhere.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
 use geminga_meta::bundle::{BundleId, HashRange};
 use geminga_proto::topic_name::NamespaceName;
+use tokio::time::Instant;
 
 use super::Broker;
 use crate::core::admin::AdminError;
@@ -24,15 +25,16 @@ use crate::core::bundle::BundleSlot;
 use crate::core::context::unavailable;
 use crate::core::ownership::Holder;
 use crate::core::topic::{Retired, Topic};
+use crate::core::topic_map::TopicMap;
 
 /// Bundles handed over at a time.
 const BUNDLES_AT_ONCE: usize = 8;
 /// Topics of a bundle that are closed at a time.
 const TOPICS_AT_ONCE: usize = 64;
-/// How long a topic may take to close its ledgers before it is left to recovery.
-const TOPIC_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a state log may take to close.
-const LOG_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a bundle's topics and its state log may take to close; the rest is left to recovery.
+const BUNDLE_TIME: Duration = Duration::from_secs(3);
+/// How much of it the topics may take.
+const TOPICS_TIME: Duration = Duration::from_millis(2_500);
 /// How long the metadata may take for one step.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -50,10 +52,11 @@ impl Broker {
     ///
     /// # Errors
     /// [`TopicError::NotOwner`] if another broker owns it, [`AdminError::NamespaceNotFound`], or
-    /// [`AdminError::Invalid`] if the namespace has no such bundle. A bundle that nobody owns is
-    /// unloaded already.
+    /// [`AdminError::Invalid`] if the namespace has no such bundle, or [`TopicError::Unavailable`]
+    /// while the metadata is away. A bundle that nobody owns is unloaded already.
     pub async fn unload_bundle(&self, id: &BundleId) -> Result<(), AdminError> {
         self.refuse_stopping()?;
+        self.refuse_away()?;
         let ranges = self.namespace_ranges(&id.namespace).await?;
         if !ranges.contains(&id.range) {
             return Err(AdminError::Invalid(format!("{id} is not a bundle of the namespace")));
@@ -71,6 +74,7 @@ impl Broker {
     /// [`AdminError::NamespaceNotFound`], or why the metadata can't be read.
     pub async fn unload_namespace(&self, name: &NamespaceName) -> Result<Unloaded, AdminError> {
         self.refuse_stopping()?;
+        self.refuse_away()?;
         let mut unloaded = Unloaded { bundles: 0, others: Vec::new() };
         for range in self.namespace_ranges(name).await? {
             let id = BundleId { namespace: name.clone(), range };
@@ -91,6 +95,14 @@ impl Broker {
         Ok(unloaded)
     }
 
+    /// Without the metadata nobody else could take a bundle, and not even this broker again.
+    fn refuse_away(&self) -> Result<(), TopicError> {
+        if self.inner.context.health.is_away() {
+            return Err(unavailable("the metadata store doesn't answer: nothing is handed over"));
+        }
+        Ok(())
+    }
+
     async fn namespace_ranges(&self, name: &NamespaceName) -> Result<Vec<HashRange>, AdminError> {
         let namespace = self.inner.namespaces.get(name).await;
         Ok(namespace.map_err(AdminError::from_topic)?.bundle_ranges())
@@ -101,33 +113,40 @@ impl Broker {
         let slot = namespace.map_err(AdminError::from_topic)?.slot(id);
         // It goes on without its caller: half of it can't be taken back.
         let (broker, id) = (self.clone(), id.clone());
-        let unloading = async move { broker.hand_over(&id, &slot, &TopicError::NotOwner).await };
+        let unloading = async move {
+            broker.hand_over(&id, &slot, &TopicError::NotOwner, &Answers::default()).await;
+        };
         let done = self.inner.context.runtime.spawn(unloading).await;
         done.map_err(|error| AdminError::Topic(unavailable(error)))
     }
 
     /// Gives away what is in the slot. `error` is what its producers and consumers hear.
-    async fn hand_over(&self, id: &BundleId, slot: &BundleSlot, error: &TopicError) {
+    async fn hand_over(
+        &self,
+        id: &BundleId,
+        slot: &BundleSlot,
+        error: &TopicError,
+        meta: &Answers,
+    ) {
         let _turn = slot.turn().await;
         let inner = &self.inner;
         let Some(bundle) = slot.take().filter(|bundle| bundle.end()) else {
             // It was given up, or could never be served; but its record may be there.
-            self.let_go(id).await;
+            self.let_go(id, meta).await;
             return;
         };
-        let topics: Vec<Arc<Topic>> = inner
-            .topics
-            .all()
-            .into_iter()
-            .filter(|topic| Arc::ptr_eq(&topic.bundle, &bundle))
-            .collect();
+        let topics = inner.topics.all().into_iter();
+        let topics = topics.filter(|topic| Arc::ptr_eq(&topic.bundle, &bundle)).collect();
+        // Dismisses them when this ends, however it does.
+        let held = Held { topics, map: &inner.topics, error };
+        let begun = Instant::now();
         let close = |topic: &Arc<Topic>| {
             let (topic, error) = (Arc::clone(topic), error.clone());
-            async move { close_quietly(&topic, error).await }
+            async move { close_quietly(&topic, error, begun + TOPICS_TIME).await }
         };
-        let closing: Vec<_> = topics.iter().map(close).collect();
+        let closing: Vec<_> = held.topics.iter().map(close).collect();
         stream::iter(closing).for_each_concurrent(TOPICS_AT_ONCE, |closing| closing).await;
-        match tokio::time::timeout(LOG_TIMEOUT, bundle.log.close()).await {
+        match tokio::time::timeout_at(begun + BUNDLE_TIME, bundle.log.close()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(bundle = %bundle.id, %error, "the state log is left to recovery");
@@ -136,22 +155,24 @@ impl Broker {
                 tracing::warn!(bundle = %bundle.id, "the state log takes too long; left to recovery");
             }
         }
-        self.let_go(id).await;
-        for topic in &topics {
-            topic.dismiss(error);
-            inner.topics.remove(topic);
-        }
-        tracing::info!(bundle = %bundle.id, topics = topics.len(), "bundle handed over");
+        self.let_go(id, meta).await;
+        tracing::info!(bundle = %bundle.id, topics = held.topics.len(), "bundle handed over");
     }
 
-    async fn let_go(&self, bundle: &BundleId) {
-        let released = self.inner.ownership.release(bundle);
-        match tokio::time::timeout(METADATA_TIMEOUT, released).await {
-            Ok(Ok(())) => {}
+    async fn let_go(&self, bundle: &BundleId, meta: &Answers) {
+        if meta.are_missing() {
+            return;
+        }
+        let ownership = &self.inner.ownership;
+        match tokio::time::timeout(METADATA_TIMEOUT, ownership.release(bundle)).await {
+            Ok(Ok(())) => ownership.released(bundle).await,
             Ok(Err(error)) => {
                 tracing::warn!(%bundle, %error, "ownership ends with the lease");
             }
-            Err(_) => tracing::warn!(%bundle, "ownership ends with the lease"),
+            Err(_) => {
+                meta.missing();
+                tracing::warn!(%bundle, "ownership ends with the lease");
+            }
         }
     }
 
@@ -168,11 +189,12 @@ impl Broker {
             Ok(Err(error)) => tracing::warn!(%error, "other brokers don't know of the shutdown"),
             Err(_) => tracing::warn!("other brokers don't know of the shutdown"),
         }
-        let slots: Vec<_> = inner.namespaces.all().iter().flat_map(|name| name.slots()).collect();
-        let give = |(id, slot): (BundleId, Arc<BundleSlot>)| async move {
-            self.hand_over(&id, &slot, &TopicError::ShuttingDown).await;
+        let meta = Answers::default();
+        let give = |(id, slot): (BundleId, Arc<BundleSlot>)| {
+            let meta = &meta;
+            async move { self.hand_over(&id, &slot, &TopicError::ShuttingDown, meta).await }
         };
-        stream::iter(slots).for_each_concurrent(BUNDLES_AT_ONCE, give).await;
+        stream::iter(self.given_away()).for_each_concurrent(BUNDLES_AT_ONCE, give).await;
         // Topics whose bundles were given up at that moment.
         inner.topics.all().iter().for_each(|topic| topic.fail(&TopicError::ShuttingDown));
         match tokio::time::timeout(METADATA_TIMEOUT, inner.ownership.session.release()).await {
@@ -181,11 +203,55 @@ impl Broker {
             Err(_) => tracing::warn!("the session ends with its lease"),
         }
     }
+
+    /// The slots that may hold something to give away, those in service first. The others were
+    /// only ever asked for.
+    fn given_away(&self) -> Vec<(BundleId, Arc<BundleSlot>)> {
+        let inner = &self.inner;
+        let mut slots: Vec<_> =
+            inner.namespaces.all().iter().flat_map(|name| name.slots()).collect();
+        let is_here = |id: &BundleId| inner.ownership.holder(id) == Ok(Holder::Here);
+        slots.retain(|(id, slot)| !slot.is_idle() || is_here(id));
+        slots.sort_by_key(|(_, slot)| slot.owned().is_none());
+        slots
+    }
 }
 
-async fn close_quietly(topic: &Arc<Topic>, error: TopicError) {
+/// Whether the metadata have let somebody wait in vain: then nobody else waits for them.
+#[derive(Debug, Default)]
+struct Answers(AtomicBool);
+
+impl Answers {
+    fn are_missing(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn missing(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Topics whose producers and consumers are yet to hear that they were handed over.
+struct Held<'a> {
+    topics: Vec<Arc<Topic>>,
+    map: &'a TopicMap,
+    error: &'a TopicError,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        for topic in &self.topics {
+            // Unless something failed, it has closed.
+            topic.fail(self.error);
+            topic.dismiss(self.error);
+            self.map.remove(topic);
+        }
+    }
+}
+
+async fn close_quietly(topic: &Arc<Topic>, error: TopicError, deadline: Instant) {
     let Some(retired) = topic.drain_quietly(error.clone()) else { return };
-    match tokio::time::timeout(TOPIC_TIMEOUT, retired).await {
+    match tokio::time::timeout_at(deadline, retired).await {
         Ok(Ok(Retired::Cleanly)) => {}
         Ok(Ok(Retired::Abandoned) | Err(_)) => {
             tracing::warn!(topic = %topic.name, "a ledger is left to recovery");

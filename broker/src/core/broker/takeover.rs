@@ -6,7 +6,7 @@
 //! waiting and ask at once; a bundle's idle topics may be thousands of times as many, and loading
 //! those first would only keep the others waiting.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,16 +14,21 @@ use std::time::Duration;
 use geminga_meta::bundle::BundleId;
 use geminga_meta::record::{OwnershipRecord, SessionId, Stored};
 use geminga_meta::store::Revision;
-use tokio::task::JoinSet;
+use geminga_proto::topic_name::NamespaceName;
+use tokio::task::{JoinError, JoinSet};
 
 use super::{Broker, Inner};
 use crate::core::api::TopicError;
-use crate::core::bundle::Bundle;
+use crate::core::ownership::Grip;
 
 /// Wait before a bundle that couldn't be taken over is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 /// Bundles taken over at a time.
 const AT_ONCE: usize = 16;
+/// Namespaces read at a time.
+const LEARNT_AT_ONCE: usize = 16;
+/// Wait before a namespace that couldn't be read is tried again.
+const LEARN_RETRY: Duration = Duration::from_secs(1);
 
 /// The owned bundles, as a view has them: with the owner's session and the record's revision.
 type Owned = BTreeMap<BundleId, (SessionId, Revision)>;
@@ -32,15 +37,28 @@ type Owned = BTreeMap<BundleId, (SessionId, Revision)>;
 #[derive(Debug, Default)]
 struct Orphans {
     seen: Owned,
-    orphans: BTreeSet<BundleId>,
+    /// With the revision of the record that has gone.
+    orphans: BTreeMap<BundleId, Revision>,
 }
 
 impl Orphans {
     /// Compares with what was seen before.
     fn see(&mut self, now: Owned) {
-        let gone = self.seen.keys().filter(|bundle| !now.contains_key(bundle));
-        self.orphans.extend(gone.cloned());
+        let gone = self.seen.iter().filter(|(bundle, _)| !now.contains_key(bundle));
+        self.orphans.extend(gone.map(|(bundle, (_, revision))| (bundle.clone(), *revision)));
         self.seen = now;
+    }
+
+    /// Whether another session has taken a bundle that this broker serves, or the record by which
+    /// it is this broker's was seen and has gone. A record that wasn't seen yet is one that was
+    /// just written.
+    fn is_lost(&self, bundle: &BundleId, grip: Grip, own: SessionId) -> bool {
+        let older = own != SessionId(0) && grip.session != own;
+        let gone_or_other = match self.seen.get(bundle) {
+            Some((session, revision)) => *session != grip.session && *revision > grip.revision,
+            None => self.orphans.get(bundle).is_some_and(|gone| *gone >= grip.revision),
+        };
+        older || gone_or_other
     }
 
     /// What this broker is to take. An orphan stays one until somebody else owns it, or until it
@@ -52,22 +70,70 @@ impl Orphans {
         is_chosen: impl Fn(&BundleId) -> bool,
     ) -> Vec<BundleId> {
         let seen = &self.seen;
-        self.orphans.retain(|bundle| match seen.get(bundle) {
+        self.orphans.retain(|bundle, _| match seen.get(bundle) {
             Some((session, _)) => *session == own && !is_served(bundle),
             None => true,
         });
-        let wanted = |bundle: &&BundleId| seen.contains_key(bundle) || is_chosen(bundle);
-        self.orphans.iter().filter(wanted).cloned().collect()
+        // One that is served, but not in the view, was taken a moment ago.
+        let wanted = |bundle: &&BundleId| {
+            seen.contains_key(bundle) || (!is_served(bundle) && is_chosen(bundle))
+        };
+        self.orphans.keys().filter(wanted).cloned().collect()
     }
 }
 
-/// Whether another session has taken a bundle that this broker serves.
-fn is_taken(bundle: &Bundle, own: SessionId, seen: &Owned) -> bool {
-    let older = own != SessionId(0) && bundle.grip.session != own;
-    let other = seen.get(&bundle.id).is_some_and(|(session, revision)| {
-        *session != bundle.grip.session && *revision > bundle.grip.revision
-    });
-    older || other
+/// The namespaces that are being read, or are to be. Lookups have to be answered while the metadata
+/// is away, so those that somebody serves are known to all.
+#[derive(Debug, Default)]
+struct Learning {
+    names: BTreeSet<NamespaceName>,
+    /// Those of them that are not being read yet.
+    waiting: VecDeque<NamespaceName>,
+    /// Answer the name, and whether it was read.
+    tasks: JoinSet<(NamespaceName, bool)>,
+}
+
+impl Learning {
+    /// Takes names in; those that it has already are being looked after.
+    fn add(&mut self, unknown: impl Iterator<Item = NamespaceName>) {
+        let new = unknown.filter(|name| self.names.insert(name.clone()));
+        self.waiting.extend(new);
+    }
+
+    /// Begins to read as many as may be read at a time.
+    fn go_on(&mut self, inner: &Arc<Inner>) {
+        while self.tasks.len() < LEARNT_AT_ONCE
+            && let Some(name) = self.waiting.pop_front()
+        {
+            let inner = Arc::clone(inner);
+            self.tasks.spawn(async move {
+                let read = inner.namespaces.get(&name).await;
+                drop(inner);
+                if let Err(error) = &read {
+                    tracing::debug!(namespace = %name, %error, "not known yet");
+                    tokio::time::sleep(LEARN_RETRY).await;
+                }
+                (name, read.is_ok())
+            });
+        }
+    }
+
+    /// A task has ended. Answers false if names have to be taken in again.
+    async fn done(&mut self, ended: Result<(NamespaceName, bool), JoinError>) -> bool {
+        match ended {
+            Ok((name, is_read)) => {
+                self.names.remove(&name);
+                is_read
+            }
+            Err(error) => {
+                tracing::error!(%error, "reading a namespace failed inside the broker");
+                // Whichever it was: all begin anew.
+                *self = Self::default();
+                tokio::time::sleep(RETRY).await;
+                false
+            }
+        }
+    }
 }
 
 /// Watches owners until the broker is gone.
@@ -78,28 +144,34 @@ pub async fn run(broker: Weak<Inner>) {
     let mut orphans = Orphans::default();
     let mut busy = BTreeSet::new();
     let mut taking = JoinSet::new();
+    let mut learning = Learning::default();
+    let mut has_changed = true;
     loop {
         let Some(inner) = broker.upgrade() else { return };
         if inner.stopping.load(Ordering::Acquire) {
             return;
         }
-        if inner.ownership.is_current() {
-            let broker = Broker { inner };
-            for bundle in broker.look(&mut orphans) {
+        if has_changed && inner.ownership.is_current() {
+            let broker = Broker { inner: Arc::clone(&inner) };
+            for bundle in broker.look(&mut orphans, &mut learning) {
                 if busy.len() < AT_ONCE && busy.insert(bundle.clone()) {
                     taking.spawn(take(broker.clone(), bundle));
                 }
             }
         }
-        tokio::select! {
-            changed = brokers.changed() => if changed.is_err() { return },
-            changed = owners.changed() => if changed.is_err() { return },
+        learning.go_on(&inner);
+        drop(inner);
+        has_changed = tokio::select! {
+            changed = brokers.changed() => if changed.is_err() { return } else { true },
+            changed = owners.changed() => if changed.is_err() { return } else { true },
+            Some(ended) = learning.tasks.join_next() => !learning.done(ended).await,
             Some(done) = taking.join_next() => match done {
                 Ok((bundle, is_gone)) => {
                     busy.remove(&bundle);
                     if is_gone {
                         orphans.orphans.remove(&bundle);
                     }
+                    true
                 }
                 Err(error) => {
                     tracing::error!(%error, "taking a bundle over failed inside the broker");
@@ -107,6 +179,7 @@ pub async fn run(broker: Weak<Inner>) {
                     taking = JoinSet::new();
                     busy.clear();
                     tokio::time::sleep(RETRY).await;
+                    true
                 }
             },
         }
@@ -117,7 +190,13 @@ pub async fn run(broker: Weak<Inner>) {
 /// there is no such bundle any more.
 async fn take(broker: Broker, bundle: BundleId) -> (BundleId, bool) {
     let is_gone = match broker.take_over(&bundle).await {
-        Ok(()) => false,
+        Ok(true) => false,
+        // Whatever the views say, there is nothing to do: don't look again at once.
+        Ok(false) => {
+            drop(broker);
+            tokio::time::sleep(RETRY).await;
+            false
+        }
         Err(TopicError::NamespaceNotFound(_)) => true,
         Err(error) => {
             tracing::debug!(%bundle, %error, "not taken over yet");
@@ -131,7 +210,7 @@ async fn take(broker: Broker, bundle: BundleId) -> (BundleId, bool) {
 
 impl Broker {
     /// Ends what was taken from this broker, and answers what it has to take.
-    fn look(&self, orphans: &mut Orphans) -> Vec<BundleId> {
+    fn look(&self, orphans: &mut Orphans, learning: &mut Learning) -> Vec<BundleId> {
         let inner = &self.inner;
         let ownership = &inner.ownership;
         let own = ownership.session.id();
@@ -140,12 +219,16 @@ impl Broker {
             |stored: &Arc<Stored<OwnershipRecord>>| (stored.record.session, stored.revision);
         orphans.see(owners.iter().map(|(id, stored)| (id.clone(), known(stored))).collect());
         for bundle in inner.namespaces.all().iter().flat_map(|name| name.owned_bundles()) {
-            if is_taken(&bundle, own, &orphans.seen) {
-                tracing::warn!(bundle = %bundle.id, "another broker has taken the bundle");
+            if orphans.is_lost(&bundle.id, bundle.grip, own) {
+                tracing::warn!(bundle = %bundle.id, "the bundle is not this broker's any more");
                 inner.topics.end_bundle(&bundle, &TopicError::NotOwner);
+                // Perhaps all that hangs on the lease is gone.
+                ownership.session.check_now();
             }
         }
-        self.learn_namespaces(owners.keys());
+        let named = owners.keys().map(|bundle| &bundle.namespace);
+        let unknown = named.filter(|name| inner.namespaces.known(name).is_none());
+        learning.add(unknown.cloned());
         let is_served = |bundle: &BundleId| {
             let namespace = inner.namespaces.known(&bundle.namespace);
             namespace.is_some_and(|namespace| namespace.slot(bundle).owned().is_some())
@@ -153,27 +236,14 @@ impl Broker {
         orphans.wanted(own, is_served, |bundle| ownership.is_chosen(bundle))
     }
 
-    /// Lookups have to be answered while the metadata is away, so the namespaces that somebody
-    /// serves are known to all.
-    fn learn_namespaces<'a>(&self, bundles: impl Iterator<Item = &'a BundleId>) {
-        let inner = &self.inner;
-        let names: BTreeSet<_> = bundles.map(|bundle| &bundle.namespace).collect();
-        for name in names.into_iter().filter(|name| inner.namespaces.known(name).is_none()) {
-            let (inner, name) = (Arc::clone(inner), name.clone());
-            self.inner.context.runtime.spawn(async move {
-                if let Err(error) = inner.namespaces.get(&name).await {
-                    tracing::debug!(namespace = %name, %error, "not known yet");
-                }
-            });
-        }
-    }
-
-    async fn take_over(&self, id: &BundleId) -> Result<(), TopicError> {
+    /// Answers whether the bundle wasn't served here before.
+    async fn take_over(&self, id: &BundleId) -> Result<bool, TopicError> {
         let namespace = self.inner.namespaces.get(&id.namespace).await?;
         if !namespace.bundle_ranges().contains(&id.range) {
             return Err(TopicError::NamespaceNotFound(id.to_string()));
         }
-        self.own(&namespace, id).await.map(drop)
+        let was_served = namespace.slot(id).owned().is_some();
+        self.own(&namespace, id).await.map(|_| !was_served)
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use geminga_ledger::error::{CreateError, OpenError, RecoverError};
+use futures_util::{StreamExt, stream};
+use geminga_ledger::error::{CreateError, RecoverError};
+use geminga_ledger::reader::LedgerReader;
 use geminga_ledger::store::LedgerStore;
 use geminga_ledger::writer::LedgerWriter;
 use geminga_meta::bundle::BundleId;
@@ -27,6 +29,8 @@ use super::{
 
 /// How often somebody else may be faster before the bundle is called unavailable.
 const MAX_ATTEMPTS: u32 = 5;
+/// Ledgers of a chain that are fenced at a time.
+const FENCED_AT_ONCE: usize = 16;
 /// Of one read during replay.
 const READ_ENTRIES: u32 = 256;
 const READ_BYTES: u64 = 4 * 1024 * 1024;
@@ -112,18 +116,16 @@ async fn replay(ledgers: &LedgerStore, record: &BundleRecord) -> Result<Replayed
     let mut bytes = 0;
     let chain = record.state_ledgers.iter().filter(|id| from.is_none_or(|at| **id >= at.ledger));
     // All are fenced before the first is read: nobody else can add to any of them.
-    let mut closed = Vec::new();
-    for id in chain {
-        closed.push(ledgers.recover(*id).await.map_err(|error| recover_error(&error))?);
-    }
-    for ledger in closed {
+    let fence = |id: &LedgerId| {
+        let (ledgers, id) = (ledgers.clone(), *id);
+        async move { ledgers.recover_to_read(id).await }
+    };
+    let fencing: Vec<_> = chain.map(fence).collect();
+    let fenced = stream::iter(fencing).buffered(FENCED_AT_ONCE).collect::<Vec<_>>().await;
+    let readers = fenced.into_iter().collect::<Result<Vec<LedgerReader>, _>>();
+    for reader in readers.map_err(|error| recover_error(&error))? {
+        let ledger = *reader.closed();
         let Some(last) = ledger.last_entry.0 else { continue };
-        let reader = ledgers.open(ledger.id).await.map_err(|error| match error {
-            OpenError::Damaged { .. } => StateLogError::Corrupt(error.to_string()),
-            OpenError::NotFound(_) | OpenError::NotClosed(_) | OpenError::Metadata { .. } => {
-                unavailable(&error)
-            }
-        })?;
         let first = from.filter(|at| at.ledger == ledger.id).map_or(EntryId(0), |at| at.entry);
         let mut next = first;
         while next <= last {

@@ -104,7 +104,7 @@ impl Topic {
         let closed = ledgers.list.iter().map(|ledger| ledger.ledger);
         let rest: Vec<LedgerId> = closed.chain(ledgers.open.iter().copied()).collect();
         let key = keys::topic(&self.name);
-        let mut txn: Txn = ledgers.delete();
+        let mut txn: Txn = ledgers.delete().when(self.bundle.is_owned());
         txn = txn.when(Compare::Present(key.clone())).delete(key);
         if rest.is_empty() {
             return match context.meta.txn(txn).await? {

@@ -37,6 +37,8 @@ use crate::core::topic_map::TopicMap;
 const ATTEMPTS: u32 = 5;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
+const CHANGING: &str = "its records are being changed";
+
 /// What to do about a topic that doesn't exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Create {
@@ -65,8 +67,11 @@ pub struct Home {
 
 /// Why loading has to start over, or can't go on.
 pub(super) enum LoadError {
-    /// Somebody else changed a record.
+    /// Somebody else changed a record, or something can't be reached at the moment.
     Again(String),
+    /// A condition of a transaction didn't hold: its record was changed, or the bundle is not this
+    /// broker's any more.
+    Conflict,
     /// It can't be used.
     Topic(TopicError),
 }
@@ -76,9 +81,8 @@ impl From<JobError> for LoadError {
         match error {
             JobError::Later(why) => Self::Again(why),
             JobError::Metadata(error) => Self::Again(error.to_string()),
-            JobError::Fatal(TopicError::Fenced | TopicError::Unavailable(_)) => {
-                Self::Again("its records are being changed".to_owned())
-            }
+            JobError::Fatal(TopicError::Fenced) => Self::Conflict,
+            JobError::Fatal(TopicError::Unavailable(why)) => Self::Again(why),
             JobError::Fatal(error) => Self::Topic(error),
         }
     }
@@ -88,6 +92,7 @@ impl From<LoadError> for TopicError {
     fn from(error: LoadError) -> Self {
         match error {
             LoadError::Again(why) => unavailable(why),
+            LoadError::Conflict => unavailable(CHANGING),
             LoadError::Topic(error) => error,
         }
     }
@@ -114,14 +119,23 @@ impl Topic {
             if attempt > 0 {
                 tokio::time::sleep(PAUSE * attempt).await;
             }
-            match Self::try_load(name, home, create).await {
+            // Only for the try: topics that have to wait for something keep no others waiting.
+            let turn = home.context.loads.acquire().await.map_err(unavailable)?;
+            let tried = Self::try_load(name, home, create).await;
+            drop(turn);
+            last = match tried {
                 Ok(found) => return Ok(found),
                 Err(LoadError::Topic(error)) => return Err(error),
-                Err(LoadError::Again(why)) => {
-                    tracing::debug!(topic = %name, why, "loading starts over");
-                    last = why;
+                Err(LoadError::Again(why)) => why,
+                Err(LoadError::Conflict) if home.bundle.is_lost().await => {
+                    if let Some(map) = home.map.upgrade() {
+                        map.end_bundle(&home.bundle, &TopicError::NotOwner);
+                    }
+                    return Err(TopicError::NotOwner);
                 }
-            }
+                Err(LoadError::Conflict) => CHANGING.to_owned(),
+            };
+            tracing::debug!(topic = %name, why = last, "loading starts over");
         }
         Err(TopicError::Unavailable(last))
     }

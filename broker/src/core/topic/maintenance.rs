@@ -65,13 +65,15 @@ impl From<StoreError> for JobError {
         match error {
             // If an unknown one was done after all, the next attempt conflicts with it, and the
             // topic is loaded again.
-            StoreError::Unavailable(_) | StoreError::Unknown(_) => Self::Metadata(error),
+            // A store that refuses access may be set right: until then open ledgers go on.
+            StoreError::Unavailable(_) | StoreError::Unknown(_) | StoreError::Denied(_) => {
+                Self::Metadata(error)
+            }
             StoreError::Full(_) => Self::Later(error.to_string()),
             StoreError::Corrupt(why) => Self::Fatal(TopicError::Corrupt(why)),
             StoreError::TooLarge(_)
             | StoreError::Invalid(_)
             | StoreError::LeaseLost
-            | StoreError::Denied(_)
             | StoreError::Replaced(_) => Self::Fatal(unavailable(error)),
         }
     }
@@ -231,11 +233,13 @@ impl Topic {
     }
 
     /// An idle ledger is closed without a successor: the next publish creates one. So retention
-    /// isn't blocked, and an idle topic costs no more than its list.
+    /// isn't blocked, and an idle topic costs no more than its list. Not while the metadata is
+    /// away: the open ledger is what can be published to meanwhile.
     fn wants_close(&self, log: &Log, now: Monotonic) -> bool {
         let Some(current) = &log.current else { return false };
         let idle = now.saturating_sub(current.last_append) > self.context.config.ledger_idle_close;
-        idle && log.queue.is_empty() && log.next.is_none() && log.closing.is_none()
+        let free = log.queue.is_empty() && log.next.is_none() && log.closing.is_none();
+        idle && free && !self.context.health.is_away()
     }
 
     /// With full disks, an open ledger that everybody has consumed is the space that is needed:
@@ -347,7 +351,7 @@ impl Topic {
             match ledgers.commit(&self.name, &self.context.env) {
                 Ok(mut txn) => {
                     txn.merge(extra);
-                    txn
+                    txn.when(self.bundle.is_owned())
                 }
                 Err(error) => {
                     invalid = Some(error);
@@ -439,7 +443,7 @@ impl Topic {
         gone: &[LedgerId],
     ) -> Result<(), JobError> {
         let context = &self.context;
-        let txn = ledgers.commit(&self.name, &context.env)?;
+        let txn = ledgers.commit(&self.name, &context.env)?.when(self.bundle.is_owned());
         if gone.is_empty() {
             let witness = Witness::new(ledgers.key(), ledgers.nonce());
             let policy = RetryPolicy::default();
@@ -570,4 +574,15 @@ fn recover_error(error: RecoverError) -> JobError {
 fn never() -> Txn {
     let key = String::from("never");
     Txn::default().when(Compare::Absent(key.clone())).when(Compare::Present(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_refuses_access_is_waited_for() {
+        let denied = StoreError::Denied("no permission".to_owned());
+        assert!(matches!(JobError::from(denied), JobError::Metadata(_)));
+    }
 }

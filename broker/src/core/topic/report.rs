@@ -145,7 +145,8 @@ impl Topic {
         })
     }
 
-    /// Looks after ledgers and memory. Answers true if nobody has used the topic for long.
+    /// Looks after ledgers and memory. Answers true if nobody has used the topic for long; never
+    /// while the metadata is away, without which it couldn't be loaded again.
     pub fn keep_house(&self, now: Monotonic, unload_after: Duration) -> bool {
         let mut state = self.state.lock();
         if !matches!(state.status, Status::Serving) {
@@ -164,7 +165,8 @@ impl Topic {
                 None => {}
             }
         }
-        now.saturating_sub(state.last_used) > unload_after && Self::unused(&state)
+        let idle = now.saturating_sub(state.last_used) > unload_after && Self::unused(&state);
+        idle && !self.context.health.is_away()
     }
 
     fn unused(state: &State) -> bool {

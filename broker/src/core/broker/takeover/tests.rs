@@ -39,3 +39,47 @@ fn a_bundle_that_somebody_else_takes_is_no_orphan_any_more() {
     assert!(orphans.wanted(OWN, |_| false, |_| true).is_empty());
     assert!(orphans.orphans.is_empty());
 }
+
+#[test]
+fn a_served_bundle_is_lost_when_its_record_has_gone_and_not_while_the_view_is_behind() {
+    let grip = |revision| Grip { revision: Revision(revision), session: OWN };
+    let mut orphans = Orphans::default();
+    orphans.see(owned(&[(1, OTHER)]));
+    orphans.see(owned(&[]));
+    // Taken at a revision that the view doesn't have yet: served, and nothing to do.
+    assert!(!orphans.is_lost(&bundle(1), grip(2), OWN));
+    assert!(orphans.wanted(OWN, |_| true, |_| true).is_empty());
+    orphans.see([(bundle(1), (OWN, Revision(2)))].into());
+    assert!(!orphans.is_lost(&bundle(1), grip(2), OWN));
+    assert!(orphans.wanted(OWN, |_| true, |_| true).is_empty());
+    orphans.see(owned(&[]));
+    assert!(orphans.is_lost(&bundle(1), grip(2), OWN));
+    assert_eq!(orphans.wanted(OWN, |_| false, |_| true), [bundle(1)]);
+    // Another one has it, or had it before this broker took it.
+    orphans.see([(bundle(1), (OTHER, Revision(4)))].into());
+    assert!(orphans.is_lost(&bundle(1), grip(2), OWN));
+    assert!(!orphans.is_lost(&bundle(1), grip(5), OWN));
+    assert!(orphans.is_lost(&bundle(1), grip(5), SessionId(9)));
+}
+
+#[tokio::test]
+async fn unknown_namespaces_are_read_a_few_at_a_time_and_each_once() {
+    let cluster = crate::testing::Cluster::new();
+    let broker = cluster.broker(crate::testing::Cluster::config()).await;
+    let names = || (0..100).map(|number| format!("acme/n{number}").parse().expect("valid"));
+    let mut learning = Learning::default();
+    for _ in 0..3 {
+        learning.add(names());
+        learning.go_on(&broker.inner);
+        assert_eq!((learning.tasks.len(), learning.waiting.len()), (LEARNT_AT_ONCE, 84));
+    }
+    let known: NamespaceName = "public/default".parse().expect("valid");
+    learning = Learning::default();
+    learning.add([known.clone()].into_iter());
+    learning.go_on(&broker.inner);
+    let ended = learning.tasks.join_next().await.expect("one");
+    assert!(learning.done(ended).await);
+    assert!(learning.names.is_empty());
+    assert!(broker.inner.namespaces.known(&known).is_some());
+    broker.shutdown().await;
+}
