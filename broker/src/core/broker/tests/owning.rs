@@ -261,3 +261,27 @@ async fn a_topic_that_waits_to_be_loaded_again_keeps_no_other_waiting() {
     assert!(stuck.await.expect("ends").is_some());
     broker.shutdown().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn handing_a_bundle_over_takes_no_longer_for_more_topics_that_cannot_be_closed() {
+    let cluster = Cluster::new();
+    let broker = cluster.broker(Cluster::config()).await;
+    let bundle = broker.home(&topic("orders")).await.expect("owned").bundle.id.clone();
+    let namespace = broker.inner.namespaces.known(&bundle.namespace).expect("in use");
+    let names = (0..).map(|number| format!("topic-{number}"));
+    let names = names.filter(|name| namespace.bundle_of(&topic(name)) == bundle).take(130);
+    let mut clients = Vec::new();
+    for name in names {
+        clients.push(producer(&broker, &name).await);
+    }
+    cluster.set_hung(true);
+    for (producer, _) in &clients {
+        publish(&broker, producer, 0, &texts("m", 1)).await;
+    }
+    let begun = tokio::time::Instant::now();
+    broker.unload_bundle(&bundle).await.expect("handed over");
+    assert!(begun.elapsed() < Duration::from_millis(3_500), "{:?}", begun.elapsed());
+    for (_, ear) in &clients {
+        assert_eq!(ear.look(|heard| heard.closed.clone()), [TopicError::NotOwner]);
+    }
+}
