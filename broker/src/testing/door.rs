@@ -2,13 +2,12 @@
 //! reach for that broker alone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use geminga_meta::store::memory::MemoryStore;
 use geminga_meta::store::{
-    KeyValue, LeaseId, MetadataStore, RangePage, Revision, StoreError, Txn, TxnOutcome, Watch,
+    KeyValue, LeaseId, MetadataStore, Op, RangePage, Revision, StoreError, Txn, TxnOutcome, Watch,
     WatchError, WatchEvent,
 };
 use parking_lot::Mutex;
@@ -20,16 +19,15 @@ pub struct Door {
     store: Arc<MemoryStore>,
     open: watch::Sender<bool>,
     lag: Arc<Mutex<Duration>>,
-    requests: AtomicU64,
-    writes: AtomicU64,
+    /// What went through it, in words.
+    requests: Mutex<Vec<String>>,
 }
 
 impl Door {
     /// An open one.
     pub fn to(store: &Arc<MemoryStore>) -> Arc<Self> {
-        let (requests, writes) = (AtomicU64::new(0), AtomicU64::new(0));
         let (open, lag) = (watch::Sender::new(true), Arc::default());
-        Arc::new(Self { store: Arc::clone(store), open, lag, requests, writes })
+        Arc::new(Self { store: Arc::clone(store), open, lag, requests: Mutex::default() })
     }
 
     /// Lets watches tell what they see so much later.
@@ -42,10 +40,15 @@ impl Door {
         self.open.send_replace(open);
     }
 
-    /// Reads and transactions that went through it, and the transactions alone. What keeps leases
-    /// and watches doesn't count.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.requests.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed))
+    /// Reads and transactions that went through it, in words. What keeps leases and watches isn't
+    /// among them.
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().clone()
+    }
+
+    /// How many of them were transactions.
+    pub fn writes(&self) -> usize {
+        self.requests.lock().iter().filter(|request| request.starts_with("write")).count()
     }
 
     fn pass(&self) -> Result<&MemoryStore, StoreError> {
@@ -55,8 +58,8 @@ impl Door {
         Err(StoreError::Unavailable("the door is shut".to_owned()))
     }
 
-    fn count(&self) -> Result<&MemoryStore, StoreError> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    fn note(&self, request: String) -> Result<&MemoryStore, StoreError> {
+        self.requests.lock().push(request);
         self.pass()
     }
 }
@@ -88,7 +91,7 @@ impl Watch for Watched {
 #[async_trait]
 impl MetadataStore for Door {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        self.count()?.get(key).await
+        self.note(format!("read {key}"))?.get(key).await
     }
 
     async fn range(
@@ -97,13 +100,15 @@ impl MetadataStore for Door {
         after: Option<&str>,
         limit: usize,
     ) -> Result<RangePage, StoreError> {
-        self.count()?.range(prefix, after, limit).await
+        self.note(format!("list {prefix}"))?.range(prefix, after, limit).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
-        let store = self.count()?;
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        store.txn(txn).await
+        let key = |op: &Op| match op {
+            Op::Put { key, .. } | Op::Delete(key) => key.clone(),
+        };
+        let keys: Vec<String> = txn.ops.iter().map(key).collect();
+        self.note(format!("write {}", keys.join(", ")))?.txn(txn).await
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {

@@ -284,15 +284,16 @@ async fn a_topic_in_use_is_taken_over_in_six_requests_and_messages_cost_none() {
     worker.flow(1_000, ALL);
     publish(&a, &first, 0, &texts("m", 1)).await;
     consumed.until("a message", |heard| heard.deliveries.len() == 1).await;
-    let (_, before) = a_door.counts();
+    let before = a_door.writes();
     publish(&a, &first, 1, &texts("m", 50)).await;
     ear.until("receipts", |heard| heard.receipts.len() == 51).await;
     consumed.until("messages", |heard| heard.deliveries.len() == 51).await;
-    for (number, position) in (1..).zip(positions(&consumed)) {
+    // Without the first of them, nothing can be trimmed while requests are counted.
+    for (number, position) in (1..).zip(positions(&consumed)).skip(1) {
         ack(&worker, number, &[position]).await;
     }
-    consumed.until("ack receipts", |heard| heard.acked.len() == 51).await;
-    assert_eq!(a_door.counts().1, before, "metadata writes for messages or acknowledgements");
+    consumed.until("ack receipts", |heard| heard.acked.len() == 50).await;
+    assert_eq!(a_door.writes(), before, "metadata writes for messages or acknowledgements");
     a_door.set_open(false);
     cluster.end_session("a").await;
     eventually("the take-over", async || is_here(&b, &of_a).await).await;
@@ -302,13 +303,14 @@ async fn a_topic_in_use_is_taken_over_in_six_requests_and_messages_cost_none() {
             && b.inner.namespaces.all().iter().flat_map(|name| name.owned_bundles()).count() == 2
     })
     .await;
-    let (before, _) = b_door.counts();
+    let before = b_door.requests().len();
     let (second, ear) = producer(&b, &of_a).await;
     publish(&b, &second, 0, &texts("n", 1)).await;
     ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
     assert_eq!(ear.look(|heard| heard.receipts[0].first_index), MessageIndex(51));
     // Topic, managed ledger, ledger; in recovery, closed, list with the next ledger.
-    assert_eq!(b_door.counts().0 - before, 6);
+    let requests = b_door.requests();
+    assert_eq!(requests.len() - before, 6, "{:#?}", &requests[before..]);
     b.shutdown().await;
     drop(a);
 }
