@@ -342,7 +342,8 @@ impl Cluster {
         for (name, log) in self.logs() {
             let announced = |line: &str| {
                 let expected = self.expected.iter().filter(|(of, _)| *of == name);
-                let mut known = expected.map(|(_, words)| words).chain(&self.allowed);
+                let known = expected.map(|(_, words)| words).chain(&self.allowed);
+                let mut known = known.chain(observe::LOST);
                 known.any(|words| line.contains(words))
             };
             let lines = log.lines().filter(|line| serious(line));

@@ -23,9 +23,6 @@ fn block<T>(work: impl FnOnce() -> T) -> T {
 async fn while_etcd_is_away_open_ledgers_are_published_to_as_before() {
     let seconds = u64::from(geminga_tests::rounds(8));
     let mut cluster = block(|| Cluster::up(&Plan::default()));
-    cluster.allow_metadata_loss();
-    // An etcd that was frozen finds its leases over when it goes on.
-    cluster.allow_broker_loss();
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     let ways: [(&str, TakeAway); 3] = [
@@ -75,8 +72,6 @@ async fn messages_and_acknowledgements_write_nothing_to_etcd() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_cut_off_from_etcd_alone_is_replaced_and_confirms_nothing_afterwards() {
     let mut cluster = block(|| Cluster::up(&Plan::default()));
-    cluster.allow_metadata_loss();
-    cluster.allow_broker_loss();
     // Both brokers reach etcd through a relay each.
     let mut relays = Vec::new();
     for name in cluster.brokers() {

@@ -26,7 +26,6 @@ fn block<T>(work: impl FnOnce() -> T) -> T {
 async fn when_the_owner_is_killed_another_broker_goes_on_and_nothing_is_lost() {
     let rounds = geminga_tests::rounds(5);
     let mut cluster = block(|| Cluster::up(&Plan::default()));
-    cluster.allow_broker_loss();
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     let mut gaps = Vec::new();
@@ -50,7 +49,6 @@ async fn when_the_owner_is_killed_another_broker_goes_on_and_nothing_is_lost() {
 async fn an_owner_that_wakes_up_past_its_lease_confirms_nothing_any_more() {
     let rounds = geminga_tests::rounds(3);
     let mut cluster = block(|| Cluster::up(&Plan::default()));
-    cluster.allow_broker_loss();
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     for round in 0..rounds {
@@ -73,8 +71,6 @@ async fn an_owner_that_wakes_up_past_its_lease_confirms_nothing_any_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_process_is_restarted_in_turn_and_the_application_hears_of_no_error() {
     let mut cluster = block(|| Cluster::up(&Plan { etcd_members: 3, ..Plan::default() }));
-    cluster.allow_bookie_loss();
-    cluster.allow_in_log("the watch of namespaces was lost");
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     let mut gaps = Vec::new();
