@@ -1,20 +1,16 @@
 //! Brokers that own topics are killed, frozen and stopped under load; another one takes over.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use geminga_tests::cluster::{Cluster, Plan};
-use geminga_tests::load::{Load, Pace};
+use geminga_tests::load::{Load, PATIENCE, Pace};
 
 const TOPICS: [&str; 4] = ["left", "right", "top", "bottom"];
-/// Longer than the lease and everything that follows from its end.
-const PAST_THE_LEASE: Duration = Duration::from_secs(4);
+/// What a broker says when it finds its lease over.
+const LEASE_LOST: &str = "the broker's lease is lost";
 
 fn pace() -> Pace {
     Pace { burst: 16, pause: Duration::from_millis(2), ..Pace::default() }
-}
-
-async fn wait(time: Duration) {
-    tokio::time::sleep(time).await;
 }
 
 /// Runs what blocks beside the load.
@@ -54,13 +50,18 @@ async fn an_owner_that_wakes_up_past_its_lease_confirms_nothing_any_more() {
     for round in 0..rounds {
         let topic = TOPICS[round as usize % TOPICS.len()];
         let owner = block(|| cluster.owner_of(topic));
+        let noticed = cluster.log(&owner).matches(LEASE_LOST).count();
         block(|| cluster.freeze(&owner));
-        wait(PAST_THE_LEASE).await;
-        load.gets_on().await;
+        // Another broker has it once the lease is over.
         assert_ne!(block(|| cluster.owner_of(topic)), owner);
-        // What its sockets hold from before, it takes for new now.
+        load.gets_on().await;
+        // What its sockets hold from before, it takes for new now, until it notices.
         block(|| cluster.thaw(&owner));
-        wait(Duration::from_millis(500)).await;
+        let deadline = Instant::now() + PATIENCE;
+        while cluster.log(&owner).matches(LEASE_LOST).count() == noticed {
+            assert!(Instant::now() < deadline, "it doesn't notice that its lease is over");
+            load.gets_on().await;
+        }
         load.gets_on().await;
     }
     let summary = load.stop_and_judge(&client).await;

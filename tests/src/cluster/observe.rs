@@ -16,7 +16,6 @@ pub(super) const LOST: &[&str] = &[
     "state log stalled",
     "read failed",
     // brokers
-    "another broker has taken the bundle",
     "the bundle is not this broker's any more",
     "topic given up",
     "a ledger has failed",
@@ -42,7 +41,6 @@ pub(super) const LOST: &[&str] = &[
     "a ledger's record may have been written",
     "a ledger's record can't be read",
     "a ledger's record can't be written",
-    "this bookie's registration can't be kept up",
 ];
 
 impl Cluster {
