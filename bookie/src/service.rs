@@ -17,7 +17,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::bookie::Bookie;
 
-mod accept;
 mod append_stream;
 mod guard;
 mod read_stream;

@@ -1,13 +1,17 @@
 //! What every other crate speaks: ids, topic names, the entry layout, the messages of every wire
 //! and record, and the injected sources of time and randomness.
 //!
-//! *Architecture invariant:* nothing here opens a socket or a file, starts a task, or knows
-//! another Geminga crate. Everything that parses is a pure function over bytes and never panics.
+//! *Architecture invariant:* nothing here opens a socket or a file by itself, starts a task, or
+//! knows another Geminga crate. Everything that parses is a pure function over bytes and never
+//! panics. The feature `server` adds `incoming`, which takes the connections of a listener that it
+//! is given; whatever serves no port leaves it out.
 
 pub mod codec;
 pub mod entry;
 pub mod env;
 pub mod id;
+#[cfg(feature = "server")]
+pub mod incoming;
 pub mod payload;
 pub mod storage;
 pub mod topic_name;

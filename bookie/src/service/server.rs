@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use geminga_proto::incoming::{Incoming, IncomingConfig, Places};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Server;
 
-use super::{BookieService, accept};
+use super::BookieService;
 use crate::bookie::Bookie;
 
 /// Bytes that a peer may send before they are taken. Appends are taken at once and refused above
@@ -16,6 +17,11 @@ const WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES: u32 = 1 << 20;
 /// Calls of one connection that may be under way, streams included.
 const MAX_CALLS: u32 = 4_096;
+
+/// How long a connection may take to say its first bytes.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What whoever speaks HTTP/1 is told.
+const WHOSE_PORT: &str = "This is the gRPC port of a Geminga bookie, for brokers only.";
 
 /// Limits of a bookie's port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +66,12 @@ pub async fn serve(
     config: ServiceConfig,
     stopped: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = accept::incoming(listener, config.max_connections);
+    let demands = IncomingConfig {
+        limit: config.max_connections,
+        preface_timeout: PREFACE_TIMEOUT,
+        whose_port: WHOSE_PORT,
+    };
+    let incoming = Incoming::new(listener, demands, Places::default());
     let (stopping, ending) = watch::channel(false);
     let mut late = ending.clone();
     let service = BookieService::with_limits(bookie, &config).until(ending).into_server();

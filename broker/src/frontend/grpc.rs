@@ -13,7 +13,6 @@
 //! that makes no sense is answered with a typed error, or ends its stream with a status whose
 //! metadata carries an error code.
 
-mod accept;
 mod config;
 mod consume;
 mod convert;
@@ -26,6 +25,7 @@ mod service;
 use std::future::Future;
 
 use geminga_proto::id::ClusterId;
+use geminga_proto::incoming::{Incoming, IncomingConfig};
 use geminga_proto::v1::messaging_server::MessagingServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -35,6 +35,10 @@ pub use crate::frontend::grpc::queues::{GrpcCounts, GrpcQueues};
 
 use crate::core::broker::Broker;
 use crate::frontend::grpc::service::MessagingService;
+
+/// What whoever speaks HTTP/1 is told.
+const WHOSE_PORT: &str = "This is Geminga's gRPC port; administration is REST on another port \
+                          (by default 8080).";
 
 /// What the front-end serves, and what it shares with others.
 #[derive(Debug, Clone)]
@@ -79,12 +83,12 @@ pub async fn serve(
     let (stop, stopping) = watch::channel(false);
     let decode_limit =
         state.broker.config().max_message_bytes as usize + config::DECODE_SLACK_BYTES;
-    let incoming = accept::incoming(
-        listener,
-        config.max_connections,
-        config.preface_timeout,
-        state.queues.clone(),
-    );
+    let demands = IncomingConfig {
+        limit: config.max_connections,
+        preface_timeout: config.preface_timeout,
+        whose_port: WHOSE_PORT,
+    };
+    let incoming = Incoming::new(listener, demands, state.queues.connections());
     let watchdog = tokio::spawn(queues::watch_stalls(
         state.queues.clone(),
         state.broker.clone(),

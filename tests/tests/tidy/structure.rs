@@ -102,8 +102,9 @@ pub fn core(tree: &Tree) -> Vec<Violation> {
                 }
             }
             for (line, module) in proto_modules(&file.scanned.tokens) {
-                if ["v1", "pulsar"].contains(&module.as_str()) {
-                    let what = format!("the broker's core names the messages of proto::{module}");
+                if ["v1", "pulsar", "incoming"].contains(&module.as_str()) {
+                    let what =
+                        format!("the broker's core names what is of a wire: proto::{module}");
                     broken.push(Violation::new(file, line, what));
                 }
             }

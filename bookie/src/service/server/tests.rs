@@ -81,17 +81,15 @@ async fn a_client_of_brokers_hears_that_it_speaks_to_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_speaks_no_http2_is_told_whose_port_it_is() {
+async fn what_speaks_http1_is_told_whose_port_it_is() {
     let port = port(ServiceConfig::default()).await;
-    for request in ["GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "PRI * NOT"] {
-        let mut socket = TcpStream::connect(&port.address).await.expect("connects");
-        socket.write_all(request.as_bytes()).await.expect("written");
-        let mut answer = String::new();
-        // What was not read may make the close a reset.
-        drop(socket.read_to_string(&mut answer).await);
-        assert!(answer.starts_with("HTTP/1.1 400"), "{answer:?}");
-        assert!(answer.contains("a Geminga bookie"), "{answer:?}");
-    }
+    let mut socket = TcpStream::connect(&port.address).await.expect("connects");
+    let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+    socket.write_all(request).await.expect("written");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.expect("answered");
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer:?}");
+    assert!(answer.contains("a Geminga bookie"), "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

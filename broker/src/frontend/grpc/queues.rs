@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use geminga_proto::env::Monotonic;
+use geminga_proto::incoming::Places;
 use geminga_proto::v1::ErrorCode;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -55,7 +56,7 @@ struct Listed {
 struct Inner {
     streams: Mutex<HashMap<u64, Listed>>,
     next: AtomicU64,
-    connections: AtomicUsize,
+    connections: Places,
 }
 
 /// How much is open now.
@@ -90,16 +91,6 @@ impl Drop for Registration {
     }
 }
 
-/// Counts a connection until it is dropped.
-#[derive(Debug)]
-pub(super) struct ConnectionGuard(GrpcQueues);
-
-impl Drop for ConnectionGuard {
-    fn drop(&mut self) {
-        self.0.0.connections.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 impl GrpcQueues {
     /// Lists a stream.
     pub(super) fn register<I: Item>(&self, name: String, queue: &Arc<Outbound<I>>) -> Registration {
@@ -110,19 +101,15 @@ impl GrpcQueues {
         Registration { queues: self.clone(), id }
     }
 
-    /// Counts a connection, unless there are `limit` already.
-    pub(super) fn connect(&self, limit: usize) -> Option<ConnectionGuard> {
-        let counted =
-            self.0.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
-                (count < limit).then_some(count + 1)
-            });
-        counted.ok().map(|_| ConnectionGuard(self.clone()))
+    /// Where connections are counted.
+    pub(super) fn connections(&self) -> Places {
+        self.0.connections.clone()
     }
 
     /// How much is open now.
     #[must_use]
     pub fn counts(&self) -> GrpcCounts {
-        let connections = self.0.connections.load(Ordering::Acquire);
+        let connections = self.0.connections.taken();
         GrpcCounts { connections, streams: self.0.streams.lock().len() }
     }
 
@@ -242,15 +229,5 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         assert_eq!(queues.cut_stalled(clock.monotonic(), Duration::from_secs(10)), 1);
         assert!(streams[0].is_over() && !streams[1].is_over());
-    }
-
-    #[test]
-    fn connections_are_counted_up_to_their_limit() {
-        let queues = GrpcQueues::default();
-        let first = queues.connect(1).expect("room");
-        assert!(queues.connect(1).is_none());
-        drop(first);
-        assert!(queues.connect(1).is_some());
-        assert_eq!(queues.counts().connections, 0);
     }
 }
