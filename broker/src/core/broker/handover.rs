@@ -18,13 +18,13 @@ use geminga_meta::bundle::{BundleId, HashRange};
 use geminga_proto::topic_name::NamespaceName;
 use tokio::time::Instant;
 
-use super::Broker;
+use super::{Broker, keeper};
 use crate::core::admin::AdminError;
 use crate::core::api::{Lookup, TopicError};
 use crate::core::bundle::BundleSlot;
 use crate::core::context::unavailable;
 use crate::core::ownership::Holder;
-use crate::core::topic::{Retired, Topic};
+use crate::core::topic::Topic;
 use crate::core::topic_map::TopicMap;
 
 /// Bundles handed over at a time.
@@ -249,16 +249,8 @@ impl Drop for Held<'_> {
     }
 }
 
-async fn close_quietly(topic: &Arc<Topic>, error: TopicError, deadline: Instant) {
-    let Some(retired) = topic.drain_quietly(error.clone()) else { return };
-    match tokio::time::timeout_at(deadline, retired).await {
-        Ok(Ok(Retired::Cleanly)) => {}
-        Ok(Ok(Retired::Abandoned) | Err(_)) => {
-            tracing::warn!(topic = %topic.name, "a ledger is left to recovery");
-        }
-        Err(_) => {
-            tracing::warn!(topic = %topic.name, "closing takes too long; left to recovery");
-            topic.fail(&error);
-        }
+async fn close_quietly(topic: &Topic, error: TopicError, deadline: Instant) {
+    if let Some(retired) = topic.drain_quietly(error.clone()) {
+        keeper::await_closed(topic, retired, &error, deadline).await;
     }
 }

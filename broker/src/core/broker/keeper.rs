@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Inner;
 use crate::core::api::TopicError;
@@ -70,18 +72,29 @@ async fn unload_idle(inner: &Inner, topic: &Arc<Topic>) {
 /// Closes a topic's ledgers and takes it out of the memory. The caller has its claim.
 pub async fn close(topics: &TopicMap, topic: &Arc<Topic>, error: TopicError) {
     if let Some(retired) = topic.drain(error.clone()) {
-        match tokio::time::timeout(CLOSE_TIMEOUT, retired).await {
-            Ok(Ok(Retired::Cleanly)) => {}
-            Ok(Ok(Retired::Abandoned) | Err(_)) => {
-                tracing::warn!(topic = %topic.name, "a ledger is left to recovery");
-            }
-            Err(_) => {
-                tracing::warn!(topic = %topic.name, "closing takes too long; left to recovery");
-                topic.fail(&error);
-            }
-        }
+        await_closed(topic, retired, &error, Instant::now() + CLOSE_TIMEOUT).await;
     }
     topics.remove(topic);
+}
+
+/// Waits until a topic that drains has closed its ledgers. What isn't closed by `deadline` is left
+/// to recovery.
+pub async fn await_closed(
+    topic: &Topic,
+    retired: oneshot::Receiver<Retired>,
+    error: &TopicError,
+    deadline: Instant,
+) {
+    match tokio::time::timeout_at(deadline, retired).await {
+        Ok(Ok(Retired::Cleanly)) => {}
+        Ok(Ok(Retired::Abandoned) | Err(_)) => {
+            tracing::warn!(topic = %topic.name, "a ledger is left to recovery");
+        }
+        Err(_) => {
+            tracing::warn!(topic = %topic.name, "closing takes too long; left to recovery");
+            topic.fail(error);
+        }
+    }
 }
 
 /// Waits until a bundle's state log ends; without it no topic of the bundle can be served.

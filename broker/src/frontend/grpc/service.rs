@@ -12,8 +12,9 @@ use crate::core::api::Lookup;
 use crate::frontend::grpc::GrpcState;
 use crate::frontend::grpc::config::GrpcConfig;
 use crate::frontend::grpc::consume::{ConsumeStream, Told};
-use crate::frontend::grpc::outbound::{EndWithTask, Outbound, OutboundStream};
+use crate::frontend::grpc::outbound::{EndWithTask, Item, Outbound, OutboundStream};
 use crate::frontend::grpc::produce::{Answer, ProduceStream};
+use crate::frontend::grpc::queues::Registration;
 use crate::frontend::grpc::{convert, error};
 
 /// Characters of a client's name that are logged.
@@ -46,6 +47,20 @@ impl MessagingService {
             return Err(error::status(Code::Unavailable, ErrorCode::ShuttingDown, message));
         }
         Ok(())
+    }
+
+    /// The queue of a stream's answers, and what its task holds as long as it serves the stream.
+    fn outbound<I: Item, T>(
+        &self,
+        kind: &str,
+        request: &Request<T>,
+    ) -> (Arc<Outbound<I>>, (Registration, EndWithTask<I>)) {
+        let clock = Arc::clone(&self.state.broker.env().clock);
+        let outbound = Outbound::new(self.config.response_queue_bytes, clock);
+        let name = format!("grpc {kind} stream of {}", peer(request));
+        let listed = self.state.queues.register(name, &outbound);
+        let ends = EndWithTask(Arc::clone(&outbound));
+        (outbound, (listed, ends))
     }
 }
 
@@ -121,17 +136,13 @@ impl Messaging for MessagingService {
         request: Request<Streaming<v1::ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, Status> {
         self.refuse_stopping()?;
-        let clock = Arc::clone(&self.state.broker.env().clock);
-        let outbound = Outbound::new(self.config.response_queue_bytes, clock);
-        let name = format!("grpc produce stream of {}", peer(&request));
-        let listed = self.state.queues.register(name, &outbound);
+        let (outbound, served) = self.outbound("produce", &request);
         let (broker, config) = (self.state.broker.clone(), Arc::clone(&self.config));
         let stream = ProduceStream::new(broker, config, Arc::clone(&outbound));
         let stopping = self.stopping.clone();
-        let ends = EndWithTask(Arc::clone(&outbound));
         tokio::spawn(async move {
             stream.run(request.into_inner(), stopping).await;
-            drop((listed, ends));
+            drop(served);
         });
         Ok(Response::new(OutboundStream(outbound)))
     }
@@ -141,17 +152,13 @@ impl Messaging for MessagingService {
         request: Request<Streaming<v1::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
         self.refuse_stopping()?;
-        let clock = Arc::clone(&self.state.broker.env().clock);
-        let outbound = Outbound::new(self.config.response_queue_bytes, clock);
-        let name = format!("grpc consume stream of {}", peer(&request));
-        let listed = self.state.queues.register(name, &outbound);
+        let (outbound, served) = self.outbound("consume", &request);
         let (broker, config) = (self.state.broker.clone(), Arc::clone(&self.config));
         let stream = ConsumeStream::new(broker, config, Arc::clone(&outbound));
         let stopping = self.stopping.clone();
-        let ends = EndWithTask(Arc::clone(&outbound));
         tokio::spawn(async move {
             stream.run(request.into_inner(), stopping).await;
-            drop((listed, ends));
+            drop(served);
         });
         Ok(Response::new(OutboundStream(outbound)))
     }

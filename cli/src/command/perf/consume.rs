@@ -4,12 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use geminga_client::{Client, Consumer, InitialPosition, ReceivedMessage, SubscriptionType};
+use geminga_client::{Consumer, InitialPosition, ReceivedMessage};
 use geminga_proto::env::{Clock, SystemClock};
 use parking_lot::Mutex;
 
-use super::load::{describe, topics};
+use super::load::{describe, subscribe};
 use super::recorder::{Recorder, Window};
 use super::report::Report;
 use super::{TIMEOUT, durability};
@@ -35,7 +34,7 @@ struct Shared {
 pub(super) async fn run(args: &LoadArgs, settings: &Settings) -> Outcome {
     let client = connect(settings, TIMEOUT).await?;
     let durability = durability(settings).await?;
-    let consumers = subscribe(&client, args).await?;
+    let consumers = subscribe(&client, args, &args.subscription, InitialPosition::Earliest).await?;
     let window = Window::new(args.warmup, args.duration);
     let shared = Arc::new(Shared {
         window,
@@ -68,25 +67,6 @@ pub(super) async fn run(args: &LoadArgs, settings: &Settings) -> Outcome {
         durability,
     };
     Ok(report.show(args.output)?)
-}
-
-async fn subscribe(client: &Client, args: &LoadArgs) -> anyhow::Result<Vec<Consumer>> {
-    let several = args.consumers > 1;
-    let kind = if several { SubscriptionType::Shared } else { SubscriptionType::Exclusive };
-    let mut consumers = Vec::new();
-    for topic in topics(args) {
-        for _ in 0..args.consumers {
-            let consumer = client
-                .consumer(&topic, &args.subscription)
-                .subscription_type(kind)
-                .initial_position(InitialPosition::Earliest)
-                .subscribe()
-                .await
-                .with_context(|| format!("can't consume from topic {topic:?}"))?;
-            consumers.push(consumer);
-        }
-    }
-    Ok(consumers)
 }
 
 async fn receive(number: usize, consumer: Consumer, shared: Arc<Shared>) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use geminga_client::{Client, Message, Producer};
+use geminga_client::{Client, Consumer, InitialPosition, Message, Producer, SubscriptionType};
 use geminga_proto::env::Env;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -29,6 +29,31 @@ pub(super) fn topics(args: &LoadArgs) -> Vec<String> {
         1 => vec![args.topic.clone()],
         count => (0..count).map(|n| format!("{}-{n}", args.topic)).collect(),
     }
+}
+
+/// The consumers of a run, all of a topic following each other.
+pub(super) async fn subscribe(
+    client: &Client,
+    args: &LoadArgs,
+    subscription: &str,
+    from: InitialPosition,
+) -> anyhow::Result<Vec<Consumer>> {
+    let several = args.consumers > 1;
+    let kind = if several { SubscriptionType::Shared } else { SubscriptionType::Exclusive };
+    let mut consumers = Vec::new();
+    for topic in topics(args) {
+        for _ in 0..args.consumers {
+            let consumer = client
+                .consumer(&topic, subscription)
+                .subscription_type(kind)
+                .initial_position(from)
+                .subscribe()
+                .await
+                .with_context(|| format!("can't consume from topic {topic:?}"))?;
+            consumers.push(consumer);
+        }
+    }
+    Ok(consumers)
 }
 
 /// The load as it is reported.

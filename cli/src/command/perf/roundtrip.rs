@@ -4,19 +4,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use geminga_client::{Client, Consumer, InitialPosition, SubscriptionType};
+use geminga_client::{Consumer, InitialPosition};
 use geminga_proto::env::Env;
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-use super::load::{Load, describe, topics};
+use super::load::{Load, describe, subscribe};
 use super::payload::{STAMP_BYTES, Stamp};
 use super::recorder::{Recorder, Window};
 use super::report::Report;
 use super::{TIMEOUT, durability};
-use crate::args::perf::{LoadArgs, RoundtripArgs};
+use crate::args::perf::RoundtripArgs;
 use crate::command::connect;
 use crate::config::Settings;
 use crate::exit::{Failed, Outcome};
@@ -42,7 +41,8 @@ pub(super) fn run(runtime: &Runtime, args: &RoundtripArgs, settings: &Settings) 
     let (client, durability, consumers, load) = runtime.block_on(async {
         let client = connect(settings, TIMEOUT).await?;
         let durability = durability(settings).await?;
-        let consumers = subscribe(&client, args, run).await?;
+        let subscription = format!("{}-{run:016x}", args.subscription);
+        let consumers = subscribe(&client, args, &subscription, InitialPosition::Latest).await?;
         let load = Load::open(&client, args, &env, Some(run)).await?;
         anyhow::Ok((client, durability, consumers, load))
     })?;
@@ -78,26 +78,6 @@ pub(super) fn run(runtime: &Runtime, args: &RoundtripArgs, settings: &Settings) 
         durability,
     };
     Ok(report.show(args.output)?)
-}
-
-async fn subscribe(client: &Client, args: &LoadArgs, run: u64) -> anyhow::Result<Vec<Consumer>> {
-    let subscription = format!("{}-{run:016x}", args.subscription);
-    let several = args.consumers > 1;
-    let kind = if several { SubscriptionType::Shared } else { SubscriptionType::Exclusive };
-    let mut consumers = Vec::new();
-    for topic in topics(args) {
-        for _ in 0..args.consumers {
-            let consumer = client
-                .consumer(&topic, &subscription)
-                .subscription_type(kind)
-                .initial_position(InitialPosition::Latest)
-                .subscribe()
-                .await
-                .with_context(|| format!("can't consume from topic {topic:?}"))?;
-            consumers.push(consumer);
-        }
-    }
-    Ok(consumers)
 }
 
 /// Receives and acknowledges until the load is over and nothing comes any more.
