@@ -178,6 +178,11 @@ impl Cluster {
         self.names.iter().for_each(|name| self.bookies.set_hung(name, hung));
     }
 
+    /// How often bookies were asked whether a state log is fenced.
+    pub fn probes(&self) -> usize {
+        self.names.iter().map(|name| self.bookies.probes(name)).sum()
+    }
+
     /// Starts or stops a bookie.
     pub fn set_up(&self, index: usize, up: bool) {
         self.bookies.set_up(&self.names[index], up);

@@ -180,6 +180,7 @@ async fn an_idle_log_closes_its_last_group_once() {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // Time for a third one, which must not come.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(bookie.metrics().groups, 2, "the entry's group and one empty group");
 }

@@ -1,10 +1,11 @@
 //! The registration over a memory metadata store whose faults are injected.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use geminga_meta::record::{ClusterRecord, CookieRecord};
 use geminga_meta::store::MemoryStore;
-use geminga_proto::env::{Clock, SystemClock};
+use geminga_meta::store::memory::{Fault, Request};
+use geminga_proto::env::{Clock, ManualClock, SystemClock};
 use geminga_proto::id::{ClusterId, LedgerId, LedgerToken};
 use geminga_proto::storage::FenceRequest;
 
@@ -50,7 +51,11 @@ async fn put<R: Record>(store: &MemoryStore, key: &str, record: &R) {
 
 /// The metadata of a cluster that knows the bookie's disk.
 async fn metadata() -> Arc<MemoryStore> {
-    let store = Arc::new(MemoryStore::new(Arc::new(SystemClock::default())));
+    metadata_by(Arc::new(SystemClock::default())).await
+}
+
+async fn metadata_by(clock: Arc<dyn Clock>) -> Arc<MemoryStore> {
+    let store = Arc::new(MemoryStore::new(clock));
     let Identity { bookie, cluster, instance, .. } = identity();
     let record = ClusterRecord { cluster_id: cluster.clone(), format_version: 1, created_ms: 1 };
     put(&store, keys::CLUSTER, &record).await;
@@ -74,20 +79,51 @@ async fn until(store: &MemoryStore, what: &str, holds: impl Fn(Option<&BookieRec
     panic!("{what}: {:?}", found(store).await);
 }
 
+/// How many requests there have been from now on, without reads if these succeed; each becomes
+/// `fault`.
+fn count_requests(store: &MemoryStore, fault: Fault) -> Arc<AtomicUsize> {
+    let requests = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&requests);
+    store.faults().set_script(move |request| {
+        if fault != Fault::None || matches!(request, Request::Lease | Request::Txn(_)) {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+        fault
+    });
+    requests
+}
+
+/// Waits for two more requests: the first of them has been answered then.
+async fn two_more(requests: &AtomicUsize) {
+    let before = requests.load(Ordering::SeqCst);
+    for _ in 0..1_000 {
+        if requests.load(Ordering::SeqCst) >= before + 2 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nothing is asked any more");
+}
+
 async fn start(store: &Arc<MemoryStore>, port: u16) -> Result<Registration, RegistrationError> {
     Registration::start(config(port), open(bookie_config()), store.clone(), Env::system()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bookie_is_registered_past_its_lease_and_gone_once_it_is_closed() {
-    let store = metadata().await;
+    let clock = Arc::new(ManualClock::default());
+    let store = metadata_by(clock.clone()).await;
     let registration = start(&store, 7_001).await.expect("registered");
     let record = found(&store).await.expect("written");
     assert_eq!((record.address.as_str(), record.zone.as_str()), ("127.0.0.1:7001", "z"));
     assert!(record.writable && record.free_bytes > 0 && record.session != 0, "{record:?}");
     assert_eq!(record.lease_ttl_ms, 200);
     let revision = store.revision();
-    tokio::time::sleep(TTL * 3).await;
+    let requests = count_requests(&store, Fault::None);
+    for _ in 0..4 {
+        two_more(&requests).await;
+        clock.advance(TTL * 3 / 4);
+    }
     assert_eq!(found(&store).await, Some(record), "kept alive");
     assert_eq!(store.revision(), revision, "and not written again");
     registration.close().await;
@@ -98,10 +134,10 @@ async fn a_bookie_is_registered_past_its_lease_and_gone_once_it_is_closed() {
 async fn a_lease_that_was_lost_is_taken_again_also_after_an_outage() {
     let store = metadata().await;
     let registration = start(&store, 7_001).await.expect("registered");
-    store.faults().set_down(true);
-    tokio::time::sleep(TTL * 2).await;
+    let refused = count_requests(&store, Fault::Unavailable);
+    two_more(&refused).await;
     store.expire_leases();
-    store.faults().set_down(false);
+    store.faults().clear();
     until(&store, "it registers again", |record| record.is_some()).await;
     registration.close().await;
     assert_eq!(found(&store).await, None);
@@ -110,14 +146,14 @@ async fn a_lease_that_was_lost_is_taken_again_also_after_an_outage() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_waits_for_the_metadata_store() {
     let store = metadata().await;
-    store.faults().set_down(true);
+    let refused = count_requests(&store, Fault::Unavailable);
     let (shared, bookie) = (store.clone(), open(bookie_config()));
     let starting = tokio::spawn(async move {
         Registration::start(config(7_001), bookie, shared, Env::system()).await
     });
-    tokio::time::sleep(TTL).await;
+    two_more(&refused).await;
     assert!(!starting.is_finished());
-    store.faults().set_down(false);
+    store.faults().clear();
     starting.await.expect("no panic").expect("registered").close().await;
 }
 

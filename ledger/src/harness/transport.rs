@@ -29,6 +29,7 @@ struct Node {
     waiting: BTreeMap<usize, Waiter>,
     ready: Vec<(Waiter, Answer)>,
     asked: usize,
+    probes: usize,
     hints: Vec<LedgerId>,
 }
 
@@ -131,6 +132,12 @@ impl ModelTransport {
         self.change(bookie, |node| node.hints.clone())
     }
 
+    /// How often a bookie was asked which ledgers are fenced.
+    #[must_use]
+    pub fn probes(&self, bookie: &BookieId) -> usize {
+        self.change(bookie, |node| node.probes)
+    }
+
     async fn request(&self, bookie: &BookieId, ask: Ask) -> Answer {
         let refused = ask.refusal(BookieError::Unreachable);
         let (sender, answer) = oneshot::channel();
@@ -192,6 +199,7 @@ impl BookieTransport for ModelTransport {
 
     async fn fenced(&self, bookie: &BookieId, ledgers: Vec<FenceRequest>) -> FencedResult {
         let (down, hung, answer) = self.change(bookie, |node| {
+            node.probes += 1;
             let answer = ledgers.iter().map(|asked| node.disk.is_fenced(asked)).collect();
             (node.down, node.hung, answer)
         });

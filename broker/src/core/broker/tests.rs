@@ -10,6 +10,7 @@ mod panics;
 mod races;
 mod sessions;
 mod several;
+mod support;
 
 use std::time::Duration;
 
@@ -18,36 +19,12 @@ use geminga_proto::id::{MessageIndex, Position};
 
 use crate::core::admin::AdminError;
 use crate::core::api::{PublishError, TopicError};
-use crate::core::broker::Broker;
 use crate::core::config::BrokerConfig;
 use crate::testing::{
-    Cluster, Ear, ack, batch, consumer, entry, payload, producer, publish, texts, topic,
+    Cluster, ack, batch, consumer, entry, payload, producer, publish, texts, topic,
 };
 
-const ALL: u64 = u64::MAX / 4;
-
-/// Waits until `done` says so.
-async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    for _ in 0..2_000 {
-        if done().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never came: {what}");
-}
-
-fn positions(ear: &Ear) -> Vec<Position> {
-    ear.look(|heard| heard.deliveries.iter().map(|delivery| delivery.position).collect())
-}
-
-/// Reads a topic from its beginning with a new subscription.
-async fn read_all(broker: &Broker, name: &str, subscription: &str, count: usize) -> Vec<String> {
-    let (consumer, ear) = consumer(broker, name, subscription).await;
-    consumer.flow(u32::MAX, ALL);
-    ear.until("all messages", |heard| heard.deliveries.len() >= count).await;
-    ear.payloads()
-}
+use support::{ALL, eventually, positions, read_all};
 
 #[tokio::test]
 async fn receipts_come_in_publish_order_with_exact_indexes() {

@@ -7,23 +7,17 @@ use std::time::Duration;
 
 use geminga_meta::keys;
 use geminga_meta::store::memory::{Fault, Request};
-use geminga_meta::store::{KeyValue, MetadataStore, Op, Txn};
+use geminga_meta::store::{Op, Txn};
 
-use super::{ALL, eventually, positions, read_all};
+use super::support::{
+    ALL, apply, eventually, names, positions, published, read_all, receipts, records, rolled,
+    together,
+};
 use crate::core::api::{Lookup, TopicError};
 use crate::core::broker::Broker;
 use crate::core::config::BrokerConfig;
 use crate::core::topic::{Create, Topic};
 use crate::testing::{Cluster, Ear, ack, consumer, open, producer, publish, texts, topic};
-
-/// All records whose keys begin so.
-async fn records(cluster: &Cluster, prefix: &str) -> Vec<KeyValue> {
-    cluster.meta.range(prefix, None, 1_000).await.expect("readable").pairs
-}
-
-async fn apply(cluster: &Cluster, txn: Txn) {
-    cluster.meta.txn(txn).await.expect("applied");
-}
 
 async fn is_away(broker: &Broker) {
     eventually("the outage", async || broker.inner.context.health.is_away()).await;
@@ -33,9 +27,7 @@ async fn is_away(broker: &Broker) {
 async fn an_owner_that_was_replaced_loads_no_topic_and_changes_nothing_of_it() {
     let cluster = Cluster::new();
     let broker = cluster.broker(Cluster::config()).await;
-    let (first, ear) = producer(&broker, "orders").await;
-    publish(&broker, &first, 0, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    let (_first, _ear) = published(&broker, "orders", &texts("m", 1)).await;
     let name = topic("orders");
     // As a process has it that stood still while others went on.
     let stale = broker.home(&name).await.expect("owned");
@@ -51,7 +43,7 @@ async fn an_owner_that_was_replaced_loads_no_topic_and_changes_nothing_of_it() {
     assert_eq!(refused, Some(TopicError::NotOwner));
     assert_eq!(records(&cluster, "managed-ledgers/").await, before);
     publish(&broker, &second, 0, &texts("n", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    receipts(&ear, 1).await;
     broker.shutdown().await;
 }
 
@@ -65,11 +57,7 @@ async fn what_is_not_owned_any_more_is_not_trimmed() {
     let (worker, consumed) = consumer(&broker, "orders", "work").await;
     worker.flow(100, ALL);
     publish(&broker, &producer, 0, &["x".repeat(500)]).await;
-    eventually("a roll", async || {
-        let stats = broker.topic_internal_stats(&name).await.expect("loaded");
-        stats.ledgers.len() == 2 && stats.ledgers[0].closed
-    })
-    .await;
+    rolled(&broker, "orders").await;
     consumed.until("a message", |heard| heard.deliveries.len() == 1).await;
     let owner = records(&cluster, keys::OWNERSHIP).await.remove(0);
     let lease = owner.lease.expect("leased");
@@ -105,15 +93,16 @@ async fn without_the_metadata_idle_topics_stay_open_and_nothing_is_unloaded() {
     let (first, ear) = producer(&broker, "orders").await;
     let (other, _) = producer(&broker, "unused").await;
     publish(&broker, &first, 0, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    receipts(&ear, 1).await;
     drop(other);
     cluster.meta.faults().set_down(true);
     is_away(&broker).await;
     cluster.clock.advance(Duration::from_secs(60));
+    // Time for housekeeping, twenty times over, to do what it must not.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(broker.stats().topics, 2);
     publish(&broker, &first, 1, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 2).await;
+    receipts(&ear, 2).await;
     ear.look(|heard| assert_eq!(heard.closed, []));
     let bundle = broker.home(&topic("orders")).await.expect("owned").bundle.id.clone();
     let refused = broker.unload_bundle(&bundle).await.expect_err("refused").to_string();
@@ -121,16 +110,14 @@ async fn without_the_metadata_idle_topics_stay_open_and_nothing_is_unloaded() {
     let refused = broker.unload_namespace(&bundle.namespace).await.expect_err("refused");
     assert!(refused.to_string().contains("doesn't answer"), "{refused}");
     publish(&broker, &first, 2, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 3).await;
+    receipts(&ear, 3).await;
 }
 
 #[tokio::test]
 async fn a_bundle_whose_record_has_gone_is_given_up_and_taken_again() {
     let cluster = Cluster::new();
     let broker = cluster.broker(Cluster::config_of("a")).await;
-    let (first, ear) = producer(&broker, "orders").await;
-    publish(&broker, &first, 0, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    let (_first, ear) = published(&broker, "orders", &texts("m", 1)).await;
     eventually("the record in the view", async || broker.brokers()[0].bundles == 1).await;
     let owner = records(&cluster, keys::OWNERSHIP).await.remove(0);
     apply(&cluster, Txn::default().delete(owner.key)).await;
@@ -148,13 +135,12 @@ async fn a_bundle_whose_record_has_gone_is_given_up_and_taken_again() {
 async fn who_asks_while_a_bundle_is_handed_over_is_sent_on_and_does_not_bring_it_back() {
     let cluster = Cluster::new();
     let (a, a_door) = cluster.broker_behind_door(Cluster::config_of("a")).await;
-    let names: Vec<String> = (0..30).map(|number| format!("topic-{number}")).collect();
+    let names = names(30);
     for name in &names {
         drop(producer(&a, name).await);
     }
     let (b, b_door) = cluster.broker_behind_door(Cluster::config_of("b")).await;
-    eventually("brokers see each other", async || a.brokers().len() == 2 && b.brokers().len() == 2)
-        .await;
+    together(&[&a, &b]).await;
     let is_of_b = |name: &&String| {
         let namespace = a.inner.namespaces.known(topic(name).namespace()).expect("in use");
         let bundle = namespace.bundle_of(&topic(name));
@@ -190,8 +176,8 @@ async fn who_asks_while_a_bundle_is_handed_over_is_sent_on_and_does_not_bring_it
 async fn a_broker_that_stops_takes_nothing_and_asks_for_nothing_that_it_never_had() {
     let cluster = Cluster::new();
     let (broker, door) = cluster.broker_behind_door(Cluster::config_of("a")).await;
-    for number in 0..50 {
-        broker.lookup(&topic(&format!("topic-{number}"))).await.expect("here");
+    for name in names(50) {
+        broker.lookup(&topic(&name)).await.expect("here");
     }
     assert!(broker.inner.namespaces.all().iter().flat_map(|name| name.slots()).count() > 1);
     let before = door.requests().len();
@@ -221,9 +207,7 @@ async fn when_handing_over_fails_inside_the_broker_clients_hear_of_it_all_the_sa
     assert!(broker.unload_bundle(&bundle).await.is_err());
     ear.until("the end", |heard| heard.closed == [TopicError::NotOwner]).await;
     assert_eq!(broker.stats().topics, 0);
-    let (again, ear) = producer(&broker, "orders").await;
-    publish(&broker, &again, 0, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    let (_again, _ear) = published(&broker, "orders", &texts("m", 1)).await;
     broker.shutdown().await;
 }
 
@@ -269,7 +253,7 @@ async fn handing_a_bundle_over_takes_no_longer_for_more_topics_that_cannot_be_cl
     let broker = cluster.broker(Cluster::config()).await;
     let bundle = broker.home(&topic("orders")).await.expect("owned").bundle.id.clone();
     let namespace = broker.inner.namespaces.known(&bundle.namespace).expect("in use");
-    let names = (0..).map(|number| format!("topic-{number}"));
+    let names = names(100_000).into_iter();
     let names = names.filter(|name| namespace.bundle_of(&topic(name)) == bundle).take(130);
     let mut clients = Vec::new();
     for name in names {

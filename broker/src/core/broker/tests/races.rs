@@ -9,7 +9,7 @@ use geminga_ledger::harness::bookie::Fullness;
 use geminga_meta::store::Op;
 use geminga_meta::store::memory::{Fault, Request};
 
-use super::{ALL, eventually, positions};
+use super::support::{ALL, cut_a_roll_short, eventually, positions, published, receipts, rolled};
 use crate::core::admin::{AdminError, ResetTo};
 use crate::core::api::{AckError, TopicError};
 use crate::core::config::BrokerConfig;
@@ -23,7 +23,7 @@ async fn full_disks_while_a_roll_is_due_are_freed_by_consuming() {
     let (producer, ear) = producer(&broker, "orders").await;
     let (worker, consumed) = consumer(&broker, "orders", "work").await;
     publish(&broker, &producer, 0, &texts("m", 2)).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 2).await;
+    receipts(&ear, 2).await;
     cluster.set_full(Fullness::FirstMark);
     // The stalled entry takes the ledger above its size, so that a roll is due.
     publish(&broker, &producer, 2, &["stalled".repeat(100)]).await;
@@ -32,6 +32,7 @@ async fn full_disks_while_a_roll_is_due_are_freed_by_consuming() {
         broker.topic_stats(&name).await.is_ok_and(|stats| stats.storage_full)
     })
     .await;
+    // Time for the roll to be tried on full disks; it must do no harm then or later.
     tokio::time::sleep(Duration::from_millis(50)).await;
     worker.flow(1_000, ALL);
     consumed.until("messages", |heard| heard.deliveries.len() == 2).await;
@@ -49,7 +50,7 @@ async fn full_disks_while_a_roll_is_due_are_freed_by_consuming() {
     })
     .await;
     publish(&broker, &producer, 3, &texts("n", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 4).await;
+    receipts(&ear, 4).await;
     assert!(ear.look(|heard| heard.closed.is_empty()));
     broker.shutdown().await;
 }
@@ -58,9 +59,7 @@ async fn full_disks_while_a_roll_is_due_are_freed_by_consuming() {
 async fn a_late_answer_to_a_deleted_subscriptions_read_skips_nothing_of_its_successor() {
     let cluster = Cluster::new();
     let broker = cluster.broker(Cluster::config()).await;
-    let (producer, ear) = producer(&broker, "orders").await;
-    publish(&broker, &producer, 0, &texts("m", 10)).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 10).await;
+    let (_producer, ear) = published(&broker, "orders", &texts("m", 10)).await;
     let sixth = ear.look(|heard| heard.receipts[5].position);
     let name = topic("orders");
     let from = ResetTo::Position(sixth);
@@ -85,32 +84,9 @@ async fn an_outage_right_after_a_roll_is_not_taken_for_damage() {
     let cluster = Cluster::with_bookies(3, 3, 2);
     let config = BrokerConfig { ledger_max_bytes: 400, ..Cluster::config() };
     let broker = cluster.broker(config).await;
-    let (producer, ear) = producer(&broker, "orders").await;
-    publish(&broker, &producer, 0, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
-    // The next ledger comes to be, and then the metadata goes: the one before can't be closed.
-    let mut rolled = false;
-    cluster.meta.faults().set_script(move |request| match request {
-        _ if rolled => Fault::Unavailable,
-        Request::Txn(txn) => {
-            let rolls = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with("managed-"));
-            rolled = txn.ops.iter().any(rolls);
-            Fault::None
-        }
-        _ => Fault::None,
-    });
-    publish(&broker, &producer, 1, &["x".repeat(500)]).await;
+    let (producer, ear) = published(&broker, "orders", &texts("m", 1)).await;
+    let sequence_id = cut_a_roll_short(&cluster, &broker, &producer, &ear).await;
     let name = topic("orders");
-    let first = ear.look(|heard| heard.receipts[0].position.ledger);
-    let mut sequence_id = 2;
-    let mut last = first;
-    while last == first {
-        publish(&broker, &producer, sequence_id, &texts("n", 1)).await;
-        sequence_id += 1;
-        let count = usize::try_from(sequence_id).expect("small");
-        ear.until("receipts", |heard| heard.receipts.len() == count).await;
-        last = ear.look(|heard| heard.receipts[count - 1].position.ledger);
-    }
     let stored = usize::try_from(sequence_id).expect("small");
     cluster.set_up(0, false);
     cluster.set_up(1, false);
@@ -119,6 +95,7 @@ async fn an_outage_right_after_a_roll_is_not_taken_for_damage() {
         broker.topic_internal_stats(&name).await.is_ok_and(|stats| stats.state == "recovering")
     })
     .await;
+    // Time for receipts, which must not come.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(ear.look(|heard| heard.receipts.len()), stored);
     cluster.set_up(0, true);
@@ -143,13 +120,9 @@ async fn a_subscription_made_while_its_first_ledger_is_trimmed_has_no_backlog_of
     let (worker, consumed) = consumer(&broker, "orders", "work").await;
     worker.flow(100, ALL);
     publish(&broker, &producer, 0, &["x".repeat(500)]).await;
-    eventually("a roll", async || {
-        let stats = broker.topic_internal_stats(&name).await.expect("loaded");
-        stats.ledgers.len() == 2 && stats.ledgers[0].closed
-    })
-    .await;
+    rolled(&broker, "orders").await;
     publish(&broker, &producer, 1, &texts("n", 2)).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+    receipts(&ear, 3).await;
     consumed.until("messages", |heard| heard.deliveries.len() == 3).await;
     let held = positions(&consumed);
     let trimming = Arc::new(AtomicBool::new(false));
@@ -190,9 +163,7 @@ async fn a_subscription_made_while_its_first_ledger_is_trimmed_has_no_backlog_of
 async fn acknowledging_a_damaged_entry_says_that_it_is_damaged() {
     let cluster = Cluster::new();
     let broker = cluster.broker(Cluster::config()).await;
-    let (producer, ear) = producer(&broker, "orders").await;
-    publish(&broker, &producer, 0, &texts("m", 3)).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+    let (_producer, ear) = published(&broker, "orders", &texts("m", 3)).await;
     let second = ear.look(|heard| heard.receipts[1].position);
     cluster.damage(second, true);
     let (worker, consumed) = consumer(&broker, "orders", "work").await;
@@ -218,7 +189,7 @@ async fn what_was_read_ahead_gives_way_to_whoever_waits_to_deliver() {
     let broker = cluster.broker(config).await;
     let (producer, ear) = producer(&broker, "orders").await;
     publish(&broker, &producer, 0, &vec!["x".repeat(1_000); 300]).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 300).await;
+    receipts(&ear, 300).await;
     let (stopped, consumed) = consumer(&broker, "orders", "work").await;
     stopped.flow(10, ALL);
     consumed.until("messages", |heard| heard.deliveries.len() >= 10).await;

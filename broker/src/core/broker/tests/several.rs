@@ -7,38 +7,26 @@ use std::time::Duration;
 use geminga_meta::keys;
 use geminga_meta::read::read_all as read_all_records;
 use geminga_meta::record::OwnershipRecord;
-use geminga_meta::store::Op;
-use geminga_meta::store::memory::{Fault, Request};
 use geminga_proto::id::MessageIndex;
 
-use super::{ALL, eventually, positions, read_all};
+use super::support::{
+    ALL, cut_a_roll_short, eventually, is_here, names, positions, published, read_all, receipts,
+    together,
+};
 use crate::core::api::{Lookup, TopicError};
 use crate::core::broker::Broker;
 use crate::core::cluster_info::Concern;
 use crate::core::config::BrokerConfig;
 use crate::testing::{Cluster, Ear, ack, consumer, open, producer, publish, texts, topic};
 
-async fn is_here(broker: &Broker, name: &str) -> bool {
-    broker.lookup(&topic(name)).await == Ok(Lookup::Here)
-}
-
 /// A topic that the broker is to serve, though nobody owns its bundle yet.
 async fn topic_of(broker: &Broker) -> String {
-    for number in 0..1_000 {
-        let name = format!("topic-{number}");
+    for name in names(1_000) {
         if is_here(broker, &name).await {
             return name;
         }
     }
     panic!("no bundle goes to this broker");
-}
-
-/// Waits until both brokers see each other.
-async fn together(brokers: &[&Broker]) {
-    eventually("brokers see each other", async || {
-        brokers.iter().all(|broker| broker.brokers().len() == brokers.len())
-    })
-    .await;
 }
 
 #[tokio::test]
@@ -48,8 +36,7 @@ async fn an_unowned_bundle_is_served_by_the_broker_that_all_send_clients_to() {
     let b = cluster.broker(Cluster::config_of("b")).await;
     together(&[&a, &b]).await;
     let (mut at_a, mut at_b) = (0, 0);
-    for number in 0..40 {
-        let name = format!("topic-{number}");
+    for name in names(40) {
         let (here, there) = match (is_here(&a, &name).await, is_here(&b, &name).await) {
             (true, false) => (&a, &b),
             (false, true) => (&b, &a),
@@ -83,7 +70,7 @@ async fn a_bundle_whose_owner_has_died_is_taken_over_before_a_client_asks() {
     let (worker, consumed) = consumer(&a, "orders", "work").await;
     worker.flow(1_000, ALL);
     publish(&a, &first, 0, &texts("m", 20)).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 20).await;
+    receipts(&ear, 20).await;
     consumed.until("messages", |heard| heard.deliveries.len() == 20).await;
     let held = positions(&consumed);
     let odd: Vec<_> = held.iter().skip(1).step_by(2).copied().collect();
@@ -97,7 +84,7 @@ async fn a_bundle_whose_owner_has_died_is_taken_over_before_a_client_asks() {
     eventually("the take-over", async || b.brokers().iter().any(|found| found.bundles == 1)).await;
     let (second, ear) = producer(&b, "orders").await;
     publish(&b, &second, 0, &texts("n", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    receipts(&ear, 1).await;
     assert_eq!(ear.look(|heard| heard.receipts[0].first_index), MessageIndex(20));
     // What has an ack receipt is not seen again, what hasn't is.
     let (worker, consumed) = consumer(&b, "orders", "work").await;
@@ -124,7 +111,7 @@ async fn an_owner_that_is_cut_off_from_the_metadata_finds_out_without_traffic() 
     eventually("the outage", async || !zombie.cluster_status().await.problems.is_empty()).await;
     // Nobody has taken anything yet: the cut-off owner goes on.
     publish(&zombie, &old, 4, &texts("late", 1)).await;
-    old_ear.until("a receipt", |heard| heard.receipts.len() == 5).await;
+    receipts(&old_ear, 5).await;
     cluster.end_session("a").await;
     eventually("the take-over", async || is_here(&b, "orders").await).await;
     old_ear.until("the end", |heard| heard.closed == [TopicError::Fenced]).await;
@@ -135,7 +122,7 @@ async fn an_owner_that_is_cut_off_from_the_metadata_finds_out_without_traffic() 
     ack(&stale, 9, &positions(&stale_ear)).await;
     let (new, new_ear) = producer(&b, "orders").await;
     publish(&b, &new, 0, &texts("n", 2)).await;
-    new_ear.until("receipts", |heard| heard.receipts.len() == 2).await;
+    receipts(&new_ear, 2).await;
     stale_ear.until("the answer to the request", |heard| !heard.acked.is_empty()).await;
     stale_ear.look(|heard| assert_eq!(heard.acked, [(9, Err(TopicError::Fenced.into()))]));
     assert_eq!(old_ear.look(|heard| heard.receipts.len()), 5);
@@ -158,9 +145,7 @@ async fn while_the_metadata_is_away_owners_go_on_and_lookups_are_answered_from_t
     let cluster = Cluster::new();
     let config = BrokerConfig { ledger_max_bytes: 300, ..Cluster::config_of("a") };
     let a = cluster.broker(config).await;
-    let (producer, ear) = producer(&a, "orders").await;
-    publish(&a, &producer, 0, &texts("m", 2)).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 2).await;
+    let (producer, ear) = published(&a, "orders", &texts("m", 2)).await;
     let b = cluster.broker(Cluster::config_of("b")).await;
     together(&[&a, &b]).await;
     let owner = b.lookup(&topic("orders")).await;
@@ -180,9 +165,10 @@ async fn while_the_metadata_is_away_owners_go_on_and_lookups_are_answered_from_t
     assert_eq!(b.lookup(&topic("orders")).await, owner);
     assert!(is_here(&a, "orders").await);
     publish(&a, &producer, 2, &texts("m", 40)).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 42).await;
-    // Long enough for the bookies to be asked whether somebody has fenced the state log.
-    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    receipts(&ear, 42).await;
+    // Its bookie is asked whether somebody has fenced the state log, more than once.
+    let asked = cluster.probes();
+    eventually("the next question", async || cluster.probes() > asked).await;
     cluster.meta.faults().set_down(false);
     eventually("the end of the outage", async || {
         let found = a.cluster_status().await;
@@ -190,7 +176,7 @@ async fn while_the_metadata_is_away_owners_go_on_and_lookups_are_answered_from_t
     })
     .await;
     publish(&a, &producer, 42, &texts("n", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 43).await;
+    receipts(&ear, 43).await;
     assert!(ear.look(|heard| heard.closed.is_empty()));
     assert_eq!(b.lookup(&topic("orders")).await, owner);
     a.shutdown().await;
@@ -221,7 +207,7 @@ async fn a_broker_that_stops_hands_its_bundles_over_and_then_tells_its_clients()
     eventually("the next owner", async || is_here(&b, "orders").await).await;
     let (second, ear) = producer(&b, "orders").await;
     publish(&b, &second, 0, &texts("n", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    receipts(&ear, 1).await;
     assert_eq!(ear.look(|heard| heard.receipts[0].first_index), MessageIndex(20));
     assert_eq!(read_all(&b, "orders", "work", 1).await, texts("n", 1));
     stopped.await.expect("stops");
@@ -234,7 +220,7 @@ async fn an_unloaded_bundle_goes_to_the_broker_that_hashing_picks() {
     let cluster = Cluster::new();
     let a = cluster.broker(Cluster::config_of("a")).await;
     // Alone, it takes everything.
-    let names: Vec<String> = (0..30).map(|number| format!("topic-{number}")).collect();
+    let names = names(30);
     let mut ears = Vec::new();
     for name in &names {
         ears.push(producer(&a, name).await);
@@ -286,7 +272,7 @@ async fn a_topic_in_use_is_taken_over_in_six_requests_and_messages_cost_none() {
     consumed.until("a message", |heard| heard.deliveries.len() == 1).await;
     let before = a_door.writes();
     publish(&a, &first, 1, &texts("m", 50)).await;
-    ear.until("receipts", |heard| heard.receipts.len() == 51).await;
+    receipts(&ear, 51).await;
     consumed.until("messages", |heard| heard.deliveries.len() == 51).await;
     // Without the first of them, nothing can be trimmed while requests are counted.
     for (number, position) in (1..).zip(positions(&consumed)).skip(1) {
@@ -306,7 +292,7 @@ async fn a_topic_in_use_is_taken_over_in_six_requests_and_messages_cost_none() {
     let before = b_door.requests().len();
     let (second, ear) = producer(&b, &of_a).await;
     publish(&b, &second, 0, &texts("n", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    receipts(&ear, 1).await;
     assert_eq!(ear.look(|heard| heard.receipts[0].first_index), MessageIndex(51));
     // Topic, managed ledger, ledger; in recovery, closed, list with the next ledger.
     let requests = b_door.requests();
@@ -320,31 +306,8 @@ async fn a_roll_that_was_cut_short_leaves_two_open_ledgers_and_both_are_recovere
     let cluster = Cluster::with_bookies(3, 3, 2);
     let config = BrokerConfig { ledger_max_bytes: 400, ..Cluster::config_of("a") };
     let (a, door) = cluster.broker_behind_door(config).await;
-    let (first, ear) = producer(&a, "orders").await;
-    publish(&a, &first, 0, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
-    // The next ledger comes to be, and then the metadata goes: the one before can't be closed.
-    let mut rolled = false;
-    cluster.meta.faults().set_script(move |request| match request {
-        _ if rolled => Fault::Unavailable,
-        Request::Txn(txn) => {
-            let rolls = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with("managed-"));
-            rolled = txn.ops.iter().any(rolls);
-            Fault::None
-        }
-        _ => Fault::None,
-    });
-    publish(&a, &first, 1, &["x".repeat(500)]).await;
-    let mut count = 2;
-    let ledger =
-        |ear: &Ear| ear.look(|heard| heard.receipts.last().map(|receipt| receipt.position.ledger));
-    let first_ledger = ledger(&ear);
-    while ledger(&ear) == first_ledger {
-        publish(&a, &first, count, &texts("n", 1)).await;
-        count += 1;
-        let all = usize::try_from(count).expect("small");
-        ear.until("receipts", |heard| heard.receipts.len() == all).await;
-    }
+    let (first, ear) = published(&a, "orders", &texts("m", 1)).await;
+    let count = cut_a_roll_short(&cluster, &a, &first, &ear).await;
     door.set_open(false);
     cluster.meta.faults().clear();
     let b = cluster.broker(Cluster::config_of("b")).await;
@@ -364,9 +327,7 @@ async fn with_too_few_bookies_producers_hear_how_many_are_missing_until_one_retu
     let cluster = Cluster::with_bookies(3, 3, 2);
     let config = BrokerConfig { ledger_idle_close: Duration::from_secs(1), ..Cluster::config() };
     let broker = cluster.broker(config).await;
-    let (first, ear) = producer(&broker, "orders").await;
-    publish(&broker, &first, 0, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    let (first, ear) = published(&broker, "orders", &texts("m", 1)).await;
     cluster.clock.advance(Duration::from_millis(1_500));
     let name = topic("orders");
     eventually("the idle ledger's end", async || {
@@ -382,7 +343,7 @@ async fn with_too_few_bookies_producers_hear_how_many_are_missing_until_one_retu
     let (again, ear) = producer(&broker, "orders").await;
     publish(&broker, &again, 1, &texts("n", 2)).await;
     cluster.set_registered(2);
-    ear.until("receipts", |heard| heard.receipts.len() == 2).await;
+    receipts(&ear, 2).await;
     let indexes =
         ear.look(|heard| heard.receipts.iter().map(|r| r.first_index.0).collect::<Vec<_>>());
     assert_eq!(indexes, [1, 2], "what was refused left no gap");
