@@ -34,13 +34,41 @@ pub struct Plan {
     pub etcd_members: u32,
     /// Zones that the bookies are spread over; 0 for none.
     pub zones: u32,
+    /// How long the processes' leases last.
+    pub leases: Leases,
     /// Settings of all brokers and bookies.
     pub set: Vec<(&'static str, &'static str)>,
 }
 
+/// How long the leases of brokers and bookies last: how soon others take a member for lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leases {
+    /// A second, so that what is gone is followed soon. A machine whose disk or cores stand still
+    /// for a moment is enough for any member to be taken for lost, and logs may say so.
+    Short,
+    /// Five seconds, as they are by default. Logs may only tell of the loss of what the scenario
+    /// has stopped, killed or frozen.
+    Long,
+}
+
+impl Plan {
+    /// With long leases.
+    #[must_use]
+    pub fn with_long_leases() -> Self {
+        Self { leases: Leases::Long, ..Self::default() }
+    }
+}
+
 impl Default for Plan {
     fn default() -> Self {
-        Self { bookies: 3, brokers: 2, etcd_members: 1, zones: 0, set: Vec::new() }
+        Self {
+            bookies: 3,
+            brokers: 2,
+            etcd_members: 1,
+            zones: 0,
+            leases: Leases::Short,
+            set: Vec::new(),
+        }
     }
 }
 
@@ -60,7 +88,7 @@ impl Cluster {
     /// When it doesn't come up; the logs are shown.
     #[must_use]
     pub fn up(plan: &Plan) -> Self {
-        let cluster = Self {
+        let mut cluster = Self {
             home: standalone::home(),
             expected: Vec::new(),
             allowed: Vec::new(),
@@ -73,8 +101,16 @@ impl Cluster {
         args.extend(number("--brokers", plan.brokers));
         args.extend(number("--etcd-members", plan.etcd_members));
         args.extend(number("--zones", plan.zones));
-        for (key, value) in &plan.set {
+        let leases: &[(&str, &str)] = match plan.leases {
+            Leases::Short => &[],
+            Leases::Long => &[("broker.lease_ttl", "5s"), ("bookie.lease_ttl", "5s")],
+        };
+        for (key, value) in leases.iter().chain(&plan.set) {
             args.extend(["--set".to_owned(), format!("{key}={value}")]);
+        }
+        if plan.leases == Leases::Short {
+            let lost = [observe::BOOKIE_LOST, observe::LEASE_LOST, observe::ETCD_LOST];
+            cluster.allowed.extend(lost.concat());
         }
         drop(cluster.script(&args).ok());
         cluster
@@ -113,6 +149,7 @@ impl Cluster {
     pub fn kill_all(&mut self, names: &[&str]) {
         // The manifest's copies are written one after the other; one that is cut short is mended.
         self.allow_in_log("this copy of the manifest is missing or damaged");
+        self.allowed.extend(names.iter().flat_map(|name| observe::gone(name)));
         drop(self.script(&[&["kill"], names].concat()).ok());
     }
 
@@ -121,6 +158,7 @@ impl Cluster {
     /// # Panics
     /// When it didn't run or didn't end well.
     pub fn stop(&mut self, name: &str) {
+        self.allowed.extend(observe::gone(name));
         self.on("stop", name);
     }
 
@@ -161,6 +199,7 @@ impl Cluster {
     /// # Panics
     /// When it didn't run.
     pub fn freeze(&mut self, name: &str) {
+        self.allowed.extend(observe::lost(name));
         self.on("freeze", name);
     }
 
@@ -342,8 +381,7 @@ impl Cluster {
         for (name, log) in self.logs() {
             let announced = |line: &str| {
                 let expected = self.expected.iter().filter(|(of, _)| *of == name);
-                let known = expected.map(|(_, words)| words).chain(&self.allowed);
-                let mut known = known.chain(observe::LOST);
+                let mut known = expected.map(|(_, words)| words).chain(&self.allowed);
                 known.any(|words| line.contains(words))
             };
             let lines = log.lines().filter(|line| serious(line));

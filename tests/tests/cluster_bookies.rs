@@ -18,7 +18,7 @@ fn block<T>(work: impl FnOnce() -> T) -> T {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_one_of_three_bookies_killed_publishing_goes_on_at_the_ack_quorum() {
-    let mut cluster = block(|| Cluster::up(&Plan::default()));
+    let mut cluster = block(|| Cluster::up(&Plan::with_long_leases()));
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     let mut gaps = Vec::new();
@@ -37,7 +37,7 @@ async fn with_one_of_three_bookies_killed_publishing_goes_on_at_the_ack_quorum()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_fourth_bookie_the_killed_one_is_replaced_in_open_ledgers() {
-    let mut cluster = block(|| Cluster::up(&Plan { bookies: 4, ..Plan::default() }));
+    let mut cluster = block(|| Cluster::up(&Plan { bookies: 4, ..Plan::with_long_leases() }));
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     let killed = "bookie-2".to_owned();
@@ -68,7 +68,7 @@ async fn with_a_fourth_bookie_the_killed_one_is_replaced_in_open_ledgers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_bookies_killed_together_and_restarted_have_everything() {
-    let mut cluster = block(|| Cluster::up(&Plan::default()));
+    let mut cluster = block(|| Cluster::up(&Plan::with_long_leases()));
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     for _ in 0..geminga_tests::rounds(3) {
@@ -90,7 +90,7 @@ async fn a_frozen_bookie_costs_neither_messages_nor_the_brokers_memory() {
     let budget = 128 << 20;
     let settings =
         vec![("broker.memory_budget_bytes", "128MiB"), ("broker.tail_cache_bytes", "16MiB")];
-    let mut cluster = block(|| Cluster::up(&Plan { set: settings, ..Plan::default() }));
+    let mut cluster = block(|| Cluster::up(&Plan { set: settings, ..Plan::with_long_leases() }));
     let client = cluster.client();
     let full = Pace { burst: 64, pause: Duration::ZERO, message_bytes: 16 << 10 };
     let load = Load::start(&client, &TOPICS[..2], full).await;

@@ -51,7 +51,7 @@ async fn while_etcd_is_away_open_ledgers_are_published_to_as_before() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_and_acknowledgements_write_nothing_to_etcd() {
-    let cluster = block(|| Cluster::up(&Plan::default()));
+    let cluster = block(|| Cluster::up(&Plan::with_long_leases()));
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     // What begins with the load is over: ledgers are open, bookies have said how full they are.

@@ -71,7 +71,7 @@ async fn an_owner_that_wakes_up_past_its_lease_confirms_nothing_any_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_process_is_restarted_in_turn_and_the_application_hears_of_no_error() {
-    let mut cluster = block(|| Cluster::up(&Plan { etcd_members: 3, ..Plan::default() }));
+    let mut cluster = block(|| Cluster::up(&Plan { etcd_members: 3, ..Plan::with_long_leases() }));
     let client = cluster.client();
     let load = Load::start(&client, &TOPICS, pace()).await;
     let mut gaps = Vec::new();

@@ -1,21 +1,41 @@
 //! What scenarios look at in a cluster: records, owners, writes to etcd, memory; and what its logs
 //! may say when members are lost.
+//!
+//! What a scenario proves is judged by its load and not by these lines.
 
 use serde_json::Value;
 
 use super::Cluster;
 use crate::{cli, http, standalone};
 
-/// What brokers and bookies say when another member is lost, or is taken for lost. With leases of a
-/// second, a machine whose disk or cores stand still for a moment is enough for that, in any
-/// scenario; what a scenario proves is judged by its load and not by these.
-pub(super) const LOST: &[&str] = &[
-    // bookies
+/// What others say when a member with this name has ended. Nobody misses a broker: another one has
+/// its bundles.
+pub(super) fn gone(name: &str) -> &'static [&'static str] {
+    match name.split('-').next() {
+        Some("bookie") => BOOKIE_LOST,
+        Some("etcd") => ETCD_LOST,
+        _ => &[],
+    }
+}
+
+/// What a member with this name and others say when others have taken it for lost.
+pub(super) fn lost(name: &str) -> &'static [&'static str] {
+    if name.starts_with("broker") { LEASE_LOST } else { gone(name) }
+}
+
+/// A bookie is away.
+pub(super) const BOOKIE_LOST: &[&str] = &[
     "a bookie can't be reached",
     "a ledger has stalled",
     "state log stalled",
     "read failed",
-    // brokers
+    "a ledger has failed",
+    "a ledger is left to recovery",
+    "state log ledger failed",
+];
+
+/// A broker lives whose lease is over.
+pub(super) const LEASE_LOST: &[&str] = &[
     "the bundle is not this broker's any more",
     "topic given up",
     "a ledger has failed",
@@ -29,7 +49,11 @@ pub(super) const LOST: &[&str] = &[
     "ownership ends with the lease",
     "the session ends with its lease",
     "other brokers don't know of the shutdown",
-    // etcd
+];
+
+/// etcd, or the member of it that was asked, is away.
+pub(super) const ETCD_LOST: &[&str] = &[
+    "other brokers don't know of the shutdown",
     "etcd is out of reach",
     "etcd can't be reached yet",
     "the metadata store doesn't answer",
