@@ -107,8 +107,7 @@ fn what_does_not_belong_is_refused_with_what_to_do() {
     ran(&broker).failed_with(1, &["geminga cluster init"]);
 
     // A name that is taken.
-    let broker =
-        [&["broker", "--broker-id", "broker-1", "--set", "broker.lease_ttl=1s"], &ports[..]];
+    let broker = [&["broker", "--broker-id", "broker-1"], &ports[..]];
     ran(&broker.concat()).failed_with(1, &["broker-1", "running already", "another broker_id"]);
     let home = geminga_tests::standalone::home();
     let dir = home.path().to_str().expect("temporary paths are text");
