@@ -5,14 +5,17 @@
 //! reads in flight and the bytes of their answers, of one stream and of all, bytes of a message.
 //! What makes no sense ends in a status that says why.
 
-use futures_util::Stream;
 use geminga_proto::PROTOCOL;
-use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken};
-use geminga_proto::payload::Payload;
-use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest};
+use geminga_proto::append_wire;
+use geminga_proto::id::{Lac, LedgerId, LedgerToken};
+use geminga_proto::storage::{BookieError, FenceRequest};
+use geminga_proto::stream::{
+    ChunkedBody, Messages, NoMessages, RequestBody as _, WholeBodies, respond,
+};
 use geminga_proto::v1 as pb;
 use geminga_proto::v1::bookie_server::BookieServer;
 use tokio::sync::watch;
+use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::bookie::Bookie;
@@ -35,8 +38,8 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 /// Most ledgers in one hint, or in one question.
 const MAX_HINTED: usize = 10_000;
 
-const FLAG_RECOVERY: u32 = 1;
-const FLAG_STATE_LOG: u32 = 2;
+/// The methods that are streams.
+const STREAMS: &[&str] = &["/geminga.v1.Bookie/Append", "/geminga.v1.Bookie/Read"];
 
 /// Serves a bookie over gRPC.
 #[derive(Debug, Clone)]
@@ -67,19 +70,22 @@ impl BookieService {
         Self { stopping: Stopping::new(stopping), ..self }
     }
 
-    /// The server to add to a router, with its message limits.
+    /// The server to add to a router.
     #[must_use]
-    pub fn into_server(self) -> BookieServer<Self> {
-        let largest = self.bookie.config().max_entry_bytes as usize + MAX_BATCH_BYTES;
-        BookieServer::new(self).max_decoding_message_size(largest)
+    pub fn into_server(self) -> WholeBodies<BookieServer<Self>> {
+        WholeBodies::new(BookieServer::new(self), STREAMS)
+    }
+
+    /// Bytes that a message of a stream may have.
+    fn max_message_bytes(&self) -> usize {
+        self.bookie.config().max_entry_bytes as usize + MAX_BATCH_BYTES
     }
 }
 
 #[tonic::async_trait]
 impl pb::bookie_server::Bookie for BookieService {
-    type AppendStream =
-        std::pin::Pin<Box<dyn Stream<Item = Result<pb::AppendAnswers, Status>> + Send>>;
-    type ReadStream = std::pin::Pin<Box<dyn Stream<Item = Result<pb::ReadAnswers, Status>> + Send>>;
+    type AppendStream = NoMessages<pb::AppendAnswers>;
+    type ReadStream = NoMessages<pb::ReadAnswers>;
 
     async fn handshake(
         &self,
@@ -112,26 +118,28 @@ impl pb::bookie_server::Bookie for BookieService {
 
     async fn append(
         &self,
-        request: Request<Streaming<pb::AppendBatch>>,
+        mut request: Request<Streaming<pb::AppendBatch>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
         check_meant(request.metadata(), self.bookie.identity())?;
         let place = self.streams.take()?;
-        let requests = request.into_inner();
+        let (body, limit) = (request.take_body()?, self.max_message_bytes());
+        let requests = Messages::requests_by(body, limit, |batch| append_wire::decode(batch));
         let (bookie, stopping) = (self.bookie.clone(), self.stopping.clone());
         let answers = AppendStream::start(bookie, requests, MAX_APPENDS_IN_FLIGHT, stopping);
-        Ok(Response::new(Box::pin(Guarded::new(answers, place))))
+        Ok(respond(Body::new(ChunkedBody::responses(Guarded::new(answers, place)))))
     }
 
     async fn read(
         &self,
-        request: Request<Streaming<pb::ReadBatch>>,
+        mut request: Request<Streaming<pb::ReadBatch>>,
     ) -> Result<Response<Self::ReadStream>, Status> {
         check_meant(request.metadata(), self.bookie.identity())?;
         let place = self.streams.take()?;
         let (bookie, untaken) = (self.bookie.clone(), self.untaken.clone());
         let stopping = self.stopping.clone();
-        let answers = read_stream::answer(bookie, untaken, request.into_inner(), stopping);
-        Ok(Response::new(Box::pin(Guarded::new(Box::pin(answers), place))))
+        let requests = Messages::requests(request.take_body()?, self.max_message_bytes());
+        let answers = Box::pin(read_stream::answer(bookie, untaken, requests, stopping));
+        Ok(respond(Body::new(ChunkedBody::responses(Guarded::new(answers, place)))))
     }
 
     async fn fence(
@@ -233,26 +241,6 @@ fn fence_requests(request: &pb::LedgersFencedRequest) -> Result<Vec<FenceRequest
 /// What a peer said, short enough for a message.
 fn clipped(text: &str) -> String {
     text.chars().take(80).collect()
-}
-
-/// An append as the log takes it.
-fn append_request(request: pb::AppendRequest) -> Result<AppendRequest, BookieError> {
-    let kind = match request.flags {
-        0 => AddKind::Ordinary,
-        FLAG_RECOVERY => AddKind::Recovery,
-        FLAG_STATE_LOG => AddKind::StateLog,
-        // A state log's entry that a recovery writes back.
-        flags if flags == FLAG_RECOVERY | FLAG_STATE_LOG => AddKind::Recovery,
-        _ => return Err(BookieError::Invalid),
-    };
-    Ok(AppendRequest {
-        ledger: LedgerId(request.ledger_id),
-        entry: EntryId(request.entry_id),
-        token: LedgerToken(request.token),
-        lac: Lac::from_wire(request.lac),
-        kind,
-        payload: Payload::from(request.payload),
-    })
 }
 
 /// The wire's name of an error.

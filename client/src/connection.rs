@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_proto::env::Env;
+use geminga_proto::stream::{self, Messages};
 use geminga_proto::v1;
 use geminga_proto::v1::messaging_client::MessagingClient;
 use tokio::sync::oneshot;
+use tonic::codegen::http::HeaderMap;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::error::{BrokerError, ClientError};
 use crate::link::{Consume, Link, OutboundStream, Produce, Protocol};
@@ -23,6 +25,8 @@ mod watchman;
 
 use watchman::Watchman;
 
+const PRODUCE: &str = "/geminga.v1.Messaging/Produce";
+const CONSUME: &str = "/geminga.v1.Messaging/Consume";
 /// HTTP/2 flow-control windows: with the default of 64 KiB a stream reaches half the speed.
 const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const FRAME_BYTES: u32 = 1024 * 1024;
@@ -86,6 +90,9 @@ impl Streams {
 pub(crate) struct Connection {
     url: Arc<str>,
     info: BrokerInfo,
+    /// For streams.
+    channel: Channel,
+    /// For calls.
     grpc: MessagingClient<Channel>,
     operation_timeout: Duration,
     /// Its signs of life; `Dead` is set by whoever sees the transport fail, and read by the pool.
@@ -100,6 +107,11 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
         innermost = next;
     }
     innermost.to_string()
+}
+
+/// The largest message that a broker may send.
+fn largest_message(info: &BrokerInfo) -> usize {
+    info.max_message_bytes as usize + DECODE_SLACK_BYTES
 }
 
 /// HTTP/2 said no: what listens there speaks something else.
@@ -186,12 +198,12 @@ impl Connection {
         let expected = expected_cluster.unwrap_or_default();
         let request = handshake_request(settings, &expected);
         let info = Self::handshake(url, channel.clone(), settings, request.clone()).await?;
-        let limit = info.max_message_bytes as usize + DECODE_SLACK_BYTES;
-        let grpc = MessagingClient::new(channel).max_decoding_message_size(limit);
         let connection = Self {
             url: url.into(),
+            grpc: MessagingClient::new(channel.clone())
+                .max_decoding_message_size(largest_message(&info)),
             info,
-            grpc,
+            channel,
             operation_timeout: settings.operation_timeout,
             vitals: Arc::default(),
             streams: Arc::default(),
@@ -294,11 +306,15 @@ impl Connection {
     }
 
     /// Opens a stream. While the broker shows no sign of life nothing is sent to it.
-    async fn open_stream<T>(
+    async fn open_stream<P: Protocol>(
         &self,
-        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-    ) -> Result<T, ClientError> {
+        path: &'static str,
+        requests: OutboundStream<P>,
+    ) -> Result<Messages<P::Response>, ClientError> {
         let limit = self.operation_timeout;
+        let largest = largest_message(&self.info);
+        let mut channel = self.channel.clone();
+        let call = stream::open(&mut channel, path, HeaderMap::new(), requests, largest);
         let call = async {
             self.vitals.clear().await;
             let _counted = self.vitals.call();
@@ -308,7 +324,7 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            result = call => result.map(tonic::Response::into_inner),
+            result = call => result,
             () = self.vitals.dead() => Err(self.silent()),
             () = tokio::time::sleep(limit) => Err(self.unanswered(limit)),
         }
@@ -359,9 +375,7 @@ impl Connection {
             return Ok(Arc::clone(link));
         }
         let link = Link::<Produce>::new(Arc::clone(&self.vitals));
-        let mut grpc = self.grpc.clone();
-        let call = grpc.produce(OutboundStream(Arc::clone(&link)));
-        let stream = self.open_stream(call).await?;
+        let stream = self.open_stream(PRODUCE, OutboundStream(Arc::clone(&link))).await?;
         self.read(Arc::clone(&link), stream);
         *slot = Some(Arc::clone(&link));
         Ok(link)
@@ -374,16 +388,14 @@ impl Connection {
             return Ok(Arc::clone(link));
         }
         let link = Link::<Consume>::new(Arc::clone(&self.vitals));
-        let mut grpc = self.grpc.clone();
-        let call = grpc.consume(OutboundStream(Arc::clone(&link)));
-        let stream = self.open_stream(call).await?;
+        let stream = self.open_stream(CONSUME, OutboundStream(Arc::clone(&link))).await?;
         self.read(Arc::clone(&link), stream);
         *slot = Some(Arc::clone(&link));
         Ok(link)
     }
 
     /// Starts the task that drains the stream until its end.
-    fn read<P: Protocol>(&self, link: Arc<Link<P>>, mut stream: Streaming<P::Response>) {
+    fn read<P: Protocol>(&self, link: Arc<Link<P>>, mut stream: Messages<P::Response>) {
         let vitals = Arc::clone(&self.vitals);
         let url = Arc::clone(&self.url);
         tokio::spawn(async move {

@@ -15,8 +15,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use futures_util::Stream;
+use geminga_proto::stream::IntoChunks;
 use geminga_proto::v1;
 use parking_lot::Mutex;
+use prost::Message;
 
 use crate::error::ClientError;
 use crate::liveness::Vitals;
@@ -29,8 +31,8 @@ const MESSAGE_FRAMES: usize = 4096;
 /// What differs between the two kinds of stream.
 pub(crate) trait Protocol: Send + Sync + 'static {
     type Frame: Send + 'static;
-    type Request: Send + 'static;
-    type Response: Send + 'static;
+    type Request: IntoChunks + Send + 'static;
+    type Response: Message + Default + 'static;
     type Event: Send + 'static;
 
     /// Bytes that a frame takes in a message, roughly.
@@ -176,7 +178,7 @@ impl<P: Protocol> Link<P> {
     }
 }
 
-/// The outbound half, as tonic polls it.
+/// The outbound half, as the transport polls it.
 pub(crate) struct OutboundStream<P: Protocol>(pub(crate) Arc<Link<P>>);
 
 impl<P: Protocol> Stream for OutboundStream<P> {

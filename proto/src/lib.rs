@@ -6,6 +6,7 @@
 //! panics. The feature `server` adds `incoming`, which takes the connections of a listener that it
 //! is given; whatever serves no port leaves it out.
 
+pub mod append_wire;
 pub mod codec;
 pub mod entry;
 pub mod env;
@@ -14,6 +15,7 @@ pub mod id;
 pub mod incoming;
 pub mod payload;
 pub mod storage;
+pub mod stream;
 pub mod topic_name;
 
 /// The messages and services of Geminga's own gRPC APIs (`proto/geminga/v1`).

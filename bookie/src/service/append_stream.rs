@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 use futures_util::{Stream, StreamExt};
+use geminga_proto::append_wire::ReceivedAppends;
 use geminga_proto::storage::BookieError;
 use geminga_proto::v1 as pb;
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::guard::{Stopping, stopped};
-use super::{append_request, status_of};
+use super::status_of;
 use crate::bookie::Bookie;
 use crate::done::{AppendAnswer, AppendDone};
 
@@ -53,7 +54,7 @@ impl AppendStream {
         stopping: Stopping,
     ) -> Self
     where
-        S: Stream<Item = Result<pb::AppendBatch, Status>> + Send + Unpin + 'static,
+        S: Stream<Item = Result<ReceivedAppends, Status>> + Send + Unpin + 'static,
     {
         let answers = Arc::new(Answers {
             ready: Mutex::default(),
@@ -71,7 +72,7 @@ async fn take_requests<S>(
     answers: Arc<Answers>,
     stopping: Stopping,
 ) where
-    S: Stream<Item = Result<pb::AppendBatch, Status>> + Send + Unpin,
+    S: Stream<Item = Result<ReceivedAppends, Status>> + Send + Unpin,
 {
     let done: Arc<dyn AppendDone> = answers.clone();
     let stopping = stopping.wait();
@@ -87,14 +88,12 @@ async fn take_requests<S>(
             Some(Err(status)) => break Some(status),
             Some(Ok(batch)) => batch,
         };
-        for request in batch.requests {
+        for (request_id, request) in batch {
             // Closed when the client has gone: what it still sent is nobody's.
             let Ok(permit) = answers.permits.acquire().await else { return };
             permit.forget();
             answers.ready.lock().waiting += 1;
-            let request_id = request.request_id;
-            let taken = append_request(request)
-                .and_then(|request| bookie.append(request, &done, request_id));
+            let taken = request.and_then(|request| bookie.append(request, &done, request_id));
             if let Err(error) = taken {
                 answers.push([(request_id, Err(error))].into_iter());
             }

@@ -26,7 +26,6 @@ use std::future::Future;
 
 use geminga_proto::id::ClusterId;
 use geminga_proto::incoming::{Incoming, IncomingConfig};
-use geminga_proto::v1::messaging_server::MessagingServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -81,8 +80,6 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     config.validate()?;
     let (stop, stopping) = watch::channel(false);
-    let decode_limit =
-        state.broker.config().max_message_bytes as usize + config::DECODE_SLACK_BYTES;
     let demands = IncomingConfig {
         limit: config.max_connections,
         preface_timeout: config.preface_timeout,
@@ -103,8 +100,7 @@ pub async fn serve(
         .max_concurrent_streams(config.max_streams_per_connection)
         .http2_keepalive_interval(Some(config.keep_alive))
         .http2_keepalive_timeout(Some(config.keep_alive));
-    let service = MessagingService::new(config, state, stopping);
-    let service = MessagingServer::new(service).max_decoding_message_size(decode_limit);
+    let service = MessagingService::new(config, state, stopping).into_server();
     let (over, mut is_over) = watch::channel(false);
     let signal = async {
         shutdown.await;

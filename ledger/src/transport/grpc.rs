@@ -7,8 +7,6 @@
 //! the peer is the bookie that was meant, of this cluster, and speaks a protocol version that
 //! this build does.
 
-mod append_body;
-mod append_stream;
 mod connection;
 mod in_flight;
 mod session;

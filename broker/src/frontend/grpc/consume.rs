@@ -9,11 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use geminga_proto::stream::Messages;
 use geminga_proto::v1;
 use geminga_proto::v1::ErrorCode;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use v1::consume_event::Event;
 use v1::consume_frame::Frame;
 
@@ -114,7 +115,7 @@ impl ConsumeStream {
     /// Serves the stream until its end.
     pub(super) async fn run(
         mut self,
-        mut requests: Streaming<v1::ConsumeRequest>,
+        mut requests: Messages<v1::ConsumeRequest>,
         mut stopping: watch::Receiver<bool>,
     ) {
         let (outbound, waiting) = (Arc::clone(&self.outbound), Arc::clone(&self.waiting));

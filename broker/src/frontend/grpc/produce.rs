@@ -11,12 +11,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use geminga_proto::id::ProducerId;
+use geminga_proto::stream::Messages;
 use geminga_proto::v1;
 use geminga_proto::v1::ErrorCode;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use v1::produce_frame::Frame;
 use v1::produce_result::Result as ProduceResult;
 
@@ -194,7 +195,7 @@ impl ProduceStream {
     /// Serves the stream until its end.
     pub(super) async fn run(
         mut self,
-        mut requests: Streaming<v1::ProduceRequest>,
+        mut requests: Messages<v1::ProduceRequest>,
         mut stopping: watch::Receiver<bool>,
     ) {
         let outbound = Arc::clone(&self.sink.outbound);

@@ -2,21 +2,27 @@
 
 use std::sync::Arc;
 
+use geminga_proto::stream::{
+    ChunkedBody, Messages, NoMessages, RequestBody as _, WholeBodies, respond,
+};
 use geminga_proto::v1;
 use geminga_proto::v1::ErrorCode;
-use geminga_proto::v1::messaging_server::Messaging;
+use geminga_proto::v1::messaging_server::{Messaging, MessagingServer};
 use tokio::sync::watch;
+use tonic::body::Body;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::core::api::Lookup;
 use crate::frontend::grpc::GrpcState;
-use crate::frontend::grpc::config::GrpcConfig;
-use crate::frontend::grpc::consume::{ConsumeStream, Told};
+use crate::frontend::grpc::config::{self, GrpcConfig};
+use crate::frontend::grpc::consume::ConsumeStream;
 use crate::frontend::grpc::outbound::{EndWithTask, Item, Outbound, OutboundStream};
-use crate::frontend::grpc::produce::{Answer, ProduceStream};
+use crate::frontend::grpc::produce::ProduceStream;
 use crate::frontend::grpc::queues::Registration;
 use crate::frontend::grpc::{convert, error};
 
+/// The methods that are streams.
+const STREAMS: &[&str] = &["/geminga.v1.Messaging/Produce", "/geminga.v1.Messaging/Consume"];
 /// Characters of a client's name that are logged.
 const LOGGED_NAME: usize = 80;
 
@@ -39,6 +45,17 @@ impl MessagingService {
         stopping: watch::Receiver<bool>,
     ) -> Self {
         Self { config: Arc::new(config), state, stopping }
+    }
+
+    /// The server, of which no message is larger than any request may be.
+    pub(super) fn into_server(self) -> WholeBodies<MessagingServer<Self>> {
+        let largest = self.max_request_bytes();
+        let server = MessagingServer::new(self).max_decoding_message_size(largest);
+        WholeBodies::new(server, STREAMS)
+    }
+
+    fn max_request_bytes(&self) -> usize {
+        self.state.broker.config().max_message_bytes as usize + config::DECODE_SLACK_BYTES
     }
 
     fn refuse_stopping(&self) -> Result<(), Status> {
@@ -66,8 +83,8 @@ impl MessagingService {
 
 #[tonic::async_trait]
 impl Messaging for MessagingService {
-    type ProduceStream = OutboundStream<Answer>;
-    type ConsumeStream = OutboundStream<Told>;
+    type ProduceStream = NoMessages<v1::ProduceResponse>;
+    type ConsumeStream = NoMessages<v1::ConsumeResponse>;
 
     async fn handshake(
         &self,
@@ -133,33 +150,35 @@ impl Messaging for MessagingService {
 
     async fn produce(
         &self,
-        request: Request<Streaming<v1::ProduceRequest>>,
+        mut request: Request<Streaming<v1::ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, Status> {
         self.refuse_stopping()?;
+        let requests = Messages::requests(request.take_body()?, self.max_request_bytes());
         let (outbound, served) = self.outbound("produce", &request);
         let (broker, config) = (self.state.broker.clone(), Arc::clone(&self.config));
         let stream = ProduceStream::new(broker, config, Arc::clone(&outbound));
         let stopping = self.stopping.clone();
         tokio::spawn(async move {
-            stream.run(request.into_inner(), stopping).await;
+            stream.run(requests, stopping).await;
             drop(served);
         });
-        Ok(Response::new(OutboundStream(outbound)))
+        Ok(respond(Body::new(ChunkedBody::responses(OutboundStream(outbound)))))
     }
 
     async fn consume(
         &self,
-        request: Request<Streaming<v1::ConsumeRequest>>,
+        mut request: Request<Streaming<v1::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
         self.refuse_stopping()?;
+        let requests = Messages::requests(request.take_body()?, self.max_request_bytes());
         let (outbound, served) = self.outbound("consume", &request);
         let (broker, config) = (self.state.broker.clone(), Arc::clone(&self.config));
         let stream = ConsumeStream::new(broker, config, Arc::clone(&outbound));
         let stopping = self.stopping.clone();
         tokio::spawn(async move {
-            stream.run(request.into_inner(), stopping).await;
+            stream.run(requests, stopping).await;
             drop(served);
         });
-        Ok(Response::new(OutboundStream(outbound)))
+        Ok(respond(Body::new(ChunkedBody::responses(OutboundStream(outbound)))))
     }
 }

@@ -11,21 +11,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use geminga_proto::append_wire::AppendBatch;
 use geminga_proto::id::BookieId;
 use geminga_proto::storage::BookieError;
+use geminga_proto::stream::{self, IntoChunks, Messages};
 use geminga_proto::v1::bookie_client::BookieClient;
 use geminga_proto::{BOOKIE_HEADER, CLUSTER_HEADER, PROTOCOL, v1};
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::{Ascii, MetadataValue};
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Status};
 
-use crate::transport::grpc::append_body::Batch;
-use crate::transport::grpc::append_stream;
+use crate::transport::grpc::GrpcTransportConfig;
 use crate::transport::grpc::connection::{Connection, Job};
 use crate::transport::grpc::in_flight::{InFlight, Question, Unanswered};
 use crate::transport::grpc::wire;
@@ -33,6 +35,8 @@ use crate::transport::grpc::wire;
 /// HTTP/2 windows: large enough that one round trip's worth of bytes fits at several GB/s.
 const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const FRAME_BYTES: u32 = 1024 * 1024;
+const APPEND: &str = "/geminga.v1.Bookie/Append";
+const READ: &str = "/geminga.v1.Bookie/Read";
 /// Messages handed to a stream before its peer has taken them.
 const STREAM_DEPTH: usize = 4;
 
@@ -93,13 +97,34 @@ impl Interceptor for Addressee {
     }
 }
 
+impl Addressee {
+    /// Opens a stream: what is received on `batches` goes out.
+    async fn open<R, A>(
+        &self,
+        mut channel: Channel,
+        path: &'static str,
+        batches: mpsc::Receiver<R>,
+        config: &GrpcTransportConfig,
+    ) -> Result<Messages<A>, Status>
+    where
+        R: IntoChunks + Send + 'static,
+        A: Message + Default,
+    {
+        let mut headers = MetadataMap::new();
+        headers.insert(CLUSTER_HEADER, self.cluster.clone());
+        headers.insert(BOOKIE_HEADER, self.bookie.clone());
+        let (headers, requests) = (headers.into_headers(), ReceiverStream::new(batches));
+        stream::open(&mut channel, path, headers, requests, config.max_message_bytes).await
+    }
+}
+
 /// The two streams of a live connection.
 struct Streams {
     client: Client,
-    appends: mpsc::Sender<Batch>,
-    append_answers: Streaming<v1::AppendAnswers>,
+    appends: mpsc::Sender<AppendBatch>,
+    append_answers: Messages<v1::AppendAnswers>,
     reads: mpsc::Sender<v1::ReadBatch>,
-    read_answers: Streaming<v1::ReadAnswers>,
+    read_answers: Messages<v1::ReadAnswers>,
 }
 
 /// Runs a connection until it is closed. Should something panic, all is answered as when it breaks,
@@ -203,10 +228,9 @@ async fn connect(connection: &Connection) -> Result<Streams, Broken> {
             .max_decoding_message_size(config.max_message_bytes);
         shake_hands(connection, &mut client).await?;
         let (appends, batches) = mpsc::channel(STREAM_DEPTH);
-        let append_answers =
-            append_stream::open(channel, &addressee, batches, config.max_message_bytes).await?;
+        let append_answers = addressee.open(channel.clone(), APPEND, batches, config).await?;
         let (reads, batches) = mpsc::channel(STREAM_DEPTH);
-        let read_answers = client.read(ReceiverStream::new(batches)).await?.into_inner();
+        let read_answers = addressee.open(channel, READ, batches, config).await?;
         Ok(Streams { client, appends, append_answers, reads, read_answers })
     };
     tokio::time::timeout(config.connect_timeout(), opening).await.map_err(|_| Broken::Timeout)?
@@ -290,13 +314,13 @@ async fn serve(connection: &Connection, mut streams: Streams, in_flight: &mut In
     }
 }
 
-fn batch(connection: &Connection, in_flight: &mut InFlight) -> Batch {
+fn batch(connection: &Connection, in_flight: &mut InFlight) -> AppendBatch {
     let numbered = |(request, sink): (geminga_proto::storage::AppendRequest, _)| {
         let bytes = request.payload.len() as u64;
         let unanswered = Unanswered { sink, entry: request.entry, bytes };
         (in_flight.appends.push(unanswered), request)
     };
-    connection.take_appends().into_iter().map(numbered).collect()
+    AppendBatch(connection.take_appends().into_iter().map(numbered).collect())
 }
 
 fn asks(questions: &v1::ReadBatch) -> bool {

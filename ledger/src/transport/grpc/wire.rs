@@ -2,39 +2,11 @@
 //! that makes no sense is an unknown outcome.
 
 use geminga_proto::id::{EntryId, Lac};
-#[cfg(test)]
-use geminga_proto::storage::AppendRequest;
 use geminga_proto::storage::{
-    AddKind, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest,
-    ReadResult, StoredEntry, SyncMode,
+    BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest, ReadResult,
+    StoredEntry, SyncMode,
 };
 use geminga_proto::v1;
-
-const FLAG_RECOVERY: u32 = 1;
-const FLAG_STATE_LOG: u32 = 2;
-
-/// How the kind of an add is told.
-pub(super) fn flags(kind: AddKind) -> u32 {
-    match kind {
-        AddKind::Ordinary => 0,
-        AddKind::Recovery => FLAG_RECOVERY,
-        AddKind::StateLog => FLAG_STATE_LOG,
-    }
-}
-
-/// An add as a message, to compare with what is sent.
-#[cfg(test)]
-pub(super) fn append(request_id: u64, request: AppendRequest) -> v1::AppendRequest {
-    v1::AppendRequest {
-        request_id,
-        ledger_id: request.ledger.0,
-        entry_id: request.entry.0,
-        token: request.token.0,
-        lac: request.lac.to_wire(),
-        flags: flags(request.kind),
-        payload: request.payload.into_bytes(),
-    }
-}
 
 pub(super) fn read(request_id: u64, request: ReadRequest) -> v1::ReadRequest {
     v1::ReadRequest {

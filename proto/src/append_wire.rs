@@ -1,0 +1,362 @@
+//! Batches of adds on the wire, both ways, without copying what is large.
+//!
+//! An entry goes to as many bookies as its write quorum. Through the message type it would be
+//! copied for each of them on both sides. Here the fields are written and read by hand; an entry's
+//! bytes are shared by all that they are sent to, and are taken as they arrive.
+//!
+//! Invariant: what is sent is exactly the encoding of `v1::AppendBatch`, and whatever that type
+//! accepts is read as it would (compared by tests).
+
+use bytes::{Buf, BytesMut};
+use prost::encoding::{
+    DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_key, encode_varint,
+    encoded_len_varint, int64, key_len, skip_field, uint32, uint64,
+};
+
+use crate::id::{EntryId, Lac, LedgerId, LedgerToken};
+use crate::payload::Payload;
+use crate::storage::{AddKind, AppendRequest, BookieError};
+use crate::stream::{Chunks, IntoChunks, Malformed, shared_len};
+
+/// Field numbers of `bookie.proto`.
+const BATCH_REQUESTS: u32 = 1;
+const LAC: u32 = 5;
+const FLAGS: u32 = 6;
+const PAYLOAD: u32 = 7;
+
+const FLAG_RECOVERY: u32 = 1;
+const FLAG_STATE_LOG: u32 = 2;
+
+/// How the kind of an add is told.
+fn flags(kind: AddKind) -> u32 {
+    match kind {
+        AddKind::Ordinary => 0,
+        AddKind::Recovery => FLAG_RECOVERY,
+        AddKind::StateLog => FLAG_STATE_LOG,
+    }
+}
+
+fn kind(flags: u32) -> Result<AddKind, BookieError> {
+    match flags {
+        0 => Ok(AddKind::Ordinary),
+        FLAG_RECOVERY => Ok(AddKind::Recovery),
+        FLAG_STATE_LOG => Ok(AddKind::StateLog),
+        // A state log's entry that a recovery writes back.
+        flags if flags == FLAG_RECOVERY | FLAG_STATE_LOG => Ok(AddKind::Recovery),
+        _ => Err(BookieError::Invalid),
+    }
+}
+
+/// Adds with the numbers that their answers name, to send.
+#[derive(Debug, Default)]
+pub struct AppendBatch(pub Vec<(u64, AppendRequest)>);
+
+/// The fields of an add but for its payload, as they are on the wire.
+struct Fields {
+    request_id: u64,
+    ledger_id: u64,
+    entry_id: u64,
+    token: u64,
+    lac: i64,
+    flags: u32,
+}
+
+impl Fields {
+    fn of(request_id: u64, request: &AppendRequest) -> Self {
+        Self {
+            request_id,
+            ledger_id: request.ledger.0,
+            entry_id: request.entry.0,
+            token: request.token.0,
+            lac: request.lac.to_wire(),
+            flags: flags(request.kind),
+        }
+    }
+
+    /// Fields that are 0 are left out.
+    fn len(&self) -> usize {
+        let unsigned = [self.request_id, self.ledger_id, self.entry_id, self.token];
+        let unsigned: usize = unsigned
+            .into_iter()
+            .zip(1..)
+            .filter(|(value, _)| *value != 0)
+            .map(|(value, tag)| uint64::encoded_len(tag, &value))
+            .sum();
+        let lac = if self.lac == 0 { 0 } else { int64::encoded_len(LAC, &self.lac) };
+        let flags = if self.flags == 0 { 0 } else { uint32::encoded_len(FLAGS, &self.flags) };
+        unsigned + lac + flags
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        let unsigned = [self.request_id, self.ledger_id, self.entry_id, self.token];
+        for (value, tag) in unsigned.iter().zip(1..) {
+            if *value != 0 {
+                uint64::encode(tag, value, out);
+            }
+        }
+        if self.lac != 0 {
+            int64::encode(LAC, &self.lac, out);
+        }
+        if self.flags != 0 {
+            uint32::encode(FLAGS, &self.flags, out);
+        }
+    }
+}
+
+fn payload_len(payload: &Payload) -> usize {
+    match payload.len() {
+        0 => 0,
+        len => key_len(PAYLOAD) + encoded_len_varint(len as u64) + len,
+    }
+}
+
+impl IntoChunks for AppendBatch {
+    fn into_chunks(self) -> Chunks {
+        let (mut len, mut shared) = (0, 0);
+        let mut sizes = Vec::with_capacity(self.0.len());
+        for (request_id, request) in &self.0 {
+            let fields = Fields::of(*request_id, request);
+            let size = fields.len() + payload_len(&request.payload);
+            len += key_len(BATCH_REQUESTS) + encoded_len_varint(size as u64) + size;
+            shared += shared_len(&request.payload.head) + shared_len(&request.payload.body);
+            sizes.push((fields, size));
+        }
+        let mut out = Chunks::begin(len, shared);
+        for ((_, request), (fields, size)) in self.0.iter().zip(sizes) {
+            encode_key(BATCH_REQUESTS, WireType::LengthDelimited, out.buffer());
+            encode_varint(size as u64, out.buffer());
+            fields.encode(out.buffer());
+            let payload = &request.payload;
+            if !payload.is_empty() {
+                encode_key(PAYLOAD, WireType::LengthDelimited, out.buffer());
+                encode_varint(payload.len() as u64, out.buffer());
+                out.share(&payload.head);
+                out.share(&payload.body);
+            }
+        }
+        out
+    }
+}
+
+/// Adds as they were received, with the numbers that their answers name. One that makes no sense
+/// is an error of its own.
+pub type ReceivedAppends = Vec<(u64, Result<AppendRequest, BookieError>)>;
+
+#[derive(Default)]
+struct Received {
+    request_id: u64,
+    ledger_id: u64,
+    entry_id: u64,
+    token: u64,
+    lac: i64,
+    flags: u32,
+    payload: Payload,
+}
+
+impl Received {
+    fn finish(self) -> (u64, Result<AppendRequest, BookieError>) {
+        let request = kind(self.flags).map(|kind| AppendRequest {
+            ledger: LedgerId(self.ledger_id),
+            entry: EntryId(self.entry_id),
+            token: LedgerToken(self.token),
+            lac: Lac::from_wire(self.lac),
+            kind,
+            payload: self.payload,
+        });
+        (self.request_id, request)
+    }
+}
+
+/// Reads a batch.
+///
+/// # Errors
+/// It is no encoding of a `v1::AppendBatch`.
+pub fn decode(mut batch: impl Buf) -> Result<ReceivedAppends, Malformed> {
+    let mut requests = Vec::new();
+    let context = DecodeContext::default();
+    while batch.has_remaining() {
+        let (tag, wire_type) = decode_key(&mut batch)?;
+        if tag != BATCH_REQUESTS {
+            skip_field(wire_type, tag, &mut batch, context.clone())?;
+            continue;
+        }
+        check_wire_type(WireType::LengthDelimited, wire_type)?;
+        let len = length(&mut batch)?;
+        let end = batch.remaining() - len;
+        let mut request = Received::default();
+        while batch.remaining() > end {
+            field(&mut request, &mut batch, context.clone())?;
+        }
+        if batch.remaining() != end {
+            return Err(Malformed::Short);
+        }
+        requests.push(request.finish());
+    }
+    Ok(requests)
+}
+
+/// Reads one field of an add.
+fn field(
+    request: &mut Received,
+    bytes: &mut impl Buf,
+    context: DecodeContext,
+) -> Result<(), Malformed> {
+    let (tag, wire_type) = decode_key(bytes)?;
+    match tag {
+        1 => uint64::merge(wire_type, &mut request.request_id, bytes, context),
+        2 => uint64::merge(wire_type, &mut request.ledger_id, bytes, context),
+        3 => uint64::merge(wire_type, &mut request.entry_id, bytes, context),
+        4 => uint64::merge(wire_type, &mut request.token, bytes, context),
+        LAC => int64::merge(wire_type, &mut request.lac, bytes, context),
+        FLAGS => uint32::merge(wire_type, &mut request.flags, bytes, context),
+        PAYLOAD => {
+            check_wire_type(WireType::LengthDelimited, wire_type)?;
+            request.payload = payload(bytes)?;
+            return Ok(());
+        }
+        _ => skip_field(wire_type, tag, bytes, context),
+    }?;
+    Ok(())
+}
+
+/// The length of what follows, all of which is there.
+fn length(bytes: &mut impl Buf) -> Result<usize, Malformed> {
+    let len = usize::try_from(decode_varint(bytes)?).ok();
+    len.filter(|len| *len <= bytes.remaining()).ok_or(Malformed::Short)
+}
+
+/// Takes a payload as it arrived: what lies in the piece that is being read, and the rest.
+fn payload(bytes: &mut impl Buf) -> Result<Payload, Malformed> {
+    let len = length(bytes)?;
+    let first = bytes.chunk().len().min(len);
+    let first = bytes.copy_to_bytes(first);
+    if first.len() == len {
+        return Ok(Payload::from(first));
+    }
+    let rest = bytes.copy_to_bytes(len - first.len());
+    Ok(Payload::new(first, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::stream::Pieces;
+    use crate::v1;
+
+    fn message((request_id, request): (u64, AppendRequest)) -> v1::AppendRequest {
+        v1::AppendRequest {
+            request_id,
+            ledger_id: request.ledger.0,
+            entry_id: request.entry.0,
+            token: request.token.0,
+            lac: request.lac.to_wire(),
+            flags: flags(request.kind),
+            payload: request.payload.into_bytes(),
+        }
+    }
+
+    fn request() -> impl Strategy<Value = (u64, AppendRequest)> {
+        let kinds = [AddKind::Ordinary, AddKind::Recovery, AddKind::StateLog];
+        let part = prop_oneof![Just(0usize), 1..40usize, 8_190..8_195usize];
+        let ids = (any::<u64>(), 0..4u64, any::<u64>(), any::<u64>());
+        let rest = (proptest::option::of(0..u64::MAX >> 1), 0..3usize, part.clone(), part);
+        (ids, rest).prop_map(move |(ids, (lac, kind, head, body))| {
+            let (request_id, ledger, entry, token) = ids;
+            let payload = Payload::new(vec![1; head].into(), vec![2; body].into());
+            let request = AppendRequest {
+                ledger: LedgerId(ledger),
+                entry: EntryId(entry),
+                token: LedgerToken(token),
+                lac: Lac(lac.map(EntryId)),
+                kind: kinds[kind],
+                payload,
+            };
+            (request_id, request)
+        })
+    }
+
+    #[test]
+    fn flags_that_are_not_known_are_an_error_of_their_request_alone() {
+        let add = |request_id, flags| v1::AppendRequest { request_id, flags, ..Default::default() };
+        let requests = (0..8).map(|flags| add(u64::from(flags), flags)).collect();
+        let received = decode(&v1::AppendBatch { requests }.encode_to_vec()[..]).expect("a batch");
+        let kinds = received.into_iter().map(|(_, request)| request.map(|it| it.kind).ok());
+        let (ordinary, recovery) = (Some(AddKind::Ordinary), Some(AddKind::Recovery));
+        let known = [ordinary, recovery, Some(AddKind::StateLog), recovery];
+        assert!(kinds.eq(known.into_iter().chain([None; 4])));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_sent_is_the_message_and_large_parts_are_not_copied(
+            batch in proptest::collection::vec(request(), 0..6),
+        ) {
+            let requests = batch.iter().cloned().map(message).collect();
+            let expected = v1::AppendBatch { requests }.encode_to_vec();
+            let chunks = AppendBatch(batch.clone()).into_chunks().finish();
+            let sent: Vec<u8> = chunks.iter().flatten().copied().collect();
+            prop_assert_eq!(sent[0], 0);
+            prop_assert_eq!(&sent[1..5], &(expected.len() as u32).to_be_bytes()[..]);
+            prop_assert_eq!(&sent[5..], &expected[..]);
+            let parts = batch.iter().flat_map(|(_, request)| {
+                [&request.payload.head, &request.payload.body]
+            });
+            for part in parts.filter(|part| part.len() >= 8_192) {
+                prop_assert!(chunks.iter().any(|chunk| chunk.as_ptr() == part.as_ptr()));
+            }
+
+            let mut pieces = Pieces::default();
+            chunks.iter().for_each(|chunk| pieces.push(chunk.clone()));
+            pieces.advance(5);
+            let received = decode(&mut pieces).expect("what was sent");
+            for ((_, request), (_, sent)) in received.iter().zip(&batch) {
+                let body = &sent.payload.body;
+                if body.len() >= 8_192 && sent.payload.head.len() < 8_192 {
+                    let found = request.as_ref().expect("a good request");
+                    prop_assert_eq!(found.payload.body.as_ptr(), body.as_ptr());
+                }
+            }
+            let expected: ReceivedAppends =
+                batch.into_iter().map(|(id, request)| (id, Ok(request))).collect();
+            prop_assert_eq!(received, expected);
+        }
+
+        #[test]
+        fn whatever_arrives_is_read_as_the_message_type_reads_it(
+            bytes in proptest::collection::vec(prop_oneof![0..0x40u8, any::<u8>()], 0..60),
+            cut in 0..60usize,
+            wraps in any::<bool>(),
+        ) {
+            // Mostly what is wrapped gets far.
+            let mut bytes = bytes;
+            if wraps {
+                let len = u8::try_from(bytes.len()).unwrap_or(0);
+                bytes.splice(0..0, [0x0a, len]);
+            }
+            let expected = v1::AppendBatch::decode(&bytes[..]).ok().map(|batch| {
+                let read = |it: v1::AppendRequest| {
+                    let request = kind(it.flags).map(|kind| AppendRequest {
+                        ledger: LedgerId(it.ledger_id),
+                        entry: EntryId(it.entry_id),
+                        token: LedgerToken(it.token),
+                        lac: Lac::from_wire(it.lac),
+                        kind,
+                        payload: Payload::from(it.payload),
+                    });
+                    (it.request_id, request)
+                };
+                batch.requests.into_iter().map(read).collect::<Vec<_>>()
+            });
+            let bytes = Bytes::from(bytes);
+            let cut = cut.min(bytes.len());
+            let mut pieces = Pieces::default();
+            pieces.push(bytes.slice(..cut));
+            pieces.push(bytes.slice(cut..));
+            prop_assert_eq!(decode(pieces).ok(), expected);
+        }
+    }
+}
