@@ -133,6 +133,7 @@ async fn an_idle_connection_is_not_pinged() {
     pair.b.state.lock().withhold_receipts = true;
     let receipt = soon(producer.enqueue("1")).await.expect("taken");
     until(|| pair.b.node.lock().handshakes == handshakes + 2).await;
+    // Time for the wrong ping, were it due with the others.
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(pair.b.node.lock().handshakes, handshakes + 2, "none of the idle one's");
     drop((receipt, idle));

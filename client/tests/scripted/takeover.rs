@@ -163,6 +163,7 @@ async fn a_killed_owner_loses_nothing_and_keeps_the_order_however_late_the_other
         match number {
             100 => pair.b.plan([Fault::StoreAndEnd]),
             200 => pair.at_b.kill(),
+            // Spreads the messages over several batches.
             _ if number % 10 == 0 => tokio::time::sleep(Duration::from_millis(1)).await,
             _ => {}
         }
