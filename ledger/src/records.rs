@@ -136,8 +136,7 @@ fn commit_answer(id: LedgerId, answer: Result<TxnOutcome, StoreError>) -> Commit
             CommitAnswer::Unknown
         }
         // Each of these promises that it wasn't done: an ensemble that was changed and is taken
-        // for unchanged loses entries. A full store must be one of them, too: after an unknown
-        // outcome the writer reads and writes again at once, after these it waits.
+        // for unchanged loses entries.
         Err(
             error @ (StoreError::Unavailable(_)
             | StoreError::Full(_)

@@ -71,6 +71,8 @@ pub struct AppendEngine {
     pub(super) version: u64,
     pub(super) members: Vec<Member>,
     pub(super) change: Change,
+    /// Ticks since failed members were tried again while the record is being written or read.
+    pub(super) probe_ticks: u32,
     pub(super) stalled: Option<StallReason>,
     pub(super) stalled_ticks: u32,
     /// A confirmed entry lacks a copy.
@@ -120,6 +122,7 @@ impl AppendEngine {
             metadata,
             version,
             change: Change::Idle,
+            probe_ticks: 0,
             stalled: None,
             stalled_ticks: 0,
             closing: None,
@@ -326,19 +329,20 @@ impl AppendEngine {
         self.queue.get_mut(usize::try_from(index).ok()?)
     }
 
-    /// Members whose answers confirm: not those that a change under way may have replaced.
+    /// Members whose answers confirm: not those that a change under way may have replaced. So
+    /// whether or not it is applied, what is confirmed has its copies.
     fn countable(&self) -> SlotSet {
+        let all = planted!(self, ReplacedMemberStillCounts)
+            || planted!(self, AckBeforeChangeCommitted);
         match self.change.attempt() {
-            Some(attempt) if !planted!(self, ReplacedMemberStillCounts) => {
-                self.all.without(attempt.slots())
-            }
+            Some(attempt) if !all => self.all.without(attempt.slots()),
             _ => self.all,
         }
     }
 
     /// Confirms what has its ack quorum, in order.
     pub(super) fn advance(&mut self, out: &mut Vec<Command>) {
-        if self.change.holds_confirmation() && !planted!(self, AckBeforeChangeCommitted) {
+        if planted!(self, ConfirmingWaitsForChange) && self.change.is_ensemble() {
             return;
         }
         let countable = self.countable();

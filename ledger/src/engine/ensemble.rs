@@ -7,9 +7,10 @@
 //!   sent less instead, as it answers what it has.
 //! - Placement picks a replacement; a fragment from LAC+1 with it is committed; then, and never
 //!   before, the replacement is sent the entries from LAC+1 on.
-//! - While that write is under way nothing is confirmed. If the metadata store doesn't answer it,
-//!   the ledger goes on, but then only members of the old *and* the new ensemble confirm, so
-//!   that either outcome is right. The same write is repeated until its outcome is known.
+//! - While that write is under way only members of the old *and* the new ensemble confirm, so that
+//!   either outcome is right, and a metadata store that doesn't answer holds up no entry that they
+//!   have. The same write is repeated until its outcome is known: once at once, then at intervals
+//!   that grow, since a store that answers *unknown* has enough to do.
 //! - Without a replacement, or without the metadata store, the ensemble stays; the ledger goes on
 //!   while an ack quorum answers. At intervals the failed bookie is tried again with one entry
 //!   (a bookie may miss confirmed entries: its *no such entry* is true), and a replacement is
@@ -28,6 +29,9 @@ use crate::engine::quorum::SlotSet;
 use crate::engine::{Command, CommitAnswer, MetadataAnswer, Versioned, planted};
 use crate::metadata::{LedgerMetadata, LedgerState};
 use crate::observer::{StallReason, WriterFailure};
+
+/// The pause before an unsettled write is repeated grows up to eight times the usual one.
+const MOST_DOUBLINGS: u32 = 3;
 
 /// One position of the ensemble.
 #[derive(Debug)]
@@ -90,11 +94,13 @@ pub(super) struct Attempt {
     goal: Goal,
     /// It may have been applied.
     unknown: bool,
+    /// Times that it was sent and neither applied nor refused for certain.
+    unsettled: u32,
 }
 
 impl Attempt {
     pub(super) fn new(goal: Goal) -> Self {
-        Self { goal, unknown: false }
+        Self { goal, unknown: false, unsettled: 0 }
     }
 
     /// Positions whose answers can't confirm until the outcome is known.
@@ -129,10 +135,9 @@ pub(super) enum Change {
         written: LedgerMetadata,
     },
     /// The record is being read, because of a conflict, an unknown outcome, or to see whether
-    /// the store is back. `hold`: the store is believed to answer, so confirming waits for it.
+    /// the store is back.
     Reading {
         attempt: Option<Attempt>,
-        hold: bool,
     },
     /// Nothing could be done; to be tried again. `read_first`: the store didn't answer.
     Waiting {
@@ -146,19 +151,14 @@ impl Change {
     pub(super) fn attempt(&self) -> Option<&Attempt> {
         match self {
             Self::Committing { attempt, .. } => Some(attempt),
-            Self::Reading { attempt, .. } | Self::Waiting { attempt, .. } => attempt.as_ref(),
+            Self::Reading { attempt } | Self::Waiting { attempt, .. } => attempt.as_ref(),
             Self::Idle | Self::Picking => None,
         }
     }
 
-    /// No entry of a new fragment is confirmed before the fragment is committed.
-    pub(super) fn holds_confirmation(&self) -> bool {
-        let ensemble = matches!(self.attempt(), Some(Attempt { goal: Goal::Ensemble { .. }, .. }));
-        match self {
-            Self::Committing { .. } => ensemble,
-            Self::Reading { hold, .. } => *hold && ensemble,
-            Self::Idle | Self::Picking | Self::Waiting { .. } => false,
-        }
+    /// A write that changes the ensemble is unsettled.
+    pub(super) fn is_ensemble(&self) -> bool {
+        matches!(self.attempt(), Some(Attempt { goal: Goal::Ensemble { .. }, .. }))
     }
 
     /// No write of the record is unsettled.
@@ -347,8 +347,13 @@ impl AppendEngine {
             }
             CommitAnswer::Conflict | CommitAnswer::Unknown => {
                 attempt.unknown |= answer == CommitAnswer::Unknown;
-                out.push(Command::ReadMetadata);
-                self.change = Change::Reading { attempt: Some(attempt), hold: true };
+                attempt.unsettled = attempt.unsettled.saturating_add(1);
+                if attempt.unsettled > 1 && !planted!(self, UnsettledWriteSpins) {
+                    self.wait_long(attempt, out);
+                } else {
+                    out.push(Command::ReadMetadata);
+                    self.change = Change::Reading { attempt: Some(attempt) };
+                }
             }
             CommitAnswer::Unavailable => {
                 // An ensemble change that certainly didn't happen is forgotten, and the failed
@@ -520,6 +525,15 @@ impl AppendEngine {
         self.advance(out);
     }
 
+    /// A write that was repeated in vain is repeated once more, later each time.
+    fn wait_long(&mut self, attempt: Attempt, out: &mut Vec<Command>) {
+        let doublings = attempt.unsettled.saturating_sub(2).min(MOST_DOUBLINGS);
+        self.wait(Some(attempt), true, out);
+        if let Change::Waiting { ticks_left, .. } = &mut self.change {
+            *ticks_left = ticks_left.saturating_mul(1 << doublings);
+        }
+    }
+
     pub(super) fn tick_members(&mut self, out: &mut Vec<Command>) {
         for slot in 0..self.members.len() {
             let member = &mut self.members[slot];
@@ -536,6 +550,11 @@ impl AppendEngine {
     }
 
     pub(super) fn tick_change(&mut self, out: &mut Vec<Command>) {
+        if matches!(self.change, Change::Committing { .. } | Change::Reading { .. }) {
+            self.tick_probing(out);
+            return;
+        }
+        self.probe_ticks = 0;
         let Change::Waiting { ticks_left, attempt, read_first } = &mut self.change else { return };
         if *ticks_left > 1 {
             *ticks_left -= 1;
@@ -544,7 +563,7 @@ impl AppendEngine {
         let attempt = attempt.take();
         if attempt.is_some() || *read_first {
             out.push(Command::ReadMetadata);
-            self.change = Change::Reading { attempt, hold: false };
+            self.change = Change::Reading { attempt };
             self.probe(out);
         } else {
             // Trying the old bookie again and finding a new one run side by side: a member that
@@ -552,6 +571,15 @@ impl AppendEngine {
             self.change = Change::Idle;
             self.probe(out);
             self.mend(out);
+        }
+    }
+
+    /// A metadata store that doesn't answer keeps no failed member from being tried again.
+    fn tick_probing(&mut self, out: &mut Vec<Command>) {
+        self.probe_ticks += 1;
+        if self.probe_ticks >= self.limits.retry_ticks {
+            self.probe_ticks = 0;
+            self.probe(out);
         }
     }
 
@@ -593,3 +621,6 @@ impl AppendEngine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -179,7 +179,10 @@ impl Simulation {
                 self.blocked.extend((from..latest).map(|owner| (owner, bookie)));
             }
             Fault::EndPartitions => self.blocked.clear(),
-            Fault::MetadataDown => self.metadata_down = true,
+            Fault::MetadataDown => {
+                self.metadata_down = true;
+                self.metadata_hangs = self.theme == Theme::Metadata && self.below(2) == 0;
+            }
             Fault::MetadataUp => self.metadata_down = false,
             Fault::Full(bookie, full) => self.nodes[bookie].disk.full = full,
             Fault::AllFull => {

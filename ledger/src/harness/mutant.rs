@@ -20,6 +20,10 @@ pub enum Mutant {
     ConflictIgnored,
     /// The owner takes an unknown outcome of an ensemble change for *not applied*.
     UnknownCommitIsFailure,
+    /// The owner confirms nothing while it waits for the metadata store.
+    ConfirmingWaitsForChange,
+    /// The owner repeats a write whose outcome is unknown without a pause.
+    UnsettledWriteSpins,
     /// The owner reports pending entries as not stored when it is fenced.
     FencedIsCleanFailure,
     /// The owner's merge of a repair's change undoes the repair.
@@ -84,7 +88,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 40] = [
         Self::AckBelowQuorum,
         Self::OutOfOrderAck,
         Self::AckBeforeChangeCommitted,
@@ -93,6 +97,8 @@ impl Mutant {
         Self::NoResend,
         Self::ConflictIgnored,
         Self::UnknownCommitIsFailure,
+        Self::ConfirmingWaitsForChange,
+        Self::UnsettledWriteSpins,
         Self::FencedIsCleanFailure,
         Self::RepairOverwritten,
         Self::MissingCopiesNotMarked,

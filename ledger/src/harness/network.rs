@@ -111,8 +111,11 @@ impl Simulation {
             return;
         }
         let name = self.names[bookie].clone();
-        if let Machine::Writer(_) = &self.actors[actor].machine {
+        if let Machine::Writer(engine) = &self.actors[actor].machine {
             if let Answer::Append(entry, result) = answer {
+                if result.is_ok() && engine.metadata().last_fragment().bookies.contains(&name) {
+                    self.checker.heard(actor, entry, &name);
+                }
                 self.writer_event(actor, |engine, out| {
                     engine.append_answered(&name, entry, result, out);
                 });
@@ -159,7 +162,8 @@ impl Simulation {
                 0 => MetaReply::Unknown,
                 _ => MetaReply::Unavailable,
             };
-            return self.schedule(delay + 30, Event::MetaReply { caller, reply });
+            let silence = if self.metadata_hangs { 100 + self.below(400) } else { 30 };
+            return self.schedule(delay + silence, Event::MetaReply { caller, reply });
         }
         let rate = if self.theme == Theme::Metadata { 3 } else { self.loss };
         let lost = self.faulty && !reading && rate > 0 && self.below(rate) == 0;

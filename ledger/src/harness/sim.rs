@@ -124,6 +124,8 @@ pub(super) struct Simulation {
     pub nodes: Vec<Node>,
     pub metadata: ModelMetadata,
     pub metadata_down: bool,
+    /// It doesn't say that it is down: it answers late.
+    pub metadata_hangs: bool,
     pub owners: Vec<Owner>,
     pub actors: Vec<Actor>,
     pub next_ledger: u64,
@@ -179,6 +181,7 @@ impl Simulation {
             nodes: (0..count).map(|_| node()).collect(),
             metadata: ModelMetadata::default(),
             metadata_down: false,
+            metadata_hangs: false,
             owners: Vec::new(),
             actors: Vec::new(),
             next_ledger: 0,
@@ -302,6 +305,7 @@ impl Simulation {
             if lag > limit {
                 self.checker.broken(|| format!("a bookie owes {lag} bytes, the limit is {limit}"));
             }
+            self.checker.moved(actor, engine);
         }
         self.perform_writer(actor, commands);
     }
@@ -318,6 +322,7 @@ impl Simulation {
                     self.pick_later(actor, count, &exclude);
                 }
                 Command::Commit { version, metadata } => {
+                    self.checker.writes(actor, &metadata, self.now, TICK);
                     let op = MetaOp::CommitLedger(version, metadata);
                     self.ask_metadata(Caller::Actor(actor), op);
                 }

@@ -55,7 +55,7 @@ fn the_control_of_a_caught_defect_is_the_same_run_without_it() {
 fn first_seed(mutant: Mutant) -> u64 {
     match mutant {
         Mutant::FailedMemberNotRetried => 550,
-        Mutant::LiveLacInRecovery => 480,
+        Mutant::LiveLacInRecovery => 3_600,
         Mutant::UnseenLedgerNotFenced => 355,
         _ => 0,
     }

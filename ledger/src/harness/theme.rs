@@ -73,6 +73,8 @@ impl Mutant {
             | Self::RecoveryNotMarked => Theme::Zombies,
             Self::ReplacedMemberStillCounts
             | Self::UnknownCommitIsFailure
+            | Self::ConfirmingWaitsForChange
+            | Self::UnsettledWriteSpins
             | Self::AckBeforeChangeCommitted
             | Self::ConflictIgnored => Theme::Metadata,
             Self::AckBelowQuorum
