@@ -54,6 +54,9 @@ pub struct GrpcTransportConfig {
     pub max_message_bytes: usize,
     /// How long connecting and shaking hands may take.
     pub connect_timeout_ms: u64,
+    /// What is asked waits so long for a connection that is being made; from then on everything is
+    /// answered *unreachable* at once until it is made.
+    pub connect_patience_ms: u64,
     /// After how long a fence or another question counts as unanswered.
     pub request_timeout_ms: u64,
     /// How long to wait after a failed connection before the next one.
@@ -76,6 +79,7 @@ impl GrpcTransportConfig {
             max_batch_bytes: 1024 * 1024,
             max_message_bytes: (64 + 2) * 1024 * 1024,
             connect_timeout_ms: 3_000,
+            connect_patience_ms: 250,
             request_timeout_ms: 5_000,
             reconnect_delay_ms: 200,
             keep_alive_ms: 5_000,

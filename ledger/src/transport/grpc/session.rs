@@ -2,9 +2,9 @@
 //! streams, and moves requests out and answers in until either side breaks.
 //!
 //! Whatever breaks, all that is unanswered is answered *unreachable*. A connection that has worked
-//! is made again at once, when there is something to send; after one that has not there is a pause,
-//! in which everything is answered *unreachable* at once: whoever asks has other bookies and must
-//! not wait for this one.
+//! is made again at once, when there is something to send; after one that has not there is a pause.
+//! In it, and once connecting has taken longer than is usual, everything is answered *unreachable*
+//! at once: whoever asks has other bookies and must not wait for this one.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -160,7 +160,7 @@ async fn run_on(connection: &Connection, in_flight: &mut InFlight) {
         connection.answer_refused();
         *in_flight = InFlight::default();
         let mut worked = None;
-        let broken = match connect(connection).await {
+        let broken = match connect_refusing(connection).await {
             Ok(streams) => {
                 if std::mem::take(&mut down) {
                     tracing::info!(bookie = %connection.bookie, "a bookie is reached again");
@@ -199,6 +199,28 @@ async fn refuse_for(connection: &Connection, pause: Duration) {
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Connects. What waits, and what comes, is refused once that has taken long; connecting goes on.
+async fn connect_refusing(connection: &Connection) -> Result<Streams, Broken> {
+    let connecting = connect(connection);
+    tokio::pin!(connecting);
+    let patience = Duration::from_millis(connection.config.connect_patience_ms);
+    if let Ok(connected) = tokio::time::timeout(patience, &mut connecting).await {
+        return connected;
+    }
+    tracing::debug!(bookie = %connection.bookie, "connecting to a bookie takes long");
+    loop {
+        connection.fail_all(&mut InFlight::default());
+        connection.answer_refused();
+        if connection.is_closed() {
+            return Err(Broken::Closed);
+        }
+        tokio::select! {
+            connected = &mut connecting => return connected,
+            () = connection.wake.notified() => {}
         }
     }
 }

@@ -128,3 +128,44 @@ fn the_largest_entry_fits_into_a_message_with_its_header() {
     let message = v1::ReadAnswers { answers: vec![answer], fences: vec![] };
     assert!(message.encoded_len() <= config().max_message_bytes);
 }
+
+/// Knows where something listens.
+#[derive(Debug)]
+struct At(String);
+
+impl BookieDirectory for At {
+    fn address(&self, _: &BookieId) -> Option<String> {
+        Some(self.0.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_bookie_that_hangs_while_it_is_connected_to_holds_nobody_up_and_is_connected_to_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound");
+    let taken = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&taken);
+    let hung = tokio::spawn(async move {
+        let mut sockets = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            sockets.push(socket);
+        }
+    });
+    // Nothing below would be answered in time if it waited for this.
+    let forever_ms = 3_600_000;
+    let config =
+        GrpcTransportConfig { connect_timeout_ms: forever_ms, connect_patience_ms: 20, ..config() };
+    let directory = Arc::new(At(format!("http://{address}")));
+    let runtime = tokio::runtime::Handle::current();
+    let transport = GrpcTransport::new(config, directory, runtime);
+    let sink = Arc::new(Sink::default());
+    for asked in 1..=5 {
+        assert_eq!(read(&transport).await, Err(BookieError::Unreachable));
+        append(&transport, &sink);
+        let answered = || sink.unreachable.load(Ordering::SeqCst) == asked;
+        until("an append is answered", answered).await;
+    }
+    assert_eq!(taken.load(Ordering::SeqCst), 1, "connecting goes on meanwhile");
+    hung.abort();
+}
