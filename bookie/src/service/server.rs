@@ -17,6 +17,10 @@ const WINDOW_BYTES: u32 = 16 << 20;
 const FRAME_BYTES: u32 = 1 << 20;
 /// Calls of one connection that may be under way, streams included.
 const MAX_CALLS: u32 = 4_096;
+/// Calls of one connection that may be cancelled before they are looked at; with more, it is ended.
+/// A bookie that stood still for a moment finds all that a broker has given up meanwhile. The
+/// transport's default of 20 would end its streams of appends with them.
+const MAX_CANCELLED: usize = MAX_CALLS as usize;
 
 /// How long a connection may take to say its first bytes.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,6 +96,7 @@ pub async fn serve(
         .initial_connection_window_size(WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
         .max_concurrent_streams(MAX_CALLS)
+        .http2_max_pending_accept_reset_streams(Some(MAX_CANCELLED))
         .http2_keepalive_interval(Some(config.keep_alive))
         .http2_keepalive_timeout(Some(config.keep_alive))
         .add_service(service)

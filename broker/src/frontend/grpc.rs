@@ -98,6 +98,9 @@ pub async fn serve(
         .initial_connection_window_size(config.window_bytes.saturating_mul(2))
         .max_frame_size(config::FRAME_BYTES)
         .max_concurrent_streams(config.max_streams_per_connection)
+        // Calls that a client gave up before this process came to look at them must not end the
+        // streams of the same connection; the transport's default allows for 20.
+        .http2_max_pending_accept_reset_streams(Some(config.max_streams_per_connection as usize))
         .http2_keepalive_interval(Some(config.keep_alive))
         .http2_keepalive_timeout(Some(config.keep_alive));
     let service = MessagingService::new(config, state, stopping).into_server();

@@ -72,6 +72,30 @@ async fn open_streams_do_not_hold_up_the_end_and_what_was_taken_is_answered() {
     port.served.await.expect("no panic").expect("no error");
 }
 
+#[tokio::test]
+async fn calls_that_are_given_up_before_they_are_looked_at_end_no_stream_of_the_connection() {
+    let port = port(ServiceConfig::default()).await;
+    let mut client = client(&port).await;
+    let (appends, batches) = mpsc::channel(1);
+    let mut answers = client.append(ReceiverStream::new(batches)).await.expect("a stream");
+    // On one thread: all of it is on its way before the server runs again.
+    let calls = (0..200).map(|_| {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.info(InfoRequest {}).await.is_ok() })
+    });
+    let calls: Vec<_> = calls.collect();
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    let given_up = calls.iter().filter(|call| !call.is_finished()).count();
+    calls.iter().for_each(|call| call.abort());
+    assert!(given_up > 100, "{given_up} calls were under way");
+    appends.send(pb::AppendBatch { requests: vec![add(0, 5, 0)] }).await.expect("it runs");
+    let answer = answers.get_mut().message().await.expect("the stream is there").expect("some");
+    assert_eq!(answer.answers.len(), 1);
+    assert!(client.info(InfoRequest {}).await.is_ok(), "and so is the connection");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_of_brokers_hears_that_it_speaks_to_none() {
     let port = port(ServiceConfig::default()).await;
