@@ -31,3 +31,4 @@ pub mod subscription;
 mod topic;
 mod topic_map;
 mod watched;
+mod widening;

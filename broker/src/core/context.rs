@@ -20,6 +20,7 @@ use crate::core::config::BrokerConfig;
 use crate::core::metadata_health::MetadataHealth;
 use crate::core::metrics::Metrics;
 use crate::core::read_ahead::AheadList;
+use crate::core::widening::Widening;
 
 /// Closed ledgers that are kept open for reading. A handle is small; opening one costs a read
 /// from the metadata.
@@ -55,6 +56,8 @@ pub struct Context {
     pub incarnations: IdAllocator<TopicIncarnation>,
     /// Whether the metadata store answers.
     pub health: MetadataHealth,
+    /// When ledgers with too few bookies are followed by wider ones.
+    pub widening: Widening,
     /// Topics that may be loaded at a time. A broker that takes over thousands of topics would
     /// else send so many requests at once that none is answered in time.
     pub loads: Semaphore,
@@ -86,6 +89,7 @@ impl Context {
             readers: moka::sync::Cache::new(OPEN_READERS),
             metrics: Arc::new(Metrics::default()),
             health: MetadataHealth::default(),
+            widening: Widening::default(),
             loads: Semaphore::new(LOADS_AT_ONCE),
             started_ms: env.clock.wall_ms(),
             runtime: Handle::current(),

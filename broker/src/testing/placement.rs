@@ -33,6 +33,9 @@ impl Placement for Registered {
         let free = names.iter().filter(|name| !exclude.contains(name));
         let picked: Vec<BookieId> = free.take(want).cloned().collect();
         let available = picked.len();
-        if available < at_least { Err(PlacementError { at_least, available }) } else { Ok(picked) }
+        if available < at_least {
+            return Err(PlacementError { at_least, available, narrow: None });
+        }
+        Ok(picked)
     }
 }

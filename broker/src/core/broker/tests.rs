@@ -5,6 +5,7 @@ mod deletion;
 mod dispatching;
 mod faults;
 mod lifecycle;
+mod narrow;
 mod owning;
 mod panics;
 mod races;

@@ -215,6 +215,7 @@ impl Topic {
             return log.queue.is_empty().then_some(Job::Retire);
         }
         if self.wants_roll(log, now) {
+            self.context.widening.begins(now);
             return Some(Job::Open(log.next_generation()));
         }
         let trim = self.trimmable(state);
@@ -227,9 +228,14 @@ impl Topic {
         let config = &self.context.config;
         let Some(current) = &log.current else { return false };
         let full = current.bytes >= config.ledger_max_bytes;
-        let old = current.entries > 0 && now.saturating_sub(current.opened) > config.ledger_max_age;
+        let (used, age) = (current.entries > 0, now.saturating_sub(current.opened));
+        let old = used && age > config.ledger_max_age;
         let free = log.next.is_none() && log.closing.is_none() && !log.storage_full;
-        free && (full || old)
+        let narrow = || {
+            let context = &self.context;
+            used && context.widening.is_due(&context.ledgers, &current.writer, age, now)
+        };
+        free && (full || old || narrow())
     }
 
     /// An idle ledger is closed without a successor: the next publish creates one. So retention

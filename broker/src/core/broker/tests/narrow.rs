@@ -1,0 +1,59 @@
+//! Ledgers that were created while bookies were missing.
+
+use std::time::Duration;
+
+use geminga_proto::id::LedgerId;
+
+use super::{eventually, read_all};
+use crate::core::broker::Broker;
+use crate::testing::{Cluster, producer, publish, texts, topic};
+
+/// The ledgers that the topic has, oldest first, with their write quorums.
+async fn ledgers(cluster: &Cluster, broker: &Broker) -> Vec<(LedgerId, u32)> {
+    let stats = broker.topic_internal_stats(&topic("orders")).await.expect("loaded");
+    let store = cluster.ledgers();
+    let mut found = Vec::new();
+    for ledger in stats.ledgers {
+        let record = store.describe(ledger.ledger).await.expect("there");
+        found.push((ledger.ledger, record.write_quorum));
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_ledger_with_too_few_bookies_is_followed_by_a_full_one_soon_after_they_are_back() {
+    let cluster = Cluster::with_bookies(3, 3, 2);
+    cluster.set_registered(2);
+    let broker = cluster.broker(Cluster::config()).await;
+    let (producer, ear) = producer(&broker, "orders").await;
+    publish(&broker, &producer, 0, &texts("m", 3)).await;
+    ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+    let narrow = ledgers(&cluster, &broker).await;
+    assert_eq!(narrow.iter().map(|(_, quorum)| *quorum).collect::<Vec<_>>(), [2]);
+    // Its time has come, but there is no third bookie.
+    cluster.clock.advance(Duration::from_secs(11));
+    publish(&broker, &producer, 3, &texts("n", 1)).await;
+    ear.until("a receipt", |heard| heard.receipts.len() == 4).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(ledgers(&cluster, &broker).await, narrow);
+
+    cluster.set_registered(3);
+    eventually("a full one follows", async || {
+        let now = ledgers(&cluster, &broker).await;
+        now.len() == 2 && now[0] == narrow[0] && now[1].1 == 3
+    })
+    .await;
+    let full = ledgers(&cluster, &broker).await;
+    cluster.clock.advance(Duration::from_secs(11));
+    publish(&broker, &producer, 4, &texts("o", 2)).await;
+    ear.until("all receipts", |heard| heard.receipts.len() == 6).await;
+    ear.look(|heard| {
+        assert!(heard.closed.is_empty() && heard.refused.is_empty(), "nobody noticed: {heard:?}");
+        let of = |at: usize| heard.receipts[at].position.ledger;
+        assert_eq!((of(3), of(4), of(5)), (full[0].0, full[1].0, full[1].0));
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(ledgers(&cluster, &broker).await, full, "that one stays");
+    assert_eq!(read_all(&broker, "orders", "check", 6).await.len(), 6);
+    broker.shutdown().await;
+}
