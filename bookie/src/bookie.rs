@@ -212,6 +212,15 @@ impl Bookie {
         })
     }
 
+    /// No ledger that this bookie has ever stored anything of has a higher id; 0: there was none,
+    /// or it can't be told any more.
+    #[must_use]
+    pub fn highest_ledger(&self) -> LedgerId {
+        let highest = self.inner.log.with_state(|state| state.highest_ledger());
+        // What was lost may have been of any ledger: an id that says so is no ledger's.
+        if highest < LedgerId::MAX { highest } else { LedgerId(0) }
+    }
+
     /// Figures for an operator.
     #[must_use]
     pub fn metrics(&self) -> BookieMetrics {

@@ -333,5 +333,17 @@ pub async fn check(bookie: &Bookie, store: &Arc<dyn MetadataStore>) -> Result<()
     noted.ok().and_then(Result::ok).ok_or(CollectError::ReadOnly)
 }
 
+/// Makes the present revision of the metadata durable, if they are this bookie's and not older than
+/// it has seen: so a later start can tell metadata that were set back behind it.
+///
+/// # Errors
+/// Why it isn't noted.
+pub async fn note(bookie: &Bookie, store: &Arc<dyn MetadataStore>) -> Result<(), CollectError> {
+    let collector = Collector::new(bookie.clone(), Arc::clone(store));
+    let mut revision = bookie.log().with_state(|state| state.wanted_revision);
+    collector.check_identity(&mut revision).await?;
+    collector.delete(Vec::new(), revision).await.map(drop)
+}
+
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,9 @@
 //!
 //! Writes of the record are few: one when what it takes changes, and one when the free space has
 //! moved by a twentieth of the disk, at most every ten seconds ([`differs`]).
+//!
+//! Whoever is there anyway also notes the metadata's revision on the disk, at intervals and at the
+//! end: the next start refuses metadata that are older than that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +39,8 @@ use keeper::Keeper;
 const TOLD_SHARE: u64 = 20;
 /// Least time between two writes for the free space alone.
 const TOLD_PAUSE: Duration = Duration::from_secs(10);
+/// How often the metadata's revision is made durable, beside each census and an orderly end.
+const NOTED_PAUSE: Duration = Duration::from_secs(10);
 /// What the metadata store may take longer than the lease to end it: it checks at intervals, and
 /// counts leases of a second in whole ones.
 const LEASE_SLACK: Duration = Duration::from_secs(2);

@@ -6,7 +6,7 @@ mod watched;
 use std::fmt::Debug;
 
 use geminga_proto::env::Env;
-use geminga_proto::id::BookieId;
+use geminga_proto::id::{BookieId, LedgerId};
 use geminga_proto::storage::BookieError;
 
 pub use watched::{WatchedPlacement, WatchedPlacementConfig};
@@ -44,6 +44,18 @@ pub trait Placement: Send + Sync + Debug + 'static {
         let _ = (bookie, error);
     }
 
+    /// Whether a ledger with so many bookies, none of which failed lately, could be had now. Never
+    /// blocks.
+    fn has(&self, count: usize) -> bool {
+        self.pick(count, count, &[]).is_ok()
+    }
+
+    /// No bookie has said that it ever stored anything of a ledger with a higher id. Ids up to it
+    /// are used, whatever the metadata say. Never blocks.
+    fn highest_ledger(&self) -> LedgerId {
+        LedgerId(0)
+    }
+
     /// Whether the bookie had better not be asked first. Never blocks.
     fn is_suspect(&self, bookie: &BookieId) -> bool {
         let _ = bookie;
@@ -53,12 +65,35 @@ pub trait Placement: Send + Sync + Debug + 'static {
 
 /// Too few bookies.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{at_least} bookies that take writes are needed, and {available} are up")]
+#[error("{at_least} bookies that take writes are needed, and {available} are up{}", also(.narrow))]
 pub struct PlacementError {
     /// How many were needed.
     pub at_least: usize,
     /// How many there are.
     pub available: usize,
+    /// Those that are up besides, and don't take entries as large as this node writes.
+    pub narrow: Option<NarrowBookies>,
+}
+
+/// Bookies that can't be used because their entries are limited more than this node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NarrowBookies {
+    /// How many there are.
+    pub count: usize,
+    /// The largest entry that any of them takes.
+    pub takes_bytes: u64,
+    /// The largest entry that this node may write.
+    pub needs_bytes: u64,
+}
+
+fn also(narrow: &Option<NarrowBookies>) -> String {
+    let Some(NarrowBookies { count, takes_bytes, needs_bytes }) = narrow else {
+        return String::new();
+    };
+    format!(
+        "; {count} more take entries up to {takes_bytes} bytes only, and this broker writes up to \
+         {needs_bytes}: start them with the broker's max_message_bytes, or lower the broker's"
+    )
 }
 
 /// A fixed set of bookies, spread at random.
@@ -86,7 +121,7 @@ impl Placement for FixedPlacement {
         let mut left: Vec<&BookieId> =
             self.bookies.iter().filter(|id| !exclude.contains(id)).collect();
         if left.len() < at_least {
-            return Err(PlacementError { at_least, available: left.len() });
+            return Err(PlacementError { at_least, available: left.len(), narrow: None });
         }
         let mut chosen = Vec::with_capacity(want.min(left.len()));
         while chosen.len() < want && !left.is_empty() {
@@ -132,7 +167,7 @@ mod tests {
     fn fewer_than_wanted_are_enough_if_they_are_at_least_what_is_needed() {
         let placement = placement(&["a", "b"]);
         assert_eq!(placement.pick(3, 2, &[]).map(|picked| picked.len()), Ok(2));
-        let few = Err(PlacementError { at_least: 2, available: 1 });
+        let few = Err(PlacementError { at_least: 2, available: 1, narrow: None });
         assert_eq!(placement.pick(3, 2, &[bookie("a")]), few);
     }
 }

@@ -136,7 +136,7 @@ impl LedgerStore {
         futures_util::future::join_all(asked).await
     }
 
-    /// Takes an id, picks an ensemble, and creates the ledger's record in one transaction with
+    /// Takes an id above all that bookies know, picks an ensemble, and creates the ledger's record in one transaction with
     /// the conditions and writes that `link` makes for that id.
     ///
     /// The ledgers of one list must rise: `after` is the last of them, and the new id is above it.
@@ -156,10 +156,10 @@ impl LedgerStore {
         let shared = &self.shared;
         let (write_quorum, ack_quorum) = (shared.config.write_quorum, shared.config.ack_quorum);
         let bookies = shared.placement.pick(write_quorum as usize, ack_quorum as usize, &[])?;
-        let id = match after {
-            Some(after) => shared.ids.next_above(after).await,
-            None => shared.ids.next().await,
-        };
+        // Metadata that were restored may have forgotten ids that bookies know as used, and whose
+        // ledgers they would take the new one for.
+        let used = shared.placement.highest_ledger();
+        let id = shared.ids.next_above(after.unwrap_or_default().max(used)).await;
         let id = id.map_err(|error: AllocateError| match error.store_error() {
             Some(store) => CreateError::Metadata(store.clone()),
             None => CreateError::Ids(error.to_string()),
@@ -214,6 +214,15 @@ impl LedgerStore {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether an open ledger has fewer bookies than it would have if it were created now: the one
+    /// after it will have them all.
+    #[must_use]
+    pub fn could_be_wider(&self, writer: &LedgerWriter) -> bool {
+        let shared = &self.shared;
+        let write_quorum = shared.config.write_quorum;
+        writer.write_quorum() < write_quorum && shared.placement.has(write_quorum as usize)
     }
 
     /// Asks the bookies of these open ledgers whether somebody has fenced them, and needs no

@@ -1,5 +1,6 @@
-//! What a bookie that hangs, or is away, does to the ledgers that don't need it: nothing. And what
-//! an owner hears that asks whether it was replaced.
+//! What a bookie that hangs, or is away, does to the ledgers that don't need it: nothing, whatever
+//! the metadata store does. What an owner hears that asks whether it was replaced; and what new
+//! ledgers are called once bookies know more of them than the metadata store.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use geminga_ledger::config::LedgerStoreConfig;
 use geminga_ledger::harness::transport::ModelTransport;
 use geminga_ledger::observer::{LedgerObserver, StallReason, WriterFailure};
-use geminga_ledger::placement::FixedPlacement;
+use geminga_ledger::placement::{FixedPlacement, Placement, PlacementError};
 use geminga_ledger::probe::Probed;
 use geminga_ledger::store::LedgerStore;
 use geminga_ledger::transport::faulty::{FaultRates, FaultyTransport};
@@ -42,8 +43,29 @@ impl LedgerObserver for Ears {
     fn resumed(&self) {}
 }
 
+/// Any of the bookies, which say that they know ledgers up to this one.
+#[derive(Debug)]
+struct Knowing(FixedPlacement, Mutex<LedgerId>);
+
+impl Placement for Knowing {
+    fn pick(
+        &self,
+        want: usize,
+        at_least: usize,
+        exclude: &[BookieId],
+    ) -> Result<Vec<BookieId>, PlacementError> {
+        self.0.pick(want, at_least, exclude)
+    }
+
+    fn highest_ledger(&self) -> LedgerId {
+        *self.1.lock()
+    }
+}
+
 struct World {
     store: LedgerStore,
+    meta: Arc<MemoryStore>,
+    placement: Arc<Knowing>,
     bookies: ModelTransport,
     names: Vec<BookieId>,
 }
@@ -51,9 +73,13 @@ struct World {
 fn world(bookies: usize) -> World {
     let names: Vec<BookieId> =
         (0..bookies).map(|index| BookieId::new(&format!("b{index}")).expect("valid")).collect();
+    world_over(ModelTransport::new(&names), names, 1)
+}
+
+/// A metadata store that knows nothing, over these bookies.
+fn world_over(transport: ModelTransport, names: Vec<BookieId>, seed: u64) -> World {
     let clock = Arc::new(SystemClock::default());
-    let env = Env { clock: clock.clone(), random: Arc::new(SeededRandom::new(1)) };
-    let transport = ModelTransport::new(&names);
+    let env = Env { clock: clock.clone(), random: Arc::new(SeededRandom::new(seed)) };
     let config = LedgerStoreConfig {
         append_timeout_ms: 20_000,
         request_timeout_ms: 20_000,
@@ -65,14 +91,12 @@ fn world(bookies: usize) -> World {
     let rates = FaultRates { max_delay_ms: 2, ..FaultRates::default() };
     let runtime = tokio::runtime::Handle::current();
     let faulty = FaultyTransport::new(Arc::new(transport.clone()), 3, rates, runtime);
-    let store = LedgerStore::new(
-        config,
-        env.clone(),
-        Arc::new(MemoryStore::new(clock)),
-        Arc::new(faulty),
-        Arc::new(FixedPlacement::new(env, names.clone())),
-    );
-    World { store: store.expect("valid"), bookies: transport, names }
+    let meta = Arc::new(MemoryStore::new(clock));
+    let any = FixedPlacement::new(env.clone(), names.clone());
+    let placement = Arc::new(Knowing(any, Mutex::default()));
+    let (shared, chooses) = (Arc::clone(&meta), Arc::clone(&placement));
+    let store = LedgerStore::new(config, env, shared, Arc::new(faulty), chooses);
+    World { store: store.expect("valid"), meta, placement, bookies: transport, names }
 }
 
 impl World {
@@ -122,6 +146,45 @@ async fn a_hung_bookie_holds_up_no_append_recovery_or_read() {
         }
         assert!(begun.elapsed() < REQUEST_TIMEOUT / 4, "{:?} with {hung} hung", begun.elapsed());
     }
+}
+
+#[tokio::test]
+async fn a_metadata_store_that_hangs_while_a_bookie_is_replaced_holds_up_no_append() {
+    let world = world(4);
+    let (writer, ears) = world.written(10).await;
+    let members = world.store.describe(writer.id()).await.expect("there");
+    let gone = members.last_fragment().bookies[0].clone();
+    world.meta.faults().set_delay(Duration::from_secs(3_600));
+    world.bookies.set_up(&gone, false);
+    let begun = Instant::now();
+    for number in 10..100u64 {
+        assert_eq!(writer.append(Bytes::from(number.to_string()).into()), Ok(EntryId(number)));
+        // One at a time: none may wait for the record, whatever the writer does about it.
+        until("it goes on", || *ears.confirmed.lock() == Lac(Some(EntryId(number)))).await;
+    }
+    assert!(begun.elapsed() < REQUEST_TIMEOUT / 4, "{:?}", begun.elapsed());
+    assert_eq!(*ears.failed.lock(), None);
+}
+
+#[tokio::test]
+async fn metadata_that_were_restored_give_no_id_out_that_a_bookie_knows() {
+    let before = world(3);
+    let mut last = LedgerId(0);
+    for _ in 0..3 {
+        let (writer, _) = before.written(5).await;
+        assert!(writer.id() > last);
+        last = writer.id();
+    }
+    let World { bookies, names, .. } = before;
+    let after = world_over(bookies, names, 2);
+    *after.placement.1.lock() = last;
+    let (first, _) = after.written(5).await;
+    assert_eq!(first.id(), last.next(), "the first attempt succeeds");
+    // A bookie that was away comes back and knows more; the ids left of the block are skipped.
+    *after.placement.1.lock() = LedgerId(5_000);
+    let (second, _) = after.written(5).await;
+    let (third, _) = after.written(5).await;
+    assert_eq!((second.id(), third.id()), (LedgerId(5_001), LedgerId(5_002)));
 }
 
 #[tokio::test]

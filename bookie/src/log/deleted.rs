@@ -44,6 +44,11 @@ impl Deleted {
         below.is_some_and(|(_, last)| ledger.0 <= *last)
     }
 
+    /// The highest of them.
+    pub(crate) fn highest(&self) -> Option<LedgerId> {
+        self.ranges.last_key_value().map(|(_, last)| LedgerId(*last))
+    }
+
     pub(crate) fn insert(&mut self, ledger: LedgerId) {
         if self.contains(ledger) {
             return;
@@ -86,6 +91,7 @@ mod tests {
                 deleted.insert(LedgerId(*id));
             }
             let plain: BTreeSet<u64> = ids.into_iter().collect();
+            prop_assert_eq!(deleted.highest(), plain.last().copied().map(LedgerId));
             for id in 0..62 {
                 prop_assert_eq!(deleted.contains(LedgerId(id)), plain.contains(&id));
             }

@@ -346,6 +346,12 @@ impl LogState {
         self.table.entry(id).or_insert_with(|| Ledger::new(token))
     }
 
+    /// The highest id of a ledger that has anything in the log, had it once, or was deleted.
+    pub(crate) fn highest_ledger(&self) -> LedgerId {
+        let deleted = self.manifest.deleted.highest().unwrap_or(LedgerId(0));
+        self.highest_ledger.max(deleted)
+    }
+
     /// True if the ledger is known to be gone for good.
     pub(crate) fn is_deleted(&self, ledger: LedgerId) -> bool {
         self.manifest.deleted.contains(ledger)

@@ -34,6 +34,8 @@ pub(super) struct Keeper {
     env: Env,
     session: u64,
     held: Option<Held>,
+    /// When the metadata's revision was made durable last, or tried to.
+    noted_at: Monotonic,
 }
 
 impl Keeper {
@@ -44,7 +46,8 @@ impl Keeper {
         env: Env,
     ) -> Self {
         let session = env.random.nonzero_u64();
-        Self { config, bookie, store, env, session, held: None }
+        let noted_at = env.clock.monotonic();
+        Self { config, bookie, store, env, session, held: None, noted_at }
     }
 
     /// How often a sign of life is sent.
@@ -67,6 +70,8 @@ impl Keeper {
             session: self.session,
             lease_ttl_ms: u64::try_from(ttl_ms).unwrap_or(u64::MAX),
             release: self.config.release.clone(),
+            max_entry_bytes: u64::from(self.bookie.config().max_entry_bytes),
+            highest_ledger: self.bookie.highest_ledger(),
         }
     }
 
@@ -232,10 +237,16 @@ impl Keeper {
         }
     }
 
+    /// How long one turn may take. The store itself gives a sign of life up in less than a lease,
+    /// after it has asked each of its endpoints: that must not be cut short, or the last of them
+    /// would never be asked. What hangs for longer had better be asked anew.
+    fn patience(&self) -> Duration {
+        self.config.lease_ttl.max(Duration::from_millis(500))
+    }
+
     /// A sign of life, and what has changed; or a new registration.
     async fn turn(&mut self) -> Turn {
-        // Half a lease: what hangs for longer had better be asked anew.
-        let limit = (self.config.lease_ttl / 2).max(Duration::from_millis(500));
+        let limit = self.patience();
         match tokio::time::timeout(limit, self.keep()).await {
             Ok(Ok(None)) => Turn::Registered,
             Ok(Ok(Some(found))) => Turn::Taken(found.stored.record.address),
@@ -255,12 +266,30 @@ impl Keeper {
             }
             Err(error) => return Err(error.into()),
         }
-        let since = self.env.clock.monotonic().saturating_sub(held.told_at);
+        let now = self.env.clock.monotonic();
+        let since = now.saturating_sub(held.told_at);
+        if now.saturating_sub(self.noted_at) >= NOTED_PAUSE {
+            self.noted_at = now;
+            self.note().await;
+        }
+        let Some(held) = &self.held else { return self.register().await };
         if differs(&held.told, &self.record(), since) { self.register().await } else { Ok(None) }
+    }
+
+    /// Makes the metadata's revision durable. Metadata that aren't ours or went back are the
+    /// census' business, which stops deleting.
+    async fn note(&self) {
+        let noted = gc::note(&self.bookie, &self.store);
+        match tokio::time::timeout(self.patience(), noted).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the metadata's revision isn't noted"),
+            Err(_) => tracing::debug!("the metadata's revision isn't noted in time"),
+        }
     }
 
     async fn withdraw(&mut self) {
         let Some(held) = self.held.take() else { return };
+        self.note().await;
         let revoked = self.store.revoke_lease(held.lease);
         match tokio::time::timeout(self.config.lease_ttl, revoked).await {
             Ok(Ok(()) | Err(StoreError::LeaseLost)) => {}

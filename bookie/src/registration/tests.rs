@@ -118,6 +118,7 @@ async fn a_bookie_is_registered_past_its_lease_and_gone_once_it_is_closed() {
     assert_eq!((record.address.as_str(), record.zone.as_str()), ("127.0.0.1:7001", "z"));
     assert!(record.writable && record.free_bytes > 0 && record.session != 0, "{record:?}");
     assert_eq!(record.lease_ttl_ms, 200);
+    assert_eq!((record.max_entry_bytes, record.highest_ledger), (128 * 1024, LedgerId(0)));
     let revision = store.revision();
     let requests = count_requests(&store, Fault::None);
     for _ in 0..4 {
@@ -219,6 +220,71 @@ async fn metadata_that_went_back_refuse_the_start_until_that_is_accepted() {
     again.await.expect("registered").close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_highest_ledger_that_was_ever_stored_is_told_also_after_its_deletion() {
+    let store = metadata().await;
+    let device = MemoryDevice::new(64 << 20);
+    let opened = || {
+        let device = Arc::new(device.clone());
+        Bookie::open(bookie_config(), identity(), device, Env::system()).expect("opens").0
+    };
+    let told = async |bookie: &Bookie| {
+        let registration =
+            Registration::start(config(7_001), bookie.clone(), store.clone(), Env::system());
+        let registration = registration.await.expect("registered");
+        let told = found(&store).await.expect("written").highest_ledger;
+        registration.close().await;
+        told
+    };
+    let bookie = opened();
+    for ledger in [LedgerId(40), LedgerId(7)] {
+        bookie.fence(FenceRequest { ledger, token: LedgerToken(1) }).await.expect("fenced");
+    }
+    assert_eq!(told(&bookie).await, LedgerId(40));
+    // Neither is in the metadata.
+    bookie.delete_hint(&[LedgerId(40), LedgerId(7)]);
+    let collected = gc::Collector::new(bookie.clone(), store.clone()).look().await;
+    assert_eq!(collected, Ok(2));
+    bookie.close().await.expect("closed");
+    let bookie = opened();
+    assert_eq!(told(&bookie).await, LedgerId(40));
+    bookie.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_in_order_notes_the_revision_that_the_metadata_have_by_then() {
+    let store = metadata().await;
+    let bookie = open(bookie_config());
+    let registration =
+        Registration::start(config(7_001), bookie.clone(), store.clone(), Env::system()).await;
+    let registration = registration.expect("registered");
+    put(&store, "tenants/t", &geminga_meta::record::TenantRecord { created_ms: 1 }).await;
+    let last = store.revision().0;
+    let noted = || bookie.log().with_state(|state| state.manifest.metadata_revision);
+    assert!(noted() < last);
+    registration.close().await;
+    assert!(noted() >= last, "{} of {last}", noted());
+    bookie.close().await.expect("closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_of_life_may_take_as_long_as_a_store_with_several_endpoints_needs() {
+    let store = metadata().await;
+    let ttl = Duration::from_secs(2);
+    let config = RegistrationConfig { lease_ttl: ttl, ..config(7_001) };
+    let registration =
+        Registration::start(config, open(bookie_config()), store.clone(), Env::system()).await;
+    let registration = registration.expect("registered");
+    let session = found(&store).await.expect("written").session;
+    // More than half a lease, less than the store's own limit.
+    store.faults().set_delay(ttl * 6 / 10);
+    tokio::time::sleep(ttl * 2).await;
+    store.faults().set_delay(Duration::ZERO);
+    let record = found(&store).await.expect("the lease was kept alive");
+    assert_eq!(record.session, session);
+    registration.close().await;
+}
+
 #[test]
 fn only_what_matters_is_worth_a_write() {
     let told = BookieRecord {
@@ -232,6 +298,8 @@ fn only_what_matters_is_worth_a_write() {
         session: 1,
         lease_ttl_ms: 1,
         release: String::new(),
+        max_entry_bytes: 0,
+        highest_ledger: LedgerId(0),
     };
     let (soon, late) = (Duration::ZERO, TOLD_PAUSE);
     let free = |free_bytes| BookieRecord { free_bytes, ..told.clone() };

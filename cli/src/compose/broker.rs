@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use geminga_ledger::placement::{WatchedPlacement, WatchedPlacementConfig};
+use geminga_ledger::placement::WatchedPlacement;
 use geminga_ledger::store::LedgerStore;
 use geminga_ledger::transport::grpc::{GrpcTransport, GrpcTransportConfig};
 use geminga_proto::env::Env;
@@ -55,7 +55,7 @@ impl BrokerServer {
         let wait = settings.metadata.wait.0.map(|wait| wait.0);
         let opened = ClusterMetadata::open(etcd, wait, &env).await?;
         let ClusterMetadata { store, cluster, mut patience } = opened;
-        let view = WatchedPlacementConfig::default();
+        let view = components::placement(settings);
         let started = patience.until_done(async || {
             WatchedPlacement::start(Arc::clone(&store), env.clone(), view).await
         });

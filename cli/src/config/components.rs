@@ -7,6 +7,7 @@ use std::time::Duration;
 use geminga_bookie::config::BookieConfig;
 use geminga_broker::core::config::BrokerConfig;
 use geminga_ledger::config::LedgerStoreConfig;
+use geminga_ledger::placement::WatchedPlacementConfig;
 use geminga_meta::store::EtcdConfig;
 use geminga_meta::store::etcd::{EtcdCredentials, EtcdIdentity, EtcdTls};
 use geminga_proto::id::{BrokerId, ClusterId};
@@ -182,15 +183,25 @@ fn plain_broker(settings: &Settings, broker_id: BrokerId) -> Result<BrokerConfig
     })
 }
 
+/// How a broker of a cluster chooses bookies: none whose `max_message_bytes` is below its own.
+pub fn placement(settings: &Settings) -> WatchedPlacementConfig {
+    let largest_entry_bytes = largest_entry(settings).0;
+    WatchedPlacementConfig { largest_entry_bytes, ..WatchedPlacementConfig::default() }
+}
+
+/// What bookies take, and brokers want them to take.
+fn largest_entry(settings: &Settings) -> ByteSize {
+    ByteSize(settings.broker.max_message_bytes.0.saturating_add(ENTRY_OVERHEAD_BYTES))
+}
+
 fn plain_bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
     let from = &settings.bookie;
     let auto = |size: Auto<ByteSize>| size.0.map(|bytes| bytes.0);
-    let entry = ByteSize(settings.broker.max_message_bytes.0.saturating_add(ENTRY_OVERHEAD_BYTES));
     Ok(BookieConfig {
         segment_bytes: auto(from.segment_bytes),
         first_segment_bytes: from.first_segment_bytes.0,
         max_bytes: auto(from.max_bytes),
-        max_entry_bytes: narrow("broker", "max_message_bytes", entry)?,
+        max_entry_bytes: narrow("broker", "max_message_bytes", largest_entry(settings))?,
         max_group_bytes: narrow("bookie", "max_group_bytes", from.max_group_bytes)?,
         max_pending_bytes: from.max_pending_bytes.0,
         ordinary_reserve_percent: from.ordinary_reserve_percent,
@@ -236,6 +247,8 @@ mod tests {
         assert_eq!(clustered, BrokerConfig { lease_ttl: ttl, ..own });
         let max_entry_bytes = bookie(&settings, Cluster).expect("accepted").max_entry_bytes;
         assert!(max_entry_bytes > made.max_message_bytes);
+        let wanted = placement(&settings).largest_entry_bytes;
+        assert_eq!(wanted, u64::from(max_entry_bytes), "alike settings fit together");
         let own = BookieConfig { max_entry_bytes, ..BookieConfig::default() };
         assert_eq!(bookie(&settings, Cluster), Ok(own.clone()));
         let metadata = EmbeddedConfig::new("metadata");

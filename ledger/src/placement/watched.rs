@@ -18,14 +18,14 @@ use geminga_meta::store::{MetadataStore, StoreError};
 use geminga_meta::update_loop::RetryPolicy;
 use geminga_meta::watch_cache::WatchCache;
 use geminga_proto::env::{Env, Monotonic};
-use geminga_proto::id::BookieId;
+use geminga_proto::id::{BookieId, LedgerId};
 use geminga_proto::storage::BookieError;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::placement::choice::{Candidate, Want, choose};
-use crate::placement::{Placement, PlacementError};
+use crate::placement::{NarrowBookies, Placement, PlacementError};
 use crate::transport::grpc::BookieDirectory;
 
 /// Addresses of bookies that are gone which are remembered.
@@ -38,11 +38,14 @@ const SEE_AGAIN: Duration = Duration::from_millis(500);
 pub struct WatchedPlacementConfig {
     /// How long a bookie that failed is avoided.
     pub quarantine: Duration,
+    /// Largest entry that this node writes: a bookie that doesn't take it would fail the ledger
+    /// again and again, so it isn't chosen. 0: any bookie will do.
+    pub largest_entry_bytes: u64,
 }
 
 impl Default for WatchedPlacementConfig {
     fn default() -> Self {
-        Self { quarantine: Duration::from_secs(5) }
+        Self { quarantine: Duration::from_secs(5), largest_entry_bytes: 0 }
     }
 }
 
@@ -64,6 +67,12 @@ struct Known {
     addresses: HashMap<BookieId, String>,
     /// What is wrong with records that can't be used, as was said once.
     damaged: Vec<String>,
+    /// As the settings say.
+    largest_entry_bytes: u64,
+    /// Bookies that don't take so much, as was said once.
+    narrow: Vec<BookieId>,
+    /// No bookie has said that it knows a higher one; also of those that are gone.
+    highest_ledger: LedgerId,
 }
 
 impl Known {
@@ -76,7 +85,10 @@ impl Known {
             let address = format!("http://{}", bookie.address);
             self.addresses.insert(bookie.bookie_id.clone(), address);
         }
+        let highest = bookies.iter().map(|bookie| bookie.highest_ledger).max();
+        self.highest_ledger = highest.unwrap_or_default().max(self.highest_ledger);
         self.bookies = bookies;
+        self.tell_narrow();
         let bookies = &self.bookies;
         self.quarantined.retain(|id, quarantine| {
             let found = bookies.iter().find(|bookie| bookie.bookie_id == *id);
@@ -88,10 +100,45 @@ impl Known {
         self.quarantined.get(bookie).is_some_and(|quarantine| now < quarantine.until)
     }
 
+    /// Says once which bookies aren't chosen because they don't take every entry.
+    fn tell_narrow(&mut self) {
+        let needs = self.largest_entry_bytes;
+        let narrow: Vec<&BookieRecord> =
+            self.bookies.iter().filter(|bookie| self.is_narrow(bookie)).collect();
+        for bookie in narrow.iter().filter(|bookie| !self.narrow.contains(&bookie.bookie_id)) {
+            tracing::warn!(
+                bookie = %bookie.bookie_id,
+                takes_bytes = bookie.max_entry_bytes,
+                needs_bytes = needs,
+                "a bookie isn't used: its max_message_bytes is below this broker's"
+            );
+        }
+        self.narrow = narrow.into_iter().map(|bookie| bookie.bookie_id.clone()).collect();
+    }
+
+    /// It may refuse an entry for its size.
+    fn is_narrow(&self, bookie: &BookieRecord) -> bool {
+        (1..self.largest_entry_bytes).contains(&bookie.max_entry_bytes)
+    }
+
     /// The registered bookies that take writes and are not excluded.
-    fn eligible<'a>(&'a self, exclude: &'a [BookieId]) -> impl Iterator<Item = &'a BookieRecord> {
+    fn writable<'a>(&'a self, exclude: &'a [BookieId]) -> impl Iterator<Item = &'a BookieRecord> {
         let takes = |bookie: &&BookieRecord| bookie.writable && bookie.free_bytes > 0;
         self.bookies.iter().filter(takes).filter(|bookie| !exclude.contains(&bookie.bookie_id))
+    }
+
+    /// Those of them that take every entry.
+    fn eligible<'a>(&'a self, exclude: &'a [BookieId]) -> impl Iterator<Item = &'a BookieRecord> {
+        self.writable(exclude).filter(|bookie| !self.is_narrow(bookie))
+    }
+
+    /// The others.
+    fn narrow(&self, exclude: &[BookieId]) -> Option<NarrowBookies> {
+        let narrow = self.writable(exclude).filter(|bookie| self.is_narrow(bookie));
+        let takes: Vec<u64> = narrow.map(|bookie| bookie.max_entry_bytes).collect();
+        let (count, needs_bytes) = (takes.len(), self.largest_entry_bytes);
+        let takes_bytes = takes.into_iter().max()?;
+        Some(NarrowBookies { count, takes_bytes, needs_bytes })
     }
 
     fn zone_of(&self, bookie: &BookieId) -> Option<&str> {
@@ -149,7 +196,8 @@ impl WatchedPlacement {
         let policy = RetryPolicy::default();
         let cache =
             WatchCache::<BookieRecord>::start(store, env.clone(), policy, keys::BOOKIES).await?;
-        let known = Arc::new(Mutex::new(Known::default()));
+        let largest_entry_bytes = config.largest_entry_bytes;
+        let known = Arc::new(Mutex::new(Known { largest_entry_bytes, ..Known::default() }));
         let changes = cache.changes();
         see(&cache, &known);
         let shown = Arc::clone(&known);
@@ -230,7 +278,8 @@ impl Placement for WatchedPlacement {
         let count = Want { most: want, with_suspects: want };
         let picked = known.pick(&[], exclude, count, now, |bound| self.env.random.below(bound));
         if picked.len() < at_least {
-            return Err(PlacementError { at_least, available: picked.len() });
+            let narrow = known.narrow(exclude);
+            return Err(PlacementError { at_least, available: picked.len(), narrow });
         }
         Ok(picked)
     }
@@ -247,6 +296,17 @@ impl Placement for WatchedPlacement {
         let count = Want { most: want, with_suspects: needed };
         let known = self.known.lock();
         known.pick(keep, exclude, count, now, |bound| self.env.random.below(bound))
+    }
+
+    fn has(&self, count: usize) -> bool {
+        let now = self.env.clock.monotonic();
+        let known = self.known.lock();
+        let sound = known.eligible(&[]).filter(|bookie| !known.is_suspect(&bookie.bookie_id, now));
+        sound.count() >= count
+    }
+
+    fn highest_ledger(&self) -> LedgerId {
+        self.known.lock().highest_ledger
     }
 
     fn failed(&self, bookie: &BookieId, error: BookieError) {

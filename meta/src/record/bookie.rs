@@ -1,6 +1,6 @@
 //! A bookie that is up: where it is and what it can take. Bound to the bookie's lease.
 
-use geminga_proto::id::BookieId;
+use geminga_proto::id::{BookieId, LedgerId};
 use geminga_proto::v1::record as pb;
 use serde_json::{Value, json};
 
@@ -52,6 +52,11 @@ pub struct BookieRecord {
     pub lease_ttl_ms: u64,
     /// The release that it runs.
     pub release: String,
+    /// Largest entry that it takes; 0: not told.
+    pub max_entry_bytes: u64,
+    /// No ledger that it has ever stored anything of had a higher id, as of this write; 0: none.
+    /// Restored metadata that have forgotten these ledgers must not give their ids out again.
+    pub highest_ledger: LedgerId,
 }
 
 impl BookieRecord {
@@ -78,6 +83,10 @@ impl Record for BookieRecord {
         if self.poisoned && self.writable {
             return Err("it is writable and poisoned".to_owned());
         }
+        // No id would be left above it.
+        if self.highest_ledger >= LedgerId::MAX {
+            return Err("highest_ledger_id is out of range".to_owned());
+        }
         Ok(())
     }
 
@@ -94,6 +103,8 @@ impl Record for BookieRecord {
             session: self.session,
             lease_ttl_ms: self.lease_ttl_ms,
             release: self.release.clone(),
+            max_entry_bytes: self.max_entry_bytes,
+            highest_ledger_id: self.highest_ledger.0,
         }
     }
 
@@ -109,6 +120,8 @@ impl Record for BookieRecord {
             session: message.session,
             lease_ttl_ms: message.lease_ttl_ms,
             release: message.release,
+            max_entry_bytes: message.max_entry_bytes,
+            highest_ledger: LedgerId(message.highest_ledger_id),
         })
     }
 
@@ -123,6 +136,8 @@ impl Record for BookieRecord {
             "state": self.state().as_str(),
             "lease_ttl_ms": self.lease_ttl_ms,
             "release": self.release,
+            "max_entry_bytes": self.max_entry_bytes,
+            "highest_ledger_id": self.highest_ledger.0,
         })
     }
 }

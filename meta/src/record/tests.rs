@@ -61,6 +61,8 @@ fn the_bytes_of_small_records_never_change() {
         session: 0,
         lease_ttl_ms: 0,
         release: String::new(),
+        max_entry_bytes: 0,
+        highest_ledger: LedgerId(0),
     };
     assert_golden(&bookie, "120262311a03683a3122017a280130023801");
     let told = BookieRecord {
@@ -73,6 +75,8 @@ fn the_bytes_of_small_records_never_change() {
     };
     let bytes = "120262311a03683a3122017a300238014001 490300000000000000 50ac02 5a0172";
     assert_golden(&told, &bytes.replace(' ', ""));
+    let more = BookieRecord { max_entry_bytes: 300, highest_ledger: LedgerId(5), ..told };
+    assert_golden(&more, &format!("{bytes} 60ac02 6805").replace(' ', ""));
     let (service_url, admin_url) = ("s".to_owned(), "a".to_owned());
     let ownership = OwnershipRecord {
         broker_id: broker_id.clone(),

@@ -95,7 +95,7 @@ impl EtcdStore {
         patience: Duration,
     ) -> Result<Self, ConnectError> {
         config.validate()?;
-        let identity = Arc::new(Identity::new(config.floor.unwrap_or_default()));
+        let identity = Arc::new(Identity::default());
         let pool = Pool::new(&config, Arc::clone(&identity), env.clone())?;
         let (root, request_timeout) = (Root(config.prefix), config.request_timeout);
         let leases = Mutex::default();
@@ -123,7 +123,7 @@ impl EtcdStore {
         Ok(store)
     }
 
-    /// The highest revision that etcd has shown: the `floor` of a later start.
+    /// The highest revision that etcd has shown.
     #[must_use]
     pub fn last_revision(&self) -> Revision {
         self.identity.highest()

@@ -28,6 +28,8 @@ fn record(index: usize, zone: &str) -> BookieRecord {
         session: 1,
         lease_ttl_ms: 1_000,
         release: "1".to_owned(),
+        max_entry_bytes: 1 << 20,
+        highest_ledger: LedgerId(0),
     }
 }
 
@@ -38,13 +40,16 @@ async fn put(store: &MemoryStore, record: &BookieRecord) {
 }
 
 async fn scene(bookies: &[BookieRecord]) -> Scene {
+    scene_with(bookies, WatchedPlacementConfig::default()).await
+}
+
+async fn scene_with(bookies: &[BookieRecord], config: WatchedPlacementConfig) -> Scene {
     let clock = Arc::new(ManualClock::default());
     let store = Arc::new(MemoryStore::new(clock.clone()));
     for bookie in bookies {
         put(&store, bookie).await;
     }
     let env = Env { clock: clock.clone(), random: Arc::new(SeededRandom::new(7)) };
-    let config = WatchedPlacementConfig::default();
     let placement = WatchedPlacement::start(store.clone(), env, config).await.expect("read");
     Scene { clock, store, placement }
 }
@@ -69,10 +74,65 @@ async fn full_and_read_only_bookies_are_not_picked_and_too_few_is_an_error_with_
     let scene = scene(&[record(0, ""), full, poisoned, empty]).await;
     assert_eq!(scene.placement.pick(3, 1, &[]), Ok(vec![name(0)]));
     let few = scene.placement.pick(3, 2, &[]).expect_err("too few");
-    assert_eq!(few, PlacementError { at_least: 2, available: 1 });
+    assert_eq!(few, PlacementError { at_least: 2, available: 1, narrow: None });
     assert!(few.to_string().contains("2 bookies") && few.to_string().contains("1 are up"));
     put(&scene.store, &record(1, "")).await;
     scene.until("one is writable again", |placement| placement.pick(3, 2, &[]).is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_bookie_that_may_refuse_an_entry_for_its_size_is_not_picked_and_the_error_says_so() {
+    let config = WatchedPlacementConfig { largest_entry_bytes: 2 << 20, ..Default::default() };
+    let takes = |index, max_entry_bytes| BookieRecord { max_entry_bytes, ..record(index, "") };
+    let bookies = [takes(0, 2 << 20), takes(1, (2 << 20) - 1), takes(2, 5), takes(3, 0)];
+    let scene = scene_with(&bookies, config).await;
+    for _ in 0..20 {
+        let mut picked = scene.placement.pick(4, 2, &[]).expect("two take all");
+        picked.sort();
+        assert_eq!(picked, [name(0), name(3)], "3 doesn't say, as earlier releases don't");
+        let replaced = scene.placement.replace(1, 1, &[], &[name(0), name(3)]);
+        assert!(replaced.is_empty(), "{replaced:?}");
+    }
+    assert!(scene.placement.has(2) && !scene.placement.has(3));
+    let few = scene.placement.pick(3, 3, &[]).expect_err("too few");
+    let (takes_bytes, needs_bytes) = ((2 << 20) - 1, 2 << 20);
+    let narrow = Some(NarrowBookies { count: 2, takes_bytes, needs_bytes });
+    assert_eq!(few, PlacementError { at_least: 3, available: 2, narrow });
+    let text = few.to_string();
+    assert!(text.contains("2 more take entries up to 2097151 bytes"), "{text}");
+    assert!(text.contains("max_message_bytes"), "{text}");
+    put(&scene.store, &takes(1, 2 << 20)).await;
+    scene.until("it takes more", |placement| placement.has(3)).await;
+}
+
+#[tokio::test]
+async fn the_highest_ledger_that_any_bookie_knew_stays_known() {
+    let knows = |index, ledger| {
+        BookieRecord { highest_ledger: LedgerId(ledger), ..record(index, "") }
+    };
+    let scene = scene(&[knows(0, 7), knows(1, 12)]).await;
+    assert_eq!(scene.placement.highest_ledger(), LedgerId(12));
+    let gone = Txn::default().delete(keys::bookie(&name(1)));
+    scene.store.txn(gone).await.expect("deleted");
+    put(&scene.store, &knows(0, 9)).await;
+    let one = |placement: &WatchedPlacement| {
+        placement.registered() == [knows(0, 9)]
+    };
+    scene.until("one is gone", one).await;
+    assert_eq!(scene.placement.highest_ledger(), LedgerId(12));
+    put(&scene.store, &knows(2, 40)).await;
+    let more = |placement: &WatchedPlacement| placement.highest_ledger() == LedgerId(40);
+    scene.until("another one comes", more).await;
+}
+
+#[tokio::test]
+async fn a_wider_ledger_is_promised_only_with_bookies_that_are_well() {
+    let scene = scene(&[record(0, ""), record(1, ""), record(2, "")]).await;
+    assert!(scene.placement.has(3) && !scene.placement.has(4));
+    scene.placement.failed(&name(1), BookieError::Unreachable);
+    assert!(!scene.placement.has(3) && scene.placement.has(2));
+    scene.clock.advance(Duration::from_secs(6));
+    assert!(scene.placement.has(3));
 }
 
 #[tokio::test]

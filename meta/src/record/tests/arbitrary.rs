@@ -92,7 +92,8 @@ pub(super) fn cookie() -> impl Strategy<Value = CookieRecord> {
 }
 
 pub(super) fn bookie() -> impl Strategy<Value = BookieRecord> {
-    let told = (any::<u64>(), any::<u64>(), any::<bool>(), text());
+    let highest = (0..LedgerId::MAX.0).prop_map(LedgerId);
+    let told = (any::<u64>(), any::<u64>(), any::<bool>(), text(), any::<u64>(), highest);
     (bookie_id(), text(), text(), any::<bool>(), any::<u64>(), any::<u64>(), told).prop_map(
         |(bookie_id, address, zone, writable, one, two, told)| BookieRecord {
             bookie_id,
@@ -105,6 +106,8 @@ pub(super) fn bookie() -> impl Strategy<Value = BookieRecord> {
             session: told.0,
             lease_ttl_ms: told.1,
             release: told.3,
+            max_entry_bytes: told.4,
+            highest_ledger: told.5,
         },
     )
 }

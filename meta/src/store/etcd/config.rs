@@ -9,7 +9,6 @@ use geminga_proto::id::ClusterId;
 use tonic::transport::Uri;
 
 use crate::keys;
-use crate::store::Revision;
 
 /// Longest prefix in bytes: what `MAX_TXN_BYTES` leaves has room for one before every key.
 pub const MAX_PREFIX_BYTES: usize = 128;
@@ -31,9 +30,6 @@ pub struct EtcdConfig {
     pub request_timeout: Duration,
     /// How long connecting to one endpoint may take, TLS included.
     pub connect_timeout: Duration,
-    /// A revision that is known to have been, for example from a disk that outlives the process:
-    /// an etcd whose revision is lower was set back and is refused.
-    pub floor: Option<Revision>,
 }
 
 /// A user of etcd.
@@ -107,7 +103,6 @@ impl EtcdConfig {
             prefix: keys::root(cluster),
             request_timeout: Duration::from_secs(3),
             connect_timeout: Duration::from_secs(1),
-            floor: None,
         }
     }
 

@@ -25,7 +25,7 @@ pub(super) struct Sender {
     pub(super) revision: Revision,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Known {
     cluster: Option<u64>,
     /// Revision that created our cluster's record.
@@ -34,19 +34,13 @@ struct Known {
 }
 
 /// Which etcd is known.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Identity {
     known: Mutex<Known>,
     replaced: watch::Sender<Option<String>>,
 }
 
 impl Identity {
-    /// Nothing is known but that there was this revision.
-    pub(super) fn new(floor: Revision) -> Self {
-        let known = Known { cluster: None, record: None, highest: floor };
-        Self { known: Mutex::new(known), replaced: watch::Sender::new(None) }
-    }
-
     /// The highest revision seen. What is sent from now on, linearizably, is answered at no lower
     /// one.
     pub(super) fn highest(&self) -> Revision {
@@ -149,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_first_etcd_that_answers_is_the_one_that_is_known() {
-        let identity = Identity::new(Revision(0));
+        let identity = Identity::default();
         assert_eq!(identity.linearizable(sender(7, 10), Revision(0)), Ok(()));
         assert_eq!(identity.highest(), Revision(10));
         // Answers overtake each other: what counts is what was known when it was sent.
@@ -163,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_revision_that_goes_back_is_refused() {
-        let identity = Identity::new(Revision(0));
+        let identity = Identity::default();
         assert_eq!(identity.linearizable(sender(7, 10), Revision(0)), Ok(()));
         identity.saw(Revision(12));
         let floor = identity.highest();
@@ -173,23 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn a_floor_from_before_this_process_counts_from_the_first_answer_on() {
-        let identity = Identity::new(Revision(100));
-        let back = identity.linearizable(sender(7, 99), identity.highest());
-        assert_replaced(&identity, &back, "was at 100");
-        let identity = Identity::new(Revision(100));
-        assert_eq!(identity.linearizable(sender(7, 100), identity.highest()), Ok(()));
-    }
-
-    #[test]
     fn the_clusters_record_is_the_one_that_was_found_first() {
-        let identity = Identity::new(Revision(0));
+        let identity = Identity::default();
         assert_eq!(identity.record_created(None), Ok(()));
         assert_eq!(identity.record_created(Some(Revision(2))), Ok(()), "it was initialised");
         assert_eq!(identity.record_created(Some(Revision(2))), Ok(()));
         let wiped = identity.record_created(None);
         assert_replaced(&identity, &wiped, "no cluster");
-        let identity = Identity::new(Revision(0));
+        let identity = Identity::default();
         assert_eq!(identity.record_created(Some(Revision(2))), Ok(()));
         let other = identity.record_created(Some(Revision(3)));
         assert_replaced(&identity, &other, "another record");
