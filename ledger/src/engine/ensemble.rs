@@ -21,14 +21,18 @@
 //!   given up; otherwise a repair changed an older fragment, and its change is kept.
 
 use geminga_meta::record::LedgerRecord;
-use geminga_proto::id::{BookieId, EntryId, Lac};
+use geminga_proto::id::{BookieId, EntryId};
 use geminga_proto::storage::BookieError;
 
 use crate::engine::append::{AppendEngine, ENTRY_OVERHEAD_BYTES, Mode};
 use crate::engine::quorum::SlotSet;
 use crate::engine::{Command, CommitAnswer, MetadataAnswer, Versioned, planted};
-use crate::metadata::{LedgerMetadata, LedgerState};
+use crate::metadata::LedgerState;
 use crate::observer::{StallReason, WriterFailure};
+
+mod change;
+
+pub(super) use change::{Attempt, Change, Goal};
 
 /// The pause before an unsettled write is repeated grows up to eight times the usual one.
 const MOST_DOUBLINGS: u32 = 3;
@@ -75,95 +79,6 @@ impl Member {
             silent_ticks: 0,
             missing_from: EntryId(0),
         }
-    }
-}
-
-/// What a write of the record is to achieve.
-#[derive(Debug, Clone)]
-pub(super) enum Goal {
-    /// From `first` on, entries go to `bookies`, which differ from the members at `slots`.
-    Ensemble { first: EntryId, bookies: Vec<BookieId>, slots: SlotSet },
-    /// The ledger ends.
-    Close { last_entry: Lac, bytes: u64 },
-}
-
-/// A write of the record that isn't settled. It never changes, so that however often it is
-/// repeated only one outcome is possible.
-#[derive(Debug, Clone)]
-pub(super) struct Attempt {
-    goal: Goal,
-    /// It may have been applied.
-    unknown: bool,
-    /// Times that it was sent and neither applied nor refused for certain.
-    unsettled: u32,
-}
-
-impl Attempt {
-    pub(super) fn new(goal: Goal) -> Self {
-        Self { goal, unknown: false, unsettled: 0 }
-    }
-
-    /// Positions whose answers can't confirm until the outcome is known.
-    pub(super) fn slots(&self) -> SlotSet {
-        match self.goal {
-            Goal::Ensemble { slots, .. } => slots,
-            Goal::Close { .. } => SlotSet::EMPTY,
-        }
-    }
-
-    fn applied_to(&self, metadata: &LedgerMetadata) -> LedgerMetadata {
-        let mut changed = metadata.clone();
-        match &self.goal {
-            Goal::Ensemble { first, bookies, .. } => {
-                changed.change_ensemble(*first, bookies.clone());
-            }
-            Goal::Close { last_entry, bytes } => changed.close_at(*last_entry, *bytes),
-        }
-        changed
-    }
-}
-
-/// What is under way to change the record.
-#[derive(Debug)]
-pub(super) enum Change {
-    Idle,
-    /// Placement is asked.
-    Picking,
-    /// The write is sent.
-    Committing {
-        attempt: Attempt,
-        written: LedgerMetadata,
-    },
-    /// The record is being read, because of a conflict, an unknown outcome, or to see whether
-    /// the store is back.
-    Reading {
-        attempt: Option<Attempt>,
-    },
-    /// Nothing could be done; to be tried again. `read_first`: the store didn't answer.
-    Waiting {
-        ticks_left: u32,
-        attempt: Option<Attempt>,
-        read_first: bool,
-    },
-}
-
-impl Change {
-    pub(super) fn attempt(&self) -> Option<&Attempt> {
-        match self {
-            Self::Committing { attempt, .. } => Some(attempt),
-            Self::Reading { attempt } | Self::Waiting { attempt, .. } => attempt.as_ref(),
-            Self::Idle | Self::Picking => None,
-        }
-    }
-
-    /// A write that changes the ensemble is unsettled.
-    pub(super) fn is_ensemble(&self) -> bool {
-        matches!(self.attempt(), Some(Attempt { goal: Goal::Ensemble { .. }, .. }))
-    }
-
-    /// No write of the record is unsettled.
-    pub(super) fn may_be_dropped(&self) -> bool {
-        self.attempt().is_none()
     }
 }
 

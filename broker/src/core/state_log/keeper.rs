@@ -4,7 +4,8 @@
 //!
 //! What fails for lack of a quorum or of the metadata is tried again, with growing pauses, for as
 //! long as the log is open: meanwhile the log goes on with the ledger it has, or callers wait.
-//! That another owner has written the bundle's record is final: the log ends as fenced.
+//! A ledger that was created while bookies were missing is followed by a full one when they are
+//! back. That another owner has written the bundle's record is final: the log ends as fenced.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,10 @@ use super::{Driver, Observer, Shared, StateLogError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often it is seen to that the ledger has all the bookies that it should have.
+const LOOK_AT_WIDTH: Duration = Duration::from_secs(10);
+/// Longest chain that grows for that reason: bookies that come and go must not fill it.
+const LONGEST_WIDENED: usize = 3;
 /// Ledgers deleted in one transaction, whose operations are limited.
 const DELETED_AT_ONCE: usize = 60;
 
@@ -56,6 +61,9 @@ impl Keeper {
     pub async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
         let mut failures = 0_u32;
+        let first_look = tokio::time::Instant::now() + LOOK_AT_WIDTH;
+        let mut looks = tokio::time::interval_at(first_look, LOOK_AT_WIDTH);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.close_retired().await;
             let (task, ended) = {
@@ -65,9 +73,12 @@ impl Keeper {
             if ended {
                 return;
             }
-            let Some(task) = task else {
-                self.log.work.notified().await;
-                continue;
+            let task = match task {
+                Some(task) => task,
+                None => tokio::select! {
+                    () = self.log.work.notified() => continue,
+                    _ = looks.tick() => if self.is_narrow() { Task::Roll } else { continue },
+                },
             };
             match self.perform(&task).await {
                 Ok(()) => (pause, failures) = (FIRST_PAUSE, 0),
@@ -89,6 +100,16 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// The ledger has fewer bookies than the next one would have.
+    fn is_narrow(&self) -> bool {
+        let (writer, may_roll) = {
+            let state = self.log.state.lock();
+            let free = state.next.is_none() && state.chain_len < LONGEST_WIDENED;
+            (state.writer.clone(), free && !state.engine.is_closing())
+        };
+        may_roll && self.log.ledgers.could_be_wider(&writer)
     }
 
     async fn perform(&mut self, task: &Task) -> Result<(), Failure> {

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use geminga_meta::record::LedgerOwner;
-use geminga_proto::id::{LedgerId, LedgerToken, ManagedLedgerId};
+use geminga_proto::id::{Lac, LedgerId, LedgerToken, ManagedLedgerId};
 use geminga_proto::payload::Payload;
 use proptest::prelude::*;
 
 use super::*;
 use crate::engine::EngineLimits;
-use crate::metadata::Fragment;
+use crate::metadata::{Fragment, LedgerMetadata};
 
 const LIMITS: EngineLimits = EngineLimits {
     max_pending_bytes: 100_000,

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use geminga_meta::keys;
+use geminga_meta::read::read_all as read_all_records;
+use geminga_meta::record::BundleRecord;
 use geminga_proto::id::LedgerId;
 
 use super::{eventually, read_all};
@@ -55,5 +58,34 @@ async fn a_ledger_with_too_few_bookies_is_followed_by_a_full_one_soon_after_they
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(ledgers(&cluster, &broker).await, full, "that one stays");
     assert_eq!(read_all(&broker, "orders", "check", 6).await.len(), 6);
+    broker.shutdown().await;
+}
+
+/// The write quorums of the ledgers of the state logs, oldest first.
+async fn state_logs(cluster: &Cluster) -> Vec<u32> {
+    let bundles = read_all_records::<BundleRecord>(&*cluster.meta, keys::BUNDLES).await;
+    let (store, mut found) = (cluster.ledgers(), Vec::new());
+    for bundle in bundles.expect("readable") {
+        for ledger in bundle.record.state_ledgers {
+            found.push(store.describe(ledger).await.expect("there").write_quorum);
+        }
+    }
+    found
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_log_with_too_few_bookies_goes_on_with_all_soon_after_they_are_back() {
+    let cluster = Cluster::with_bookies(3, 3, 2);
+    cluster.set_registered(2);
+    let broker = cluster.broker(Cluster::config()).await;
+    let (_producer, _ear) = producer(&broker, "orders").await;
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(state_logs(&cluster).await, [2], "there is no third bookie");
+    cluster.set_registered(3);
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert_eq!(state_logs(&cluster).await.last(), Some(&3));
+    let rolled = state_logs(&cluster).await.len();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(state_logs(&cluster).await.len(), rolled, "once is enough");
     broker.shutdown().await;
 }
