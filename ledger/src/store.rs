@@ -136,8 +136,8 @@ impl LedgerStore {
         futures_util::future::join_all(asked).await
     }
 
-    /// Takes an id above all that bookies know, picks an ensemble, and creates the ledger's record in one transaction with
-    /// the conditions and writes that `link` makes for that id.
+    /// Takes an id above all that bookies know, picks an ensemble, and creates the ledger's record
+    /// in one transaction with the conditions and writes that `link` makes for that id.
     ///
     /// The ledgers of one list must rise: `after` is the last of them, and the new id is above it.
     ///

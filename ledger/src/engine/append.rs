@@ -332,8 +332,8 @@ impl AppendEngine {
     /// Members whose answers confirm: not those that a change under way may have replaced. So
     /// whether or not it is applied, what is confirmed has its copies.
     fn countable(&self) -> SlotSet {
-        let all = planted!(self, ReplacedMemberStillCounts)
-            || planted!(self, AckBeforeChangeCommitted);
+        let all =
+            planted!(self, ReplacedMemberStillCounts) || planted!(self, AckBeforeChangeCommitted);
         match self.change.attempt() {
             Some(attempt) if !all => self.all.without(attempt.slots()),
             _ => self.all,

@@ -1,7 +1,8 @@
 //! Nothing waits for what it doesn't need: a recovery whose fence is complete goes on, whoever is
-//! silent; an entry that an ack quorum has, in every ensemble that the record may hold, is confirmed,
-//! whatever the metadata store does; a ledger that only lacks disk space waits for it and doesn't
-//! fail. And nothing is repeated without a pause: a write of the record whose outcome stays unknown.
+//! silent; an entry that an ack quorum has, in every ensemble that the record may hold, is
+//! confirmed, whatever the metadata store does; a ledger that only lacks disk space waits for it
+//! and doesn't fail. And nothing is repeated without a pause: a write of the record whose outcome
+//! stays unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,9 +56,8 @@ impl Progress {
         let members = &record.last_fragment().bookies;
         heard.retain(|(heard, bookie)| *heard >= entry && members.contains(bookie));
         let witnesses = engine.witnesses();
-        let has = heard.iter().filter(|(heard, bookie)| {
-            *heard == entry && witnesses.contains(bookie)
-        });
+        let has =
+            heard.iter().filter(|(heard, bookie)| *heard == entry && witnesses.contains(bookie));
         let waits = has.count() >= record.ack_quorum as usize;
         (waits && entry < engine.next_entry() && engine.ended().is_none()).then_some(entry)
     }

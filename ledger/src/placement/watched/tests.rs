@@ -107,17 +107,14 @@ async fn a_bookie_that_may_refuse_an_entry_for_its_size_is_not_picked_and_the_er
 
 #[tokio::test]
 async fn the_highest_ledger_that_any_bookie_knew_stays_known() {
-    let knows = |index, ledger| {
-        BookieRecord { highest_ledger: LedgerId(ledger), ..record(index, "") }
-    };
+    let knows =
+        |index, ledger| BookieRecord { highest_ledger: LedgerId(ledger), ..record(index, "") };
     let scene = scene(&[knows(0, 7), knows(1, 12)]).await;
     assert_eq!(scene.placement.highest_ledger(), LedgerId(12));
     let gone = Txn::default().delete(keys::bookie(&name(1)));
     scene.store.txn(gone).await.expect("deleted");
     put(&scene.store, &knows(0, 9)).await;
-    let one = |placement: &WatchedPlacement| {
-        placement.registered() == [knows(0, 9)]
-    };
+    let one = |placement: &WatchedPlacement| placement.registered() == [knows(0, 9)];
     scene.until("one is gone", one).await;
     assert_eq!(scene.placement.highest_ledger(), LedgerId(12));
     put(&scene.store, &knows(2, 40)).await;
