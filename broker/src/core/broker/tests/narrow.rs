@@ -7,7 +7,7 @@ use geminga_meta::read::read_all as read_all_records;
 use geminga_meta::record::BundleRecord;
 use geminga_proto::id::LedgerId;
 
-use super::{eventually, read_all};
+use super::support::{eventually, read_all};
 use crate::core::broker::Broker;
 use crate::testing::{Cluster, producer, publish, texts, topic};
 
