@@ -22,7 +22,7 @@ use crate::device::Device;
 use crate::done::AppendDone;
 use crate::error::{CloseError, OpenError};
 use crate::log::crew::Crew;
-use crate::log::state::FenceAdmission;
+use crate::log::state::{FenceAdmission, LogState};
 use crate::log::{Log, NotRead, OpenReport, Origin};
 
 /// Hints that wait for a look; more turn into a census of everything.
@@ -216,7 +216,7 @@ impl Bookie {
     /// or it can't be told any more.
     #[must_use]
     pub fn highest_ledger(&self) -> LedgerId {
-        let highest = self.inner.log.with_state(|state| state.highest_ledger());
+        let highest = self.inner.log.with_state(LogState::highest_ledger);
         // What was lost may have been of any ledger: an id that says so is no ledger's.
         if highest < LedgerId::MAX { highest } else { LedgerId(0) }
     }

@@ -171,7 +171,7 @@ async fn a_stream_that_ends_with_or_without_storing_an_entry_loses_nothing() {
 
 /// Spreads messages over several batches, so that what happens comes between some of them.
 async fn spread(number: u64) {
-    if number % 10 == 0 {
+    if number.is_multiple_of(10) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

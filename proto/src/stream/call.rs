@@ -42,9 +42,9 @@ where
     let response = channel.call(request).await.map_err(failed)?;
     // An error without any message comes in the headers.
     match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() != Code::Ok => return Err(status),
+        Some(status) if status.code() != Code::Ok => Err(status),
         None if response.status() != http::StatusCode::OK => {
-            return Err(Status::unknown(format!("HTTP status {}", response.status())));
+            Err(Status::unknown(format!("HTTP status {}", response.status())))
         }
         _ => Ok(Messages::responses(response.into_body(), max_bytes)),
     }

@@ -206,7 +206,7 @@ mod tests {
     }
 
     /// It reads as it was, and its large parts were not copied.
-    fn travels<M>(message: M, large: &[Bytes])
+    fn travels<M>(message: &M, large: &[Bytes])
     where
         M: Message + Default + IntoChunks + Clone + PartialEq + std::fmt::Debug,
     {
@@ -218,7 +218,7 @@ mod tests {
         sent.into_iter().for_each(|chunk| pieces.push(chunk));
         assert_eq!(pieces.get_u8(), 0);
         assert_eq!(pieces.get_u32() as usize, pieces.remaining());
-        assert_eq!(M::decode(&mut pieces).expect("a message"), message);
+        assert_eq!(&M::decode(&mut pieces).expect("a message"), message);
     }
 
     proptest! {
@@ -235,7 +235,7 @@ mod tests {
             let close = v1::CloseProducer { producer_id: number };
             frames.insert(0, v1::ProduceFrame { frame: Some(Frame::Close(close)) });
             frames.push(v1::ProduceFrame { frame: None });
-            travels(v1::ProduceRequest { frames }, &entries);
+            travels(&v1::ProduceRequest { frames }, &entries);
 
             let deliver = |entry: &Bytes| v1::DeliveredEntry {
                 ledger_id: number,
@@ -253,7 +253,7 @@ mod tests {
             let mut events: Vec<_> =
                 events.into_iter().map(|event| v1::ConsumeEvent { event: Some(event) }).collect();
             events.push(v1::ConsumeEvent { event: None });
-            travels(v1::ConsumeResponse { events }, &entries);
+            travels(&v1::ConsumeResponse { events }, &entries);
 
             let stored = |payload: &Bytes| {
                 v1::StoredEntry { entry_id: number, lac: -1, payload: payload.clone() }
@@ -265,7 +265,7 @@ mod tests {
             };
             let fence = v1::FenceAnswer { status: 1, lac: 3, request_id: number };
             let answers = vec![answer.clone(), v1::ReadAnswer::default(), answer];
-            travels(v1::ReadAnswers { answers, fences: vec![fence] }, &entries);
+            travels(&v1::ReadAnswers { answers, fences: vec![fence] }, &entries);
         }
     }
 }

@@ -88,7 +88,7 @@ async fn calls_that_are_given_up_before_they_are_looked_at_end_no_stream_of_the_
         tokio::task::yield_now().await;
     }
     let given_up = calls.iter().filter(|call| !call.is_finished()).count();
-    calls.iter().for_each(|call| call.abort());
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
     assert!(given_up > 100, "{given_up} calls were under way");
     appends.send(pb::AppendBatch { requests: vec![add(0, 5, 0)] }).await.expect("it runs");
     let answer = answers.get_mut().message().await.expect("the stream is there").expect("some");
