@@ -24,6 +24,9 @@ const LAC: u32 = 5;
 const FLAGS: u32 = 6;
 const PAYLOAD: u32 = 7;
 
+/// Adds in one batch; no writer sends nearly as many, and a small one takes more memory than bytes.
+const MAX_ADDS: usize = 64 * 1024;
+
 const FLAG_RECOVERY: u32 = 1;
 const FLAG_STATE_LOG: u32 = 2;
 
@@ -181,6 +184,9 @@ pub fn decode(mut batch: impl Buf) -> Result<ReceivedAppends, Malformed> {
             continue;
         }
         check_wire_type(WireType::LengthDelimited, wire_type)?;
+        if requests.len() >= MAX_ADDS {
+            return Err(Malformed::TooMany);
+        }
         let len = length(&mut batch)?;
         let end = batch.remaining() - len;
         let mut request = Received::default();
@@ -288,6 +294,17 @@ mod tests {
         let (ordinary, recovery) = (Some(AddKind::Ordinary), Some(AddKind::Recovery));
         let known = [ordinary, recovery, Some(AddKind::StateLog), recovery];
         assert!(kinds.eq(known.into_iter().chain([None; 4])));
+    }
+
+    #[test]
+    fn more_adds_than_anybody_sends_are_refused() {
+        let batch = |count| vec![v1::AppendRequest::default(); count];
+        let decoded = |count| {
+            decode(&v1::AppendBatch { requests: batch(count) }.encode_to_vec()[..])
+                .map(|received| received.len())
+        };
+        assert_eq!(decoded(MAX_ADDS).ok(), Some(MAX_ADDS));
+        assert!(matches!(decoded(MAX_ADDS + 1), Err(Malformed::TooMany)));
     }
 
     proptest! {

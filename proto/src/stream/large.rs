@@ -228,7 +228,8 @@ mod tests {
             number in any::<u64>(),
         ) {
             let send = |entry: &Bytes| {
-                let send = v1::SendEntry { producer_id: number, sequence_id: 1, entry: entry.clone() };
+                let entry = entry.clone();
+                let send = v1::SendEntry { producer_id: number, sequence_id: 1, entry };
                 v1::ProduceFrame { frame: Some(Frame::Send(send)) }
             };
             let mut frames: Vec<_> = entries.iter().map(send).collect();

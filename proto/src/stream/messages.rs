@@ -29,6 +29,9 @@ pub enum Malformed {
     /// A part of it says that it is longer than the whole.
     #[error("a part is longer than what was sent")]
     Short,
+    /// It has more parts than anybody sends.
+    #[error("more parts than a message may have")]
+    TooMany,
 }
 
 type Decode<M> = fn(Take<&mut Pieces>) -> Result<M, Malformed>;
@@ -89,7 +92,8 @@ impl<M> Messages<M> {
     /// The next message; `None` at the end.
     ///
     /// # Errors
-    /// The connection broke, the peer ended the stream with an error, or what it sent is no message.
+    /// The connection broke, the peer ended the stream with an error, or it sent what is no
+    /// message.
     pub async fn message(&mut self) -> Result<Option<M>, Status> {
         std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await.transpose()
     }

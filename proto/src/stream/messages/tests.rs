@@ -1,3 +1,5 @@
+//! Bodies that are there at once, whole and cut in every way.
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 
