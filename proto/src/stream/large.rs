@@ -106,7 +106,10 @@ fn chunks(message: &impl Part) -> Chunks {
 
 impl IntoChunks for v1::ProduceRequest {
     fn into_chunks(self) -> Chunks {
-        let is_large_frame = |frame: &v1::ProduceFrame| matches!(&frame.frame, Some(Frame::Send(send)) if is_large(&send.entry));
+        let is_large_frame = |frame: &v1::ProduceFrame| match &frame.frame {
+            Some(Frame::Send(send)) => is_large(&send.entry),
+            _ => false,
+        };
         if !self.frames.iter().any(is_large_frame) {
             return Chunks::of(&self);
         }
