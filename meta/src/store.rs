@@ -16,6 +16,8 @@ mod change_log;
 pub mod contract;
 pub mod embedded;
 pub mod etcd;
+#[cfg(test)]
+pub(crate) mod front;
 mod lease;
 mod limits;
 pub mod memory;

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::record::{CounterRecord, TenantRecord};
+use crate::store::front::{Front, Fronted};
 use crate::store::memory::{Fault, MemoryStore};
-use crate::store::{KeyValue, LeaseId, RangePage, Watch};
 
 const KEY: &str = "counters/ledgers";
 
@@ -269,18 +269,9 @@ struct Failing {
 }
 
 #[async_trait]
-impl MetadataStore for Failing {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        self.inner.get(key).await
-    }
-
-    async fn range(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<RangePage, StoreError> {
-        self.inner.range(prefix, after, limit).await
+impl Front for Failing {
+    fn behind(&self) -> &MemoryStore {
+        &self.inner
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
@@ -293,31 +284,15 @@ impl MetadataStore for Failing {
         }
         Err(error)
     }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
-        self.inner.watch(prefix, after).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.inner.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.revoke_lease(lease).await
-    }
 }
 
-fn failing(first_is_done: bool) -> Failing {
+fn failing(first_is_done: bool) -> Fronted<Failing> {
     let lost = StoreError::Unknown("the first answer was lost".to_owned());
     let full = StoreError::Full("disarm it".to_owned());
     let mut errors = VecDeque::from(vec![full; 100]);
     errors.push_front(lost);
     let asked = AtomicU32::new(0);
-    Failing { inner: store(), first_is_done, errors: Mutex::new(errors), asked }
+    Fronted(Failing { inner: store(), first_is_done, errors: Mutex::new(errors), asked })
 }
 
 #[tokio::test(start_paused = true)]
@@ -325,10 +300,10 @@ async fn a_store_that_is_full_by_the_second_copy_does_not_hide_that_the_first_wa
     for first_is_done in [true, false] {
         let (store, env) = (failing(first_is_done), env(1));
         let nonce = Nonce::new(&*env.random);
-        let txn = put(&store.inner, 7, nonce).await;
+        let txn = put(&store.0.inner, 7, nonce).await;
         let witness = Witness::new(KEY, nonce);
         let outcome = commit(&store, &env, RetryPolicy::default(), txn, &witness).await;
-        assert_eq!(store.asked.load(Ordering::Relaxed), 2, "a full store isn't asked in vain");
+        assert_eq!(store.0.asked.load(Ordering::Relaxed), 2, "a full store isn't asked in vain");
         if first_is_done {
             assert_eq!(outcome, Ok(TxnOutcome::Applied(Revision(1))));
             continue;

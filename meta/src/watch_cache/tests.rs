@@ -10,8 +10,9 @@ use geminga_proto::env::{ManualClock, Random, SeededRandom};
 
 use super::*;
 use crate::record::{CounterRecord, Nonce};
+use crate::store::front::{Front, Fronted};
 use crate::store::memory::{Fault, MemoryStore, Request};
-use crate::store::{HistoryLimits, LeaseId, RangePage, Txn, TxnOutcome, Watch};
+use crate::store::{HistoryLimits, RangePage, Txn, TxnOutcome, Watch};
 
 fn env() -> Env {
     Env { clock: Arc::new(ManualClock::default()), random: Arc::new(SeededRandom::new(3)) }
@@ -152,9 +153,9 @@ struct Meddled {
 }
 
 #[async_trait]
-impl MetadataStore for Meddled {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        self.inner.get(key).await
+impl Front for Meddled {
+    fn behind(&self) -> &MemoryStore {
+        &self.inner
     }
 
     async fn range(
@@ -174,25 +175,9 @@ impl MetadataStore for Meddled {
         page
     }
 
-    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
-        self.inner.txn(txn).await
-    }
-
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
         let inner = self.inner.watch(prefix, after).await?;
         Ok(Box::new(OneByOne { inner, waiting: VecDeque::new() }))
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.inner.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.revoke_lease(lease).await
     }
 }
 
@@ -226,9 +211,9 @@ impl Watch for PanickingWatch {
 }
 
 #[async_trait]
-impl MetadataStore for Panicking {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        self.inner.get(key).await
+impl Front for Panicking {
+    fn behind(&self) -> &MemoryStore {
+        &self.inner
     }
 
     async fn range(
@@ -241,25 +226,9 @@ impl MetadataStore for Panicking {
         self.inner.range(prefix, after, limit).await
     }
 
-    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
-        self.inner.txn(txn).await
-    }
-
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
         let inner = self.inner.watch(prefix, after).await?;
         Ok(Box::new(PanickingWatch { inner, panics: Arc::clone(&self.watches) }))
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.inner.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.revoke_lease(lease).await
     }
 }
 
@@ -268,20 +237,23 @@ async fn a_panic_makes_the_view_stale_and_it_is_read_again() {
     let inner = memory();
     put(&*inner, "c/a", 1).await;
     let watches = Arc::new(AtomicU64::new(0));
-    let store =
-        Arc::new(Panicking { inner: Arc::clone(&inner), watches, pages: AtomicU64::new(0) });
+    let store = Arc::new(Fronted(Panicking {
+        inner: Arc::clone(&inner),
+        watches,
+        pages: AtomicU64::new(0),
+    }));
     let shared = Arc::clone(&store) as Arc<dyn MetadataStore>;
     let cache = WatchCache::start(shared, env(), RetryPolicy::default(), "c/").await;
     let cache = cache.expect("read");
     for next_value in 2..5 {
-        store.watches.store(1, Ordering::Relaxed);
-        store.pages.store(3, Ordering::Relaxed);
+        store.0.watches.store(1, Ordering::Relaxed);
+        store.0.pages.store(3, Ordering::Relaxed);
         put(&*inner, "c/a", next_value).await;
         eventually(&cache, "it goes stale", |cache| !cache.is_fresh()).await;
         assert_eq!(cache.get("c/a"), Err(CacheError::Stale));
         let seen = |cache: &WatchCache<_>| next(cache, "c/a") == Some(next_value);
         eventually(&cache, "it is read again", seen).await;
-        assert_eq!(store.pages.load(Ordering::Relaxed), 0, "reads panicked, too");
+        assert_eq!(store.0.pages.load(Ordering::Relaxed), 0, "reads panicked, too");
     }
     put(&*inner, "c/b", 9).await;
     eventually(&cache, "it is followed again", |cache| next(cache, "c/b") == Some(9)).await;
@@ -310,7 +282,7 @@ async fn changes_between_the_pages_of_a_read_are_neither_missed_nor_undone() {
         put(&*inner, key, next).await;
     }
     let store: Arc<dyn MetadataStore> =
-        Arc::new(Meddled { inner: Arc::clone(&inner), pages: AtomicU64::new(0) });
+        Arc::new(Fronted(Meddled { inner: Arc::clone(&inner), pages: AtomicU64::new(0) }));
     let cache = WatchCache::<CounterRecord>::start(store, env(), RetryPolicy::default(), "c/");
     let cache = cache.await.expect("read");
     // The key of a later page is never seen at a revision before the one it was read at.
