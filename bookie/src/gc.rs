@@ -21,6 +21,8 @@ use geminga_proto::id::{ClusterId, LedgerId};
 
 use crate::bookie::{Bookie, Hints};
 
+/// Noted in place of a revision when the metadata were replaced; higher than any.
+const REPLACED: u64 = u64::MAX;
 /// Hinted ledgers above which all ledgers are listed instead of asked for one by one.
 const MAX_SINGLE_LOOKS: usize = 256;
 
@@ -45,6 +47,15 @@ pub enum CollectError {
         /// The revision now.
         found: u64,
     },
+    /// The metadata were found to be others, or older ones, while this bookie ran. What is noted is
+    /// that, and no revision: set back metadata soon get above any that they have lost.
+    #[error(
+        "the metadata was replaced or set back while this node ran, so ledgers that it holds may \
+         be missing there and would be deleted. Nothing is deleted any more. Find out which \
+         metadata is the right one; if it is the one that is used now, or if what was changed \
+         since it was copied is to be given up, restart this node with bookie.accept_older_metadata"
+    )]
+    Replaced,
     /// The metadata is another cluster's, or nobody's.
     #[error("the metadata is of cluster {found:?}, not of {expected}: nothing is deleted any more")]
     ForeignCluster {
@@ -84,6 +95,7 @@ impl CollectError {
             Self::Store(_) => true,
             Self::Record(_)
             | Self::WentBack { .. }
+            | Self::Replaced
             | Self::ForeignCluster { .. }
             | Self::NoCookie
             | Self::MassDeletion { .. }
@@ -208,6 +220,9 @@ impl Collector {
         limit: usize,
         revision: &mut u64,
     ) -> Result<RangePage, CollectError> {
+        if *revision == REPLACED {
+            return Err(CollectError::Replaced);
+        }
         let page = self.store.range(prefix, after, limit).await?;
         let Revision(found) = page.revision;
         if found < *revision {
@@ -317,10 +332,11 @@ pub async fn check(bookie: &Bookie, store: &Arc<dyn MetadataStore>) -> Result<()
     let collector = Collector::new(bookie.clone(), Arc::clone(store));
     let mut revision = bookie.log().with_state(|state| state.wanted_revision);
     match collector.check_identity(&mut revision).await {
-        Err(CollectError::WentBack { seen, found }) if bookie.config().accept_older_metadata => {
+        Err(error @ (CollectError::WentBack { .. } | CollectError::Replaced))
+            if bookie.config().accept_older_metadata =>
+        {
             tracing::warn!(
-                seen,
-                found,
+                %error,
                 "older metadata are accepted, as bookie.accept_older_metadata says; unset it now"
             );
             revision = 0;
@@ -343,6 +359,17 @@ pub async fn note(bookie: &Bookie, store: &Arc<dyn MetadataStore>) -> Result<(),
     let mut revision = bookie.log().with_state(|state| state.wanted_revision);
     collector.check_identity(&mut revision).await?;
     collector.delete(Vec::new(), revision).await.map(drop)
+}
+
+/// Makes durable that the metadata were replaced or set back while this bookie ran: nothing is
+/// deleted any more, and starts are refused until one of them accepts that.
+///
+/// # Errors
+/// [`CollectError::ReadOnly`].
+pub async fn note_replaced(bookie: &Bookie) -> Result<(), CollectError> {
+    let log = bookie.log().clone();
+    let noted = tokio::task::spawn_blocking(move || log.forget(REPLACED, &[]));
+    noted.await.ok().and_then(Result::ok).map(drop).ok_or(CollectError::ReadOnly)
 }
 
 #[cfg(test)]

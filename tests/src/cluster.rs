@@ -263,6 +263,12 @@ impl Cluster {
         self.member(name)["state"] == "running"
     }
 
+    /// The code that its last process ended with, if it has ended and wasn't killed.
+    #[must_use]
+    pub fn exit_code(&self, name: &str) -> Option<i32> {
+        self.member(name)["exit_code"].as_i64().and_then(|code| i32::try_from(code).ok())
+    }
+
     /// The number of its process.
     ///
     /// # Panics

@@ -117,6 +117,29 @@ async fn the_metadata_going_back_stops_deletion_also_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metadata_that_were_replaced_once_are_refused_at_any_revision_until_that_is_accepted() {
+    let mut scene = scene(1..3).await;
+    scene.forget(1).await;
+    note_replaced(&scene.bookie).await.expect("noted");
+    assert_eq!(scene.collector.census().await, Err(CollectError::Replaced));
+    assert_eq!(scene.held(), [1, 2]);
+    let store = Arc::clone(&scene.store) as Arc<dyn MetadataStore>;
+    let reopen = |config| {
+        let device = Arc::new(scene.device.clone());
+        Bookie::open(config, identity(), device, Env::system()).expect("opens").0
+    };
+    scene.bookie.close().await.expect("closes");
+    let bookie = reopen(config());
+    assert_eq!(check(&bookie, &store).await, Err(CollectError::Replaced));
+    bookie.close().await.expect("closes");
+    let bookie = reopen(BookieConfig { accept_older_metadata: true, ..config() });
+    assert_eq!(check(&bookie, &store).await, Ok(()));
+    bookie.close().await.expect("closes");
+    let bookie = reopen(config());
+    assert_eq!(check(&bookie, &store).await, Ok(()), "it was accepted once and for all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_cluster_or_a_missing_cookie_stops_deletion() {
     let scene = scene(1..3).await;
     let foreign = metadata(&ClusterId::new("other").expect("a name")).await;

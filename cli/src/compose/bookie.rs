@@ -7,15 +7,22 @@
 //!
 //! Order of the end: the record goes, so that nobody chooses this bookie any more; then the port
 //! closes after the answers that are due; then the log is sealed.
+//!
+//! *Architecture invariant:* a bookie whose etcd was replaced or set back goes on serving, deletes
+//! nothing, and is not ready until somebody has looked and starts it again. Nothing that it serves
+//! depends on etcd, and brokers that have the right one need its copies. It makes durable at once
+//! what it has found: a later start couldn't tell, since an etcd that was set back is soon at a
+//! higher revision than any it has lost.
 
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use geminga_bookie::bookie::Bookie;
-use geminga_bookie::gc::Collector;
+use geminga_bookie::gc::{self, Collector};
 use geminga_bookie::registration::{Checked, Registration, RegistrationConfig};
-use geminga_meta::store::MetadataStore;
+use geminga_meta::store::{EtcdStore, MetadataStore};
 use geminga_proto::env::Env;
 use geminga_proto::id::BookieId;
 use prometheus_client::registry::Registry;
@@ -70,7 +77,7 @@ impl BookieServer {
         let etcd = components::metadata(settings)?;
         let wait = settings.metadata.wait.0.map(|wait| wait.0);
         let opened = ClusterMetadata::open(etcd, wait, &env).await?;
-        let ClusterMetadata { store, cluster, .. } = opened;
+        let ClusterMetadata { store, etcd, cluster, .. } = opened;
         let opened = open_bookie(settings, &store, &cluster, &id, config, &env);
         let data_dir = settings.data_dir.clone();
         let bookie = opened
@@ -81,6 +88,8 @@ impl BookieServer {
         metrics::register(&mut registry, bookie.clone());
         let probes = Probes::new(registry);
         let metrics = Some(metrics_port.advertised);
+        let watched = watch_metadata(etcd, bookie.clone(), probes.clone(), parts.stopped());
+        parts.spawn("watch of the metadata", watched);
         let served = probes::serve(metrics_port.listener, probes.clone(), parts.stopped());
         parts.spawn("metrics port", served);
         let config = RegistrationConfig {
@@ -94,6 +103,33 @@ impl BookieServer {
         let addresses = Addresses { bookie: Some(address), metrics, ..Addresses::default() };
         Ok(Self { addresses, zone, data_dir, bookie, probes, aside, registration: None, parts })
     }
+}
+
+/// Says it aloud when the metadata can never be used again, and makes that durable.
+async fn watch_metadata(
+    etcd: Arc<EtcdStore>,
+    bookie: Bookie,
+    probes: Probes,
+    stopped: impl Future<Output = ()>,
+) {
+    let replaced = etcd.replaced();
+    tokio::pin!(stopped);
+    tokio::select! {
+        () = &mut stopped => return,
+        error = replaced => {
+            let why = format!(
+                "{error}; this bookie serves what it has, deletes nothing and isn't registered; \
+                 find out which etcd is the right one (docs/OPERATIONS.md, Backup and restore), \
+                 and then start it again, with bookie.accept_older_metadata"
+            );
+            tracing::error!("{why}");
+            probes.set_trouble(&why);
+        }
+    }
+    if let Err(error) = gc::note_replaced(&bookie).await {
+        tracing::error!(%error, "a later start won't know that the metadata were replaced");
+    }
+    stopped.await;
 }
 
 impl Server for BookieServer {

@@ -4,13 +4,17 @@
 //! Order of the end: the broker hands its bundles over, and only then its producers and consumers
 //! hear of it, through ports that are still served; then the ports close; then the connections to
 //! bookies and etcd go.
+//!
+//! *Architecture invariant:* a broker whose etcd was replaced or set back ends: what it would go on
+//! to confirm might be in ledgers that the etcd of tomorrow has never heard of.
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use geminga_ledger::placement::WatchedPlacement;
 use geminga_ledger::store::LedgerStore;
 use geminga_ledger::transport::grpc::{GrpcTransport, GrpcTransportConfig};
+use geminga_meta::store::EtcdStore;
 use geminga_proto::env::Env;
 use geminga_proto::id::BrokerId;
 use prometheus_client::registry::Registry;
@@ -29,6 +33,7 @@ pub struct BrokerServer {
     id: BrokerId,
     addresses: Addresses,
     broker: BrokerNode,
+    etcd: Arc<EtcdStore>,
     parts: Parts,
 }
 
@@ -54,7 +59,7 @@ impl BrokerServer {
         let etcd = components::metadata(settings)?;
         let wait = settings.metadata.wait.0.map(|wait| wait.0);
         let opened = ClusterMetadata::open(etcd, wait, &env).await?;
-        let ClusterMetadata { store, cluster, mut patience } = opened;
+        let ClusterMetadata { store, etcd, cluster, mut patience } = opened;
         let view = components::placement(settings);
         let started = patience.until_done(async || {
             WatchedPlacement::start(Arc::clone(&store), env.clone(), view).await
@@ -72,7 +77,7 @@ impl BrokerServer {
         let mut parts = Parts::new();
         let who = (settings.cluster_name.as_str(), cluster.cluster_id);
         broker.serve(&mut parts, ports, who, Registry::default());
-        Ok(Self { id, addresses, broker, parts })
+        Ok(Self { id, addresses, broker, etcd, parts })
     }
 }
 
@@ -92,7 +97,17 @@ impl Server for BrokerServer {
     }
 
     async fn broken(&mut self) -> anyhow::Error {
-        self.parts.broken().await
+        tokio::select! {
+            broken = self.parts.broken() => broken,
+            replaced = self.etcd.replaced() => {
+                self.broker.abandon();
+                anyhow!(replaced).context(
+                    "this broker ends, since what it would confirm from now on could be lost; \
+                     find out which etcd is the right one (docs/OPERATIONS.md, Backup and \
+                     restore), and only then start it again"
+                )
+            }
+        }
     }
 
     async fn close(mut self) -> anyhow::Result<()> {

@@ -90,6 +90,12 @@ impl BrokerNode {
         self.readiness.set(true);
     }
 
+    /// Is not ready any more, and gives everything up without asking the metadata.
+    pub fn abandon(&self) {
+        self.readiness.set(false);
+        self.broker.abandon();
+    }
+
     /// Is not ready any more; closes ledgers and state logs, gives up ownership, and tells clients.
     pub async fn shutdown(&self) {
         self.readiness.set(false);

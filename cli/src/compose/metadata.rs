@@ -24,6 +24,8 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 pub struct ClusterMetadata {
     /// The store.
     pub store: Arc<dyn MetadataStore>,
+    /// The same, for what only etcd can say.
+    pub etcd: Arc<EtcdStore>,
     /// Who the cluster is.
     pub cluster: ClusterRecord,
     /// How long what is read next may wait for etcd: as long as this did.
@@ -47,8 +49,10 @@ impl ClusterMetadata {
             let cluster = cluster::read(&store).await?;
             Ok::<_, Failure>((store, cluster))
         });
-        let (store, cluster) = opened.await?;
-        Ok(Self { store: Arc::new(store), cluster, patience: Patience::new(&config, wait) })
+        let (etcd, cluster) = opened.await?;
+        let etcd = Arc::new(etcd);
+        let store = Arc::clone(&etcd) as Arc<dyn MetadataStore>;
+        Ok(Self { store, etcd, cluster, patience: Patience::new(&config, wait) })
     }
 }
 

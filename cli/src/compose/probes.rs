@@ -5,8 +5,8 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -33,17 +33,24 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub(super) struct Probes {
     registry: Arc<Registry>,
     ready: Arc<AtomicBool>,
+    /// Why it never will be again.
+    trouble: Arc<OnceLock<String>>,
 }
 
 impl Probes {
     /// Shows these figures; not ready yet.
     pub fn new(registry: Registry) -> Self {
-        Self { registry: Arc::new(registry), ready: Arc::default() }
+        Self { registry: Arc::new(registry), ready: Arc::default(), trouble: Arc::default() }
     }
 
     /// Says on `/readyz` whether everything serves.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Says on `/readyz` that somebody has to look, and why, until the process ends.
+    pub fn set_trouble(&self, why: &str) {
+        self.trouble.get_or_init(|| why.to_owned());
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
@@ -52,8 +59,13 @@ impl Probes {
         }
         match path.trim_end_matches('/') {
             "/livez" => plain(StatusCode::OK, "ok"),
-            "/readyz" if self.ready.load(Ordering::Acquire) => plain(StatusCode::OK, "ok"),
-            "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+            "/readyz" => match (self.trouble.get(), self.ready.load(Ordering::Acquire)) {
+                (Some(why), _) => {
+                    plain(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}"))
+                }
+                (None, true) => plain(StatusCode::OK, "ok"),
+                (None, false) => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+            },
             "/metrics" => {
                 let mut text = String::new();
                 if encode(&mut text, &self.registry).is_err() {
@@ -151,6 +163,11 @@ mod tests {
         let metrics = get(&address, "/metrics").await;
         assert!(metrics.contains("geminga_bookie_ledgers 7"), "{metrics}");
         assert!(get(&address, "/admin/v2/tenants").await.starts_with("HTTP/1.1 404"));
+        probes.set_trouble("the disk is wet");
+        probes.set_ready(true);
+        let trouble = get(&address, "/readyz").await;
+        assert!(trouble.starts_with("HTTP/1.1 503") && trouble.contains("wet"), "{trouble}");
+        assert!(get(&address, "/livez").await.starts_with("HTTP/1.1 200"));
         stop.send(()).expect("it serves");
         serving.await.expect("it ends well");
         assert!(TcpStream::connect(&address).await.is_err());

@@ -129,6 +129,19 @@ impl EtcdStore {
         self.identity.highest()
     }
 
+    /// Is done once this store is [`StoreError::Replaced`], which is for good, and gives that.
+    pub fn replaced(&self) -> impl Future<Output = StoreError> + Send + 'static {
+        let mut replaced = self.identity.replaced();
+        async move {
+            let why = replaced.wait_for(Option::is_some).await.map(|why| why.clone());
+            match why {
+                Ok(why) => StoreError::Replaced(why.unwrap_or_default()),
+                // The store is gone, and nobody's any more.
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
     /// Checks the header of a linearizable answer.
     fn answered(
         &self,

@@ -204,6 +204,15 @@ impl Broker {
         }
     }
 
+    /// Stops at once and gives everything up, without the metadata, which can never be used again:
+    /// nothing is confirmed any more, and what others may make of the ledgers is left to recovery.
+    pub fn abandon(&self) {
+        let inner = &self.inner;
+        if !inner.stopping.swap(true, Ordering::AcqRel) {
+            keeper::give_up(&inner.topics, &inner.namespaces, &TopicError::ShuttingDown);
+        }
+    }
+
     /// The slots that may hold something to give away, those in service first. The others were
     /// only ever asked for.
     fn given_away(&self) -> Vec<(BundleId, Arc<BundleSlot>)> {

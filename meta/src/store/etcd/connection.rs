@@ -111,8 +111,10 @@ impl Connector {
         let found = connection.kv.clone().get(self.cluster_key.clone(), Some(only_key)).await;
         let found = found.map_err(failure)?;
         let sender = sender(found.header())?;
-        identity.linearizable(sender, floor).map_err(Failure::Final)?;
-        identity.record_found(found.kvs().first()).map_err(Failure::Final)
+        identity.any(sender).map_err(Failure::Final)?;
+        identity.record_found(found.kvs().first()).map_err(Failure::Final)?;
+        // Last: what another etcd is at must not count as seen.
+        identity.linearizable(sender, floor).map_err(Failure::Final)
     }
 }
 

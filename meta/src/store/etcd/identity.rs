@@ -116,7 +116,10 @@ impl Identity {
             first
         });
         if first {
-            tracing::error!(why, "another etcd answers than before; it isn't used any more");
+            tracing::error!(
+                why,
+                "the metadata store was replaced or set back; this process uses it no more"
+            );
         }
         self.check()
     }

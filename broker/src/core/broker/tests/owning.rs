@@ -82,6 +82,29 @@ async fn what_is_not_owned_any_more_is_not_trimmed() {
 }
 
 #[tokio::test]
+async fn an_abandoned_broker_tells_its_clients_at_once_and_asks_the_metadata_for_nothing() {
+    let cluster = Cluster::new();
+    let broker = cluster.broker(Cluster::config()).await;
+    let (first, ear) = producer(&broker, "orders").await;
+    publish(&broker, &first, 0, &texts("m", 1)).await;
+    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    cluster.meta.faults().set_script(move |request| {
+        // The keep-alives go on for as long as the process does.
+        let counts = !matches!(request, Request::Lease);
+        counted.fetch_add(usize::from(counts), Ordering::Relaxed);
+        Fault::Unavailable
+    });
+    broker.abandon();
+    ear.look(|heard| assert_eq!(heard.closed, [TopicError::ShuttingDown]));
+    broker.shutdown().await;
+    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    let refused = broker.open_producer(open("orders"), Arc::new(Ear::default()) as _).await;
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
 async fn without_the_metadata_idle_topics_stay_open_and_nothing_is_unloaded() {
     let cluster = Cluster::new();
     let config = BrokerConfig {
