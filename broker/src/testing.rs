@@ -216,6 +216,8 @@ pub struct Heard {
     pub receipts: Vec<Receipt>,
     /// Entries refused, with their sequence ids.
     pub refused: Vec<(u64, PublishError)>,
+    /// What entries had to wait for.
+    pub delayed: Vec<TopicError>,
     /// Why the producer or consumer was closed.
     pub closed: Vec<TopicError>,
     /// In the order of their coming.
@@ -279,6 +281,9 @@ impl ProducerSink for Ear {
     }
     fn refused(&self, _: ProducerId, sequence_id: u64, error: &PublishError) {
         self.hear(|heard| heard.refused.push((sequence_id, error.clone())));
+    }
+    fn delayed(&self, _: ProducerId, why: &TopicError) {
+        self.hear(|heard| heard.delayed.push(why.clone()));
     }
     fn closed(&self, _: ProducerId, error: &TopicError) {
         self.hear(|heard| heard.closed.push(error.clone()));

@@ -331,7 +331,8 @@ pub enum SendError {
     Timeout {
         /// The send timeout.
         after: Duration,
-        /// Why there was no session, or why the last one ended, if there was none since.
+        /// Why there was no session, why the last one ended, or what the broker waits for; if
+        /// there was no receipt since.
         last: Option<String>,
     },
     /// The producer was closed before there was a receipt; it may or may not be stored.

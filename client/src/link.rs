@@ -234,13 +234,14 @@ impl Protocol for Produce {
     }
 
     fn unpack(response: Self::Response, each: &mut dyn FnMut(u64, Self::Event)) {
-        use v1::produce_result::Result::{Closed, Opened, Receipts, SendFailed};
+        use v1::produce_result::Result::{Closed, Delayed, Opened, Receipts, SendFailed};
         for event in response.results.into_iter().filter_map(|result| result.result) {
             let id = match &event {
                 Opened(opened) => opened.producer_id,
                 Receipts(receipts) => receipts.producer_id,
                 SendFailed(failed) => failed.producer_id,
                 Closed(closed) => closed.producer_id,
+                Delayed(delayed) => delayed.producer_id,
             };
             each(id, event);
         }

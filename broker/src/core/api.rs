@@ -68,6 +68,8 @@ pub trait ProducerSink: Send + Sync + Debug + 'static {
     fn receipts(&self, producer: ProducerId, receipts: &[Receipt]);
     /// An entry is refused and not stored; the producer stays open.
     fn refused(&self, producer: ProducerId, sequence_id: u64, error: &PublishError);
+    /// Entries that were published wait for what `why` says: there is nothing to be done.
+    fn delayed(&self, producer: ProducerId, why: &TopicError);
     /// The producer is closed by the broker. Entries without a receipt have an unknown outcome.
     fn closed(&self, producer: ProducerId, error: &TopicError);
 }

@@ -71,7 +71,7 @@ pub struct Session {
     draining: AtomicBool,
     /// Set once, when the broker stops: the lease is gone on purpose.
     released: AtomicBool,
-    /// The lease may be lost: ask at once.
+    /// The lease may be lost, or the store away: ask at once.
     check: Arc<Notify>,
 }
 
@@ -88,7 +88,7 @@ impl Session {
             previous: Mutex::new(SessionId(0)),
             draining: AtomicBool::new(false),
             released: AtomicBool::new(false),
-            check: Arc::default(),
+            check: context.health.question(),
         });
         session.renew().await?;
         Ok(session)
@@ -315,11 +315,11 @@ impl Session {
                 }
                 // That doesn't pass.
                 Err(error @ OwnershipError::Store(StoreError::Replaced(_))) => {
-                    context.health.failed(&context.env, &error);
+                    context.health.failed(&context.env, true, &error);
                     HOPELESS
                 }
                 Err(error) => {
-                    context.health.failed(&context.env, &error);
+                    context.health.failed(&context.env, true, &error);
                     retry
                 }
             };
@@ -347,11 +347,11 @@ impl Session {
                 Duration::ZERO
             }
             Ok(Err(error)) => {
-                context.health.failed(&context.env, &error);
+                context.health.failed(&context.env, self.is_in_doubt(), &error);
                 retry
             }
             Err(_) => {
-                context.health.failed(&context.env, &"no answer to a keep-alive");
+                context.health.failed(&context.env, true, &"no answer to a keep-alive");
                 Duration::ZERO
             }
         }

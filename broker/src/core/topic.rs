@@ -27,7 +27,7 @@ mod subscriptions;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use geminga_ledger::observer::WriterFailure;
+use geminga_ledger::observer::{StallReason, WriterFailure};
 use geminga_proto::entry::inspect_entry;
 use geminga_proto::env::Monotonic;
 use geminga_proto::id::{EntryId, LedgerId, Position, TopicIncarnation};
@@ -370,6 +370,14 @@ impl Topic {
                 state.log.failed = Some(failure);
                 self.maintain(&mut state, self.context.env.clock.monotonic());
             }
+        }
+    }
+
+    /// The open ledger stands still: tells producers why.
+    fn delayed(&self, generation: Generation, reason: StallReason) {
+        let state = self.state.lock();
+        if state.log.is_current(generation) {
+            state.producers.delayed(&unavailable(reason));
         }
     }
 

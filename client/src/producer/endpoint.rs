@@ -150,11 +150,12 @@ impl Endpoint for Shared {
 
 impl Sink<v1::produce_result::Result> for Shared {
     fn event(&self, id: u64, event: v1::produce_result::Result) {
-        use v1::produce_result::Result::{Closed, Opened, Receipts, SendFailed};
+        use v1::produce_result::Result::{Closed, Delayed, Opened, Receipts, SendFailed};
         match event {
             Opened(opened) => self.on_opened(id, opened),
             Receipts(receipts) => self.on_receipts(id, &receipts.receipts),
             SendFailed(failed) => self.on_send_failed(id, failed),
+            Delayed(delayed) => self.on_delayed(id, delayed),
             Closed(closed) => {
                 let error = closed.error.map(BrokerError::from_wire);
                 self.on_session_over(id, |url| match error {
@@ -280,6 +281,16 @@ impl Shared {
         self.encode(job);
         if let Some(expected) = out_of_order {
             self.distrust(id, failed.sequence_id, expected);
+        }
+    }
+
+    /// Remembers why there is no receipt, for those whose time runs out.
+    fn on_delayed(&self, id: u64, delayed: v1::ProducerDelayed) {
+        let error = BrokerError::from_wire(delayed.error.unwrap_or_default());
+        let mut state = self.state.lock();
+        if state.session.id() == Some(id) {
+            tracing::debug!(topic = %self.topic, %error, "what was sent has to wait");
+            state.last_error = Some(ClientError::Broker(error));
         }
     }
 

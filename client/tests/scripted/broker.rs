@@ -78,6 +78,8 @@ pub struct State {
     pub redeliveries: BTreeMap<u64, u32>,
     /// Entries come but get no receipt.
     pub withhold_receipts: bool,
+    /// Says so of entries that it withholds receipts of.
+    pub delays: bool,
     pub withhold_ack_receipts: bool,
     /// Deliveries stay on their way until a consumer asks for something again, or leaves.
     pub slow_deliveries: bool,
@@ -321,6 +323,10 @@ impl Broker {
                     if state.does(Fault::DuplicateReceipt) {
                         receipts.push(receipt);
                     }
+                } else if state.delays {
+                    let error = error(ErrorCode::Unavailable);
+                    let delayed = v1::ProducerDelayed { producer_id, error };
+                    other = Some(ProduceResult::Delayed(delayed));
                 }
             }
         }

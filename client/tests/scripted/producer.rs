@@ -306,6 +306,13 @@ async fn a_message_without_a_receipt_in_time_fails_and_its_room_comes_back() {
         assert_eq!(error, SendError::Timeout { after: timeout, last: None });
     }
     assert_eq!(producer.in_flight(), 0);
+    // What the broker has said of it is what is known of the cause.
+    broker.state.lock().delays = true;
+    let error = soon(producer.send("1")).await.expect_err("no receipt");
+    let SendError::Timeout { last: Some(why), .. } = error else { panic!("no cause: {error}") };
+    assert!(why.contains("UNAVAILABLE"), "{why}");
+    broker.state.lock().withhold_receipts = false;
+    soon(producer.send("1")).await.expect("it goes on");
 }
 
 #[tokio::test]

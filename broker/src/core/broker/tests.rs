@@ -272,7 +272,16 @@ async fn when_a_quorum_is_lost_the_rest_goes_in_order_into_the_next_ledger() {
     cluster.set_up(0, false);
     cluster.set_up(1, false);
     publish(&broker, &producer, 5, &texts("m", 5)).await;
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    // It hears why it waits: first of the ledger, then of what ends the ledger.
+    let says = |why: &TopicError, words| why.to_string().contains(words);
+    ear.until("why the ledger waits", |heard| {
+        heard.delayed.iter().any(|why| says(why, "too few bookies can take writes"))
+    })
+    .await;
+    ear.until("why its end waits", |heard| {
+        heard.delayed.iter().any(|why| says(why, "can't be fenced"))
+    })
+    .await;
     assert_eq!(ear.look(|heard| heard.receipts.len()), 5);
     cluster.set_up(0, true);
     cluster.set_up(1, true);

@@ -118,6 +118,7 @@ pub async fn run(topic: Arc<Topic>) {
             topic.retire(failures);
             return;
         }
+        let holds_up = matches!(job, Job::Recover(_) | Job::Open(_));
         match topic.perform(job).await {
             Ok(()) => failures = 0,
             Err(JobError::Later(why)) => {
@@ -126,14 +127,21 @@ pub async fn run(topic: Arc<Topic>) {
                     tracing::warn!(topic = %topic.name, why, attempt = failures, "will try again");
                 }
                 topic.refuse_waiting(failures, &why);
+                topic.tell_waiting(holds_up, failures, &why);
                 pause(failures).await;
             }
             Err(JobError::Metadata(error)) => {
                 failures += 1;
-                // Logged once for all topics.
-                topic.context.health.failed(&topic.context.env, &error);
-                tracing::debug!(topic = %topic.name, %error, attempt = failures, "will try again");
+                topic.context.health.suspect(&error);
+                let (topic_name, attempt) = (&topic.name, failures);
+                // An outage is logged once for all topics; what it isn't, has a cause of its own.
+                if attempt.is_power_of_two() && attempt > 2 && !topic.context.health.is_away() {
+                    tracing::warn!(topic = %topic_name, %error, attempt, "will try again");
+                } else {
+                    tracing::debug!(topic = %topic_name, %error, attempt, "will try again");
+                }
                 topic.refuse_waiting(failures, &error.to_string());
+                topic.tell_waiting(holds_up, failures, &error.to_string());
                 pause(failures).await;
             }
             Err(JobError::Fatal(error)) => {
@@ -277,6 +285,15 @@ impl Topic {
         state.log.queue = PublishQueue::resume(end.0, end.1);
         let closed = state.producers.close(&unavailable(why));
         self.context.metrics.producers.dec_by(i64::try_from(closed).unwrap_or(i64::MAX));
+    }
+
+    /// Producers whose entries wait for the end of a failed ledger, or for a first one, hear why.
+    fn tell_waiting(&self, holds_up: bool, failures: u32, why: &str) {
+        let state = self.state.lock();
+        let log = &state.log;
+        if holds_up && failures > 1 && (log.failed.is_some() || log.current.is_none()) {
+            state.producers.delayed(&unavailable(why));
+        }
     }
 
     fn retention(&self, state: &State) -> Retention {

@@ -34,6 +34,7 @@ impl LedgerObserver for LedgerTap {
     fn stalled(&self, reason: StallReason) {
         if let Some(topic) = self.topic.upgrade() {
             topic.storage_full(self.generation, reason == StallReason::DiskFull);
+            topic.delayed(self.generation, reason);
         }
     }
 

@@ -187,6 +187,12 @@ impl Producers {
         closed.len()
     }
 
+    /// Tells those that wait for receipts what they wait for.
+    pub fn delayed(&self, why: &TopicError) {
+        let waiting = self.connected.iter().filter(|producer| producer.in_flight > 0);
+        waiting.for_each(|producer| producer.sink.delayed(producer.id, why));
+    }
+
     /// Their statistics.
     #[must_use]
     pub fn stats(&self, credit_bytes: u64) -> Vec<PublisherStats> {

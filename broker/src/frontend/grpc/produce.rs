@@ -116,6 +116,12 @@ impl ProducerSink for Sink {
         self.outbound.push(Answer::Other(ProduceResult::SendFailed(failed)));
     }
 
+    fn delayed(&self, producer: ProducerId, why: &TopicError) {
+        let delayed =
+            v1::ProducerDelayed { producer_id: producer.0, error: Some(error::topic(why)) };
+        self.outbound.push(Answer::Other(ProduceResult::Delayed(delayed)));
+    }
+
     fn closed(&self, producer: ProducerId, error: &TopicError) {
         self.tell_closed(producer.0, Some(error::topic(error)));
         self.closed.lock().push(producer.0);

@@ -182,6 +182,9 @@ impl ProducerSink for Panicky {
     fn refused(&self, id: ProducerId, sequence_id: u64, error: &PublishError) {
         self.0.refused(id, sequence_id, error);
     }
+    fn delayed(&self, id: ProducerId, why: &TopicError) {
+        self.0.delayed(id, why);
+    }
     fn closed(&self, id: ProducerId, error: &TopicError) {
         ProducerSink::closed(&self.0, id, error);
     }
