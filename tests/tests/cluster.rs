@@ -1,8 +1,10 @@
 //! A cluster of real processes as a user sees it: made by one command, used by the command line
 //! over the list of its brokers, going on when the owner of a topic is killed, stopped cleanly.
 
+use etcd_client::Client;
 use geminga_tests::cli::{Reached, against, against_with_input, command, run_to_its_end};
 use geminga_tests::cluster::{Cluster, Plan};
+use geminga_tests::etcd::Etcd;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,8 +92,43 @@ fn what_is_set_for_all_reaches_the_first_namespace_too() {
 }
 
 #[test]
+fn a_record_that_can_not_be_used_is_named_and_the_rest_goes_on() {
+    let mut cluster = Cluster::up(&Plan { brokers: 1, ..Plan::with_long_leases() });
+    cluster.allow_in_log("a bookie's record can't be used");
+    let produce =
+        |cluster: &Cluster, topic| against_with_input(cluster, &["produce", topic], b"a\n");
+    drop(against(&cluster, &["admin", "topics", "create", "bad"]).ok());
+    drop(against(&cluster, &["admin", "topics", "unload", "bad"]).ok());
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let etcd = Client::connect([cluster.metadata_endpoints()], None);
+    let mut etcd = runtime.block_on(etcd).expect("it answers");
+    let (topic, bookie) = ("topics/public/default/bad", "bookies/bookie-1");
+    for key in [topic, bookie] {
+        let key = format!("/geminga/geminga/{key}");
+        runtime.block_on(etcd.put(key, "no record", None)).expect("written");
+    }
+    produce(&cluster, "bad").failed_with(1, &["damaged", topic]);
+    drop(produce(&cluster, "good").ok());
+    let listed = against(&cluster, &["admin", "bookies", "list", "--output", "json"]).ok().json();
+    let states = listed["bookies"].as_array().into_iter().flatten().map(|it| &it["state"]);
+    assert_eq!(states.collect::<Vec<_>>(), ["unreadable", "writable", "writable"], "{listed}");
+    let status = against(&cluster, &["admin", "cluster", "status"]);
+    let table = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(table.contains("bookie-1") && table.contains("delete its key"), "{table}");
+    status.failed_with(4, &["degraded"]);
+
+    // As it says.
+    let key = format!("/geminga/geminga/{bookie}");
+    runtime.block_on(etcd.delete(key, None)).expect("deleted");
+    cluster.stop("bookie-1");
+    cluster.start("bookie-1");
+    drop(against(&cluster, &["admin", "cluster", "status"]).ok());
+    cluster.down();
+}
+
+#[test]
 fn what_does_not_belong_is_refused_with_what_to_do() {
-    let cluster = Cluster::up(&Plan { bookies: 3, brokers: 1, ..Plan::with_long_leases() });
+    let mut cluster = Cluster::up(&Plan { bookies: 3, brokers: 1, ..Plan::with_long_leases() });
     let endpoints = cluster.metadata_endpoints();
     let ran = |args: &[&str]| {
         let args = [args, &["--metadata-endpoints", &endpoints]].concat();
@@ -113,6 +150,15 @@ fn what_does_not_belong_is_refused_with_what_to_do() {
     let dir = home.path().to_str().expect("temporary paths are text");
     let bookie = ["bookie", "--bookie-id", "bookie-1", "--bookie-port", "0", "--data-dir", dir];
     ran(&bookie).failed_with(1, &["bookie-1", "is empty", "under a new name"]);
+    // Nor with a copy of the first one's disk, which would pass for it.
+    let copy = home.path().join("copy");
+    cluster.stop("bookie-1");
+    Etcd::copy_data(&cluster.dir().join("bookie-1/data"), &copy);
+    cluster.start("bookie-1");
+    let copy = copy.to_str().expect("temporary paths are text");
+    let bookie = ["bookie", "--bookie-id", "bookie-1", "--data-dir", copy];
+    let bookie = [&bookie[..], &["--bookie-port", "0", "--metrics-port", "0"]].concat();
+    ran(&bookie).failed_with(1, &["bookie-1 is running already at", "another bookie_id"]);
 
     // An etcd that isn't there, and a bookie that is asked for topics.
     let nobody = ["cluster", "init", "--metadata-wait", "300ms", "--metadata-endpoints"];

@@ -30,8 +30,22 @@ pub struct BrokerInfo {
 pub struct BookieInfo {
     /// Its name.
     pub bookie_id: String,
-    /// What it says of itself; `None`: it has a cookie but isn't up.
+    /// What it says of itself; `None`: it has a cookie but isn't up, or its record can't be read.
     pub up: Option<BookieUp>,
+    /// Why its record can't be read.
+    pub unreadable: Option<String>,
+}
+
+impl BookieInfo {
+    /// What it says, or what becomes of that.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match (&self.up, &self.unreadable) {
+            (Some(up), _) => up.state,
+            (None, Some(_)) => "unreadable",
+            (None, None) => "missing",
+        }
+    }
 }
 
 /// What a bookie says of itself.

@@ -150,6 +150,21 @@ impl Ownership {
         self.brokers.list_anyway().into_iter().filter_map(Result::ok).collect()
     }
 
+    /// The names of brokers whose records can't be read, and why.
+    #[must_use]
+    pub fn unreadable_brokers(&self) -> Vec<(String, String)> {
+        let listed = self.brokers.list_anyway().into_iter();
+        let unreadable = listed.filter_map(|broker| match broker {
+            Err(CacheError::Record { key, error }) => Some((key, error)),
+            Ok(_) | Err(CacheError::Stale) => None,
+        });
+        let named = unreadable.map(|(key, error)| match Key::parse(&key) {
+            Some(Key::Broker(broker)) => (broker.to_string(), error.to_string()),
+            _ => (key, error.to_string()),
+        });
+        named.collect()
+    }
+
     /// The owned bundles with their owners, as far as their records can be read.
     #[must_use]
     pub fn owners(&self) -> BTreeMap<BundleId, Arc<Stored<OwnershipRecord>>> {

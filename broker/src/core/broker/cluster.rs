@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use geminga_meta::bundle::BundleId;
 use geminga_meta::keys::{self, Key};
-use geminga_meta::read::read_all;
 use geminga_meta::record::{BookieRecord, LedgerRecord, LedgerState, Record, Stored};
 use geminga_meta::store::{MAX_RANGE, StoreError};
 use geminga_proto::topic_name::NamespaceName;
@@ -21,6 +20,8 @@ use crate::core::cluster_info::{
 
 /// Ledgers that are looked at for missing copies. Beyond them, a status says how far it looked.
 const LEDGERS_LOOKED_AT: usize = 20_000;
+/// What to do about a record that can't be used and that hangs on a process's lease.
+const MEND_LEASED: &str = "delete its key in etcd, and restart that process";
 /// How long the metadata may take to show bookies or ledgers.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -58,21 +59,26 @@ impl Broker {
         if self.config().alone {
             return Ok(self.local_bookies().await);
         }
-        let meta = &**self.metadata();
         let mut bookies = BTreeMap::new();
+        let mut insert = |bookie_id: String, up, unreadable| {
+            bookies.insert(bookie_id.clone(), BookieInfo { bookie_id, up, unreadable });
+        };
         self.each(keys::COOKIES, |pair| {
             if let Some(Key::Cookie(bookie)) = Key::parse(&pair.key) {
-                bookies.insert(bookie.to_string(), None);
+                insert(bookie.to_string(), None, None);
             }
         })
         .await?;
-        for Stored { record, .. } in read_all::<BookieRecord>(meta, keys::BOOKIES).await? {
-            let state = record.state().as_str();
-            let BookieRecord { bookie_id, address, zone, total_bytes, free_bytes, .. } = record;
-            let up = BookieUp { address, zone, state, total_bytes, free_bytes };
-            bookies.insert(bookie_id.to_string(), Some(up));
-        }
-        Ok(bookies.into_iter().map(|(bookie_id, up)| BookieInfo { bookie_id, up }).collect())
+        self.each(keys::BOOKIES, |pair| {
+            let Some(Key::Bookie(bookie)) = Key::parse(&pair.key) else { return };
+            match Stored::<BookieRecord>::from_pair(pair) {
+                Ok(stored) => insert(bookie.to_string(), Some(bookie_up(stored.record)), None),
+                // One that can't be read hides no other.
+                Err(error) => insert(bookie.to_string(), None, Some(error.to_string())),
+            }
+        })
+        .await?;
+        Ok(bookies.into_values().collect())
     }
 
     /// The bookies of a standalone, which don't register.
@@ -86,7 +92,7 @@ impl Broker {
                 total_bytes: info.total_bytes,
                 free_bytes: info.free_bytes,
             });
-            BookieInfo { bookie_id: bookie.to_string(), up }
+            BookieInfo { bookie_id: bookie.to_string(), up, unreadable: None }
         });
         bookies.collect()
     }
@@ -118,6 +124,11 @@ impl Broker {
         self.metadata_problems(&mut problems);
         let brokers = self.brokers();
         broker_problems(&brokers, &mut problems);
+        for (key, error) in self.inner.ownership.unreadable_brokers() {
+            let why =
+                format!("its record can't be used, so nobody finds it: {error}; {MEND_LEASED}");
+            problems.push(problem(Concern::Broker, &key, why));
+        }
         let bookies = match tokio::time::timeout(PATIENCE, self.bookies()).await {
             Ok(Ok(bookies)) => {
                 bookie_problems(&bookies, write_quorum, ack_quorum, &mut problems);
@@ -127,7 +138,12 @@ impl Broker {
                 problems.push(problem(Concern::Metadata, "bookies", error.to_string()));
                 None
             }
-            Err(_) => None,
+            Err(_) => {
+                let why =
+                    "the bookies could not be listed in time; how many take writes is unknown";
+                problems.push(problem(Concern::Metadata, "bookies", why.to_owned()));
+                None
+            }
         };
         self.bundle_problems(&mut problems);
         if bookies.is_some() {
@@ -219,6 +235,12 @@ impl Broker {
     }
 }
 
+fn bookie_up(record: BookieRecord) -> BookieUp {
+    let state = record.state().as_str();
+    let BookieRecord { address, zone, total_bytes, free_bytes, .. } = record;
+    BookieUp { address, zone, state, total_bytes, free_bytes }
+}
+
 fn problem(concern: Concern, subject: &str, why: String) -> Problem {
     Problem { concern, subject: subject.to_owned(), why, since_ms: None }
 }
@@ -242,30 +264,35 @@ fn bookie_problems(
 ) {
     let mut writable = 0_u32;
     for bookie in bookies {
-        let why = match bookie.up.as_ref().map(|up| up.state) {
-            Some("writable") => {
+        let up = bookie.up.as_ref().map(|up| up.state);
+        let why = match (up, &bookie.unreadable) {
+            (Some("writable"), _) => {
                 writable += 1;
                 continue;
             }
-            Some(state) => format!("it is {state}: no new entries go to it"),
-            None => {
-                "it is not up, and known by its cookie: start it, or have its ledgers repaired \
-                     and its cookie removed"
+            (Some(state), _) => format!("it is {state}: no new entries go to it"),
+            (None, Some(error)) => {
+                format!("its record can't be used, so nobody finds it: {error}; {MEND_LEASED}")
+            }
+            (None, None) => {
+                "it has a disk (its cookie is known) and is not registered: start it, or look at \
+                 its log if it runs"
                     .to_owned()
             }
         };
         problems.push(problem(Concern::Bookie, &bookie.bookie_id, why));
     }
+    let take = if writable == 1 { "bookie takes" } else { "bookies take" };
     if writable < ack_quorum {
         let why = format!(
-            "{writable} bookies take writes and {ack_quorum} are needed: no ledger can be opened, \
-             so publishing stops where there is none"
+            "{writable} {take} writes and {ack_quorum} are needed: no ledger can be opened, so \
+             publishing stops where there is none; bring bookies back"
         );
         problems.push(problem(Concern::Quorum, "ack quorum", why));
     } else if writable < write_quorum {
         let why = format!(
-            "{writable} bookies take writes: new ledgers have {writable} copies instead of \
-             {write_quorum}"
+            "{writable} {take} writes: new ledgers have fewer copies ({writable} instead of \
+             {write_quorum})"
         );
         problems.push(problem(Concern::Quorum, "write quorum", why));
     }
@@ -273,7 +300,13 @@ fn bookie_problems(
 
 #[cfg(test)]
 mod tests {
+    use geminga_meta::record::{CookieRecord, Nonce};
+    use geminga_meta::store::{MetadataStore, Txn};
+    use geminga_proto::id::{BookieId, BrokerId, ClusterId};
+
     use super::*;
+    use crate::core::broker::tests::support::eventually;
+    use crate::testing::Cluster;
 
     fn bookie(name: &str, state: Option<&'static str>) -> BookieInfo {
         let up = state.map(|state| BookieUp {
@@ -283,13 +316,64 @@ mod tests {
             total_bytes: 2,
             free_bytes: 1,
         });
-        BookieInfo { bookie_id: name.to_owned(), up }
+        BookieInfo { bookie_id: name.to_owned(), up, unreadable: None }
     }
 
     fn found(bookies: &[BookieInfo]) -> Vec<(Concern, String)> {
         let mut problems = Vec::new();
         bookie_problems(bookies, 3, 2, &mut problems);
         problems.into_iter().map(|problem| (problem.concern, problem.subject)).collect()
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_listed_in_time_is_a_problem_and_not_an_empty_list() {
+        let cluster = Cluster::new();
+        let broker = cluster.broker(Cluster::config_of("a")).await;
+        cluster.meta.faults().set_delay(PATIENCE * 2);
+        tokio::time::pause();
+        let status = broker.cluster_status().await;
+        tokio::time::resume();
+        cluster.meta.faults().clear();
+        assert_eq!(status.bookies, None);
+        let of_bookies = |problem: &&Problem| problem.subject == "bookies";
+        let found = status.problems.iter().find(of_bookies);
+        let found = found.unwrap_or_else(|| panic!("not told: {:?}", status.problems));
+        assert_eq!(found.concern, Concern::Metadata);
+        assert!(found.why.contains("in time"), "{}", found.why);
+        broker.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_record_that_can_not_be_used_is_told_and_hides_no_other() {
+        let cluster = Cluster::new();
+        let broker = cluster.broker(Cluster::config_of("a")).await;
+        let garbage = |txn: Txn, key| txn.put(key, "\u{ff}");
+        let [one, two] = ["one", "two"].map(|name| BookieId::new(name).expect("valid"));
+        let lost = keys::broker(&BrokerId::new("lost").expect("valid"));
+        let txn = garbage(garbage(Txn::default(), keys::bookie(&one)), lost);
+        cluster.meta.txn(txn).await.expect("written");
+        let cookie = CookieRecord {
+            bookie_id: two.clone(),
+            cluster_id: ClusterId::new("c").expect("valid"),
+            instance: 7,
+        };
+        let cookie = cookie.encode(Nonce::new(&*cluster.env().random)).expect("valid");
+        cluster.meta.txn(Txn::default().put(keys::cookie(&two), cookie)).await.expect("written");
+        let bookies = broker.bookies().await.expect("listed");
+        let states: Vec<_> = bookies.iter().map(BookieInfo::state).collect();
+        assert_eq!(states, ["unreadable", "missing"]);
+        eventually("the view of brokers", async || {
+            let status = broker.cluster_status().await;
+            let told = |concern, subject: &str| {
+                status.problems.iter().any(|it| {
+                    (it.concern, it.subject.as_str()) == (concern, subject)
+                        && it.why.contains(MEND_LEASED)
+                })
+            };
+            told(Concern::Bookie, "one") && told(Concern::Broker, "lost")
+        })
+        .await;
+        broker.shutdown().await;
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn bookie_json(bookie: &BookieInfo) -> Value {
         "bookie_id": bookie.bookie_id,
         "address": up.map(|up| &up.address),
         "zone": up.map(|up| &up.zone),
-        "state": up.map_or("missing", |up| up.state),
+        "state": bookie.state(),
         "total_bytes": up.map(|up| up.total_bytes),
         "free_bytes": up.map(|up| up.free_bytes),
     })
