@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::PossibleValue;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub mod admin;
 pub mod cluster;
@@ -144,13 +145,28 @@ pub struct CompletionsArgs {
 }
 
 /// Text or JSON.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OutputFormat {
-    /// For people
+    /// For people.
     #[default]
     Text,
-    /// For programs: one JSON object
+    /// For programs: one JSON object.
     Json,
+}
+
+/// By hand, so that the values have no help of their own: with it, clap shows every flag of a
+/// command over several lines.
+impl ValueEnum for OutputFormat {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Text, Self::Json]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }))
+    }
 }
 
 #[cfg(test)]

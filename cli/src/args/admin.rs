@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::{ClientArgs, OutputFormat};
 
@@ -315,15 +315,17 @@ pub enum BundlesCommand {
         namespace: Option<String>,
     },
     /// Take a bundle, or all of a namespace, from its owner; the next one takes over at once
-    #[command(after_help = "\
+    #[command(
+        after_help = "\
 Examples:
   geminga admin bundles unload public/default 00000000-3fffffff
-  geminga admin bundles unload public/default --all")]
+  geminga admin bundles unload public/default --all",
+        group(ArgGroup::new("which").required(true).args(["bundle", "all"]))
+    )]
     Unload {
         /// tenant/namespace
         namespace: String,
         /// The bundle, as `bundles list` names it
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
         bundle: Option<String>,
         /// All bundles of the namespace
         #[arg(long)]
