@@ -157,6 +157,7 @@ async fn no_update_is_lost_or_made_twice_and_no_lease_ends_while_leaders_are_kil
         tokio::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
                 assert_ne!(store.keep_alive(lease).await, Err(StoreError::LeaseLost));
+                // The pace of its keep-alives.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         })
@@ -229,6 +230,7 @@ async fn outlive_a_frozen_member(
     let end = Instant::now() + Duration::from_secs(4);
     while Instant::now() < end {
         assert_ne!(keep_alive(&*store, lease).await, Err(StoreError::LeaseLost));
+        // The pace of its keep-alives.
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(store.get("leased").await.expect("the others answer").is_some());
@@ -257,6 +259,7 @@ async fn a_lease_of_one_second_ends_soon_after_its_last_keep_alive() {
     store.txn(Txn::default().put_leased("leased", "v", lease)).await.expect("written");
     let mut watch = store.watch("", real.store.last_revision()).await.expect("started");
     for _ in 0..6 {
+        // The pace of its keep-alives, for longer than the lease lasts.
         tokio::time::sleep(Duration::from_millis(250)).await;
         assert_eq!(store.keep_alive(lease).await, Ok(()));
     }
@@ -414,6 +417,7 @@ async fn a_start_waits_for_an_etcd_that_comes_up_late() {
     real.etcd.stop(0);
     let config = config(&real.etcd);
     let late = tokio::spawn(EtcdStore::connect_within(config, Env::system(), PATIENCE));
+    // Time to end in, if it didn't wait.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!late.is_finished(), "it waits");
     real.etcd.restart(0);
