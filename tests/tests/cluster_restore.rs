@@ -46,6 +46,8 @@ fn an_etcd_set_back_ends_brokers_and_leaves_bookies_serving_and_a_restore_is_by_
     Etcd::copy_data(&data, &backup);
     cluster.start("etcd-1");
     drop(against_with_input(&cluster, &["produce", "later"], &lines("later", 10)).ok());
+    // Time for everybody's keep-alive, which tells how far etcd is.
+    std::thread::sleep(Duration::from_secs(1));
     cluster.stop("etcd-1");
     Etcd::copy_data(&backup, &data);
     cluster.start("etcd-1");

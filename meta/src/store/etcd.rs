@@ -336,9 +336,18 @@ impl MetadataStore for EtcdStore {
         // What comes when the lease is over is too late; so all endpoints are asked before.
         let limit = ttl.map_or(self.request_timeout, |ttl| ttl * 3 / 4);
         let keep = async |mut place: Place| {
-            // One request and one answer; dropping the stream ends it.
-            let answer = place.connection.lease.keep_alive(number).await;
-            answer.map(drop).map_err(failure)
+            // Dropping both ends the stream.
+            let kept = place.connection.lease.keep_alive(number).await.map_err(failure)?;
+            let (mut keeper, mut answers) = kept;
+            // The client keeps the first answer's header to itself. What the second one tells is
+            // how a process that writes nothing knows how far etcd was.
+            keeper.keep_alive().await.map_err(failure)?;
+            if let Some(answer) = answers.message().await.map_err(failure)? {
+                let sender = sender(answer.header())?;
+                self.identity.any(sender).map_err(Failure::Final)?;
+                self.identity.saw(sender.revision);
+            }
+            Ok(())
         };
         let kept = self.pool.call_within(limit, Kind::Idempotent, keep).await;
         self.forget_if_ended(lease, &kept);

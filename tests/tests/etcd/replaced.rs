@@ -66,6 +66,19 @@ async fn an_etcd_restored_from_an_older_backup_is_never_used_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_only_keeps_a_lease_knows_how_far_etcd_is() {
+    let real = Real::start().await;
+    let idle = connect(config(&real.etcd)).await;
+    let lease = idle.grant_lease(Duration::from_secs(5)).await.expect("granted");
+    for _ in 0..10 {
+        put(&*real.store, "a", "1").await.expect("written");
+    }
+    assert!(idle.last_revision() < real.store.last_revision());
+    idle.keep_alive(lease).await.expect("kept");
+    assert_eq!(idle.last_revision(), real.store.last_revision());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_etcd_at_the_same_address_is_never_used() {
     let mut real = Real::start().await;
     put(&*real.store, "a", "1").await.expect("written");
