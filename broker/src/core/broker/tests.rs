@@ -11,7 +11,7 @@ mod panics;
 mod races;
 mod sessions;
 mod several;
-mod support;
+pub(super) mod support;
 
 use std::time::Duration;
 
