@@ -381,6 +381,15 @@ impl Topic {
         }
     }
 
+    /// Producers whose entries wait for the end of a failed ledger, or for a first one, hear why.
+    fn tell_waiting(&self, holds_up: bool, failures: u32, why: &str) {
+        let state = self.state.lock();
+        let log = &state.log;
+        if holds_up && failures > 1 && (log.failed.is_some() || log.current.is_none()) {
+            state.producers.delayed(&unavailable(why));
+        }
+    }
+
     /// The bookies are full, or have space again.
     fn storage_full(&self, generation: Generation, full: bool) {
         let now = self.context.env.clock.monotonic();

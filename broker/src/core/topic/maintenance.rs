@@ -133,12 +133,10 @@ pub async fn run(topic: Arc<Topic>) {
             Err(JobError::Metadata(error)) => {
                 failures += 1;
                 topic.context.health.suspect(&error);
-                let (topic_name, attempt) = (&topic.name, failures);
                 // An outage is logged once for all topics; what it isn't, has a cause of its own.
-                if attempt.is_power_of_two() && attempt > 2 && !topic.context.health.is_away() {
-                    tracing::warn!(topic = %topic_name, %error, attempt, "will try again");
-                } else {
-                    tracing::debug!(topic = %topic_name, %error, attempt, "will try again");
+                if failures.is_power_of_two() && failures > 2 && !topic.context.health.is_away() {
+                    let (name, attempt) = (&topic.name, failures);
+                    tracing::warn!(topic = %name, %error, attempt, "will try again");
                 }
                 topic.refuse_waiting(failures, &error.to_string());
                 topic.tell_waiting(holds_up, failures, &error.to_string());
@@ -285,15 +283,6 @@ impl Topic {
         state.log.queue = PublishQueue::resume(end.0, end.1);
         let closed = state.producers.close(&unavailable(why));
         self.context.metrics.producers.dec_by(i64::try_from(closed).unwrap_or(i64::MAX));
-    }
-
-    /// Producers whose entries wait for the end of a failed ledger, or for a first one, hear why.
-    fn tell_waiting(&self, holds_up: bool, failures: u32, why: &str) {
-        let state = self.state.lock();
-        let log = &state.log;
-        if holds_up && failures > 1 && (log.failed.is_some() || log.current.is_none()) {
-            state.producers.delayed(&unavailable(why));
-        }
     }
 
     fn retention(&self, state: &State) -> Retention {
