@@ -2,7 +2,9 @@
 //!
 //! Promises, held by `store::contract` for each backend:
 //! - Linearizable: a read that starts after a transaction was answered sees it.
-//! - One revision counter for the whole store, rising by one with each transaction that wrote.
+//! - One revision counter for the whole store, rising by one with each transaction that wrote;
+//!   transactions that are asked for at the same time, and have no key in common that one of them
+//!   writes, may share one.
 //! - A transaction applies as a whole or not at all.
 //! - A watch delivers every change of its prefix after its start revision, in revision order,
 //!   without gaps, or ends with [`WatchError`]; it never skips silently.

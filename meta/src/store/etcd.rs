@@ -3,7 +3,8 @@
 //! What the trait promises is what etcd does; this room adds deadlines, failover between
 //! endpoints, and the certainty of talking to the same etcd all along: `pool` which endpoint is
 //! asked, `connection` nothing goes over an unverified one, `identity` which etcd is known,
-//! `error` what a failure means, `watch`, `outage` what is logged, `request` translation, `config`.
+//! `error` what a failure means, `watch`, `outage` what is logged, `request` translation, `exchange`
+//! one request and its answer, `together` requests that go in one, `config`.
 //!
 //! *Architecture invariant:* an etcd that isn't the known one, or lost what it had shown, is never
 //! written to, and never used again until the process is started anew.
@@ -11,10 +12,12 @@
 mod config;
 mod connection;
 mod error;
+mod exchange;
 mod identity;
 mod outage;
 mod pool;
 mod request;
+mod together;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -22,14 +25,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{GetOptions, LeaseGrantOptions, ResponseHeader};
+use etcd_client::{GetOptions, LeaseGrantOptions};
 use geminga_proto::env::Env;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use self::error::{Failure, failure};
+use self::exchange::Exchange;
 use self::identity::Identity;
 use self::pool::{Kind, Place, Pool};
-use self::request::{Root, lease_number, sender};
+use self::request::{Root, lease_number};
+use self::together::{Lane, Unanswered};
 use self::watch::{EtcdWatch, WatchRequest};
 use super::limits::{check_key, check_prefix, check_txn};
 use super::{
@@ -65,9 +71,9 @@ pub enum ConnectError {
 /// The metadata in etcd.
 #[derive(Debug)]
 pub struct EtcdStore {
-    root: Root,
-    pool: Pool,
-    identity: Arc<Identity>,
+    exchange: Exchange,
+    reads: Lane<String, Result<Option<KeyValue>, StoreError>>,
+    txns: Lane<Txn, Result<TxnOutcome, StoreError>>,
     request_timeout: Duration,
     /// Times to live of the leases that were granted here and aren't known to have ended.
     leases: Mutex<BTreeMap<LeaseId, Duration>>,
@@ -98,8 +104,9 @@ impl EtcdStore {
         let identity = Arc::new(Identity::default());
         let pool = Pool::new(&config, Arc::clone(&identity), env.clone())?;
         let (root, request_timeout) = (Root(config.prefix), config.request_timeout);
-        let leases = Mutex::default();
-        let store = Self { root, pool, identity, request_timeout, leases, env };
+        let exchange = Exchange { root, pool: Arc::new(pool), identity };
+        let (reads, txns, leases) = (Lane::new(), Lane::new(), Mutex::default());
+        let store = Self { exchange, reads, txns, request_timeout, leases, env };
         let start = store.env.clock.monotonic();
         for attempt in 1_u32.. {
             CONNECT_PACE.pause(&store.env, attempt).await;
@@ -126,12 +133,12 @@ impl EtcdStore {
     /// The highest revision that etcd has shown.
     #[must_use]
     pub fn last_revision(&self) -> Revision {
-        self.identity.highest()
+        self.exchange.identity.highest()
     }
 
     /// Is done once this store is [`StoreError::Replaced`], which is for good, and gives that.
     pub fn replaced(&self) -> impl Future<Output = StoreError> + Send + 'static {
-        let mut replaced = self.identity.replaced();
+        let mut replaced = self.exchange.identity.replaced();
         async move {
             let why = replaced.wait_for(Option::is_some).await.map(|why| why.clone());
             match why {
@@ -142,38 +149,13 @@ impl EtcdStore {
         }
     }
 
-    /// Checks the header of a linearizable answer.
-    fn answered(
-        &self,
-        header: Option<&ResponseHeader>,
-        floor: Revision,
-    ) -> Result<Revision, Failure> {
-        let sender = sender(header)?;
-        self.identity.linearizable(sender, floor).map_err(Failure::Final)?;
-        Ok(sender.revision)
+    /// When whoever asks now hears something, whatever others have asked before.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.request_timeout
     }
 
-    /// The same of a write, which by now is done.
-    fn write_answered(
-        &self,
-        header: Option<&ResponseHeader>,
-        floor: Revision,
-    ) -> Result<Revision, Failure> {
-        self.answered(header, floor).map_err(Failure::after_write)
-    }
-
-    /// Was a transaction done that etcd has refused as full? etcd looks at its quota before it
-    /// lets one in, and again after it has applied it, and says the same both times. Either way
-    /// nothing of it is on its way any more.
-    async fn settle_full(&self, before: Revision, why: String) -> StoreError {
-        let read = async |mut place: Place| {
-            let floor = self.identity.highest();
-            let key = self.root.key(keys::CLUSTER);
-            let options = GetOptions::new().with_keys_only();
-            let answer = place.connection.kv.get(key, Some(options)).await.map_err(failure)?;
-            self.answered(answer.header(), floor)
-        };
-        full_error(before, self.pool.call(Kind::Idempotent, read).await, why)
+    fn late(&self) -> String {
+        format!("no answer within {} ms", self.request_timeout.as_millis())
     }
 
     fn forget_if_ended(&self, lease: LeaseId, kept: &Result<(), StoreError>) {
@@ -188,20 +170,20 @@ impl EtcdStore {
         (start, end): (Vec<u8>, Vec<u8>),
         limit: i64,
     ) -> Result<RangePage, Failure> {
-        let floor = self.identity.highest();
+        let floor = self.exchange.identity.highest();
         let options = GetOptions::new().with_range(end).with_limit(limit);
         let answer = place.connection.kv.get(start, Some(options)).await.map_err(failure)?;
-        let revision = self.answered(answer.header(), floor)?;
-        let pairs = answer.kvs().iter().map(|pair| self.root.pair(pair));
+        let revision = self.exchange.answered(answer.header(), floor)?;
+        let pairs = answer.kvs().iter().map(|pair| self.exchange.root.pair(pair));
         let pairs = pairs.collect::<Result<Vec<_>, _>>()?;
         Ok(RangePage { pairs, revision, more: answer.more() })
     }
 
     async fn grant(&self, mut place: Place, ttl_s: i64) -> Result<LeaseId, Failure> {
-        let floor = self.identity.highest();
+        let floor = self.exchange.identity.highest();
         let options = LeaseGrantOptions::new();
         let answer = place.connection.lease.grant(ttl_s, Some(options)).await.map_err(failure)?;
-        self.write_answered(answer.header(), floor)?;
+        self.exchange.write_answered(answer.header(), floor)?;
         let (id, granted_s) = (answer.id(), answer.ttl());
         if granted_s > most_granted_s(ttl_s) {
             // If this fails, the lease ends by itself.
@@ -217,18 +199,6 @@ impl EtcdStore {
         }
         let id = u64::try_from(id).ok().filter(|id| *id > 0);
         id.map(LeaseId).ok_or_else(|| Failure::Lost("a lease has no number".to_owned()))
-    }
-}
-
-/// What a transaction that was refused as full has come to: etcd was at revision `before`, or a
-/// higher one, when it was sent, and is at `now` after it was refused.
-fn full_error(before: Revision, now: Result<Revision, StoreError>, why: String) -> StoreError {
-    match now {
-        // Only puts need space, and each transaction that puts takes a revision: it wasn't done.
-        Ok(now) if now == before => StoreError::Full(why),
-        // By this transaction, or by others: whoever sent it looks for its nonce.
-        Ok(_) => StoreError::Unknown(why),
-        Err(error) => StoreError::Unknown(format!("{why}; and then: {error}")),
     }
 }
 
@@ -251,17 +221,13 @@ fn whole_seconds(ttl: Duration) -> Result<i64, StoreError> {
 impl MetadataStore for EtcdStore {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
         check_key(key)?;
-        let read = async |mut place: Place| {
-            let floor = self.identity.highest();
-            let answer =
-                place.connection.kv.get(self.root.key(key), None).await.map_err(failure)?;
-            self.answered(answer.header(), floor)?;
-            if key == keys::CLUSTER {
-                self.identity.record_found(answer.kvs().first()).map_err(Failure::Final)?;
-            }
-            answer.kvs().first().map(|pair| self.root.pair(pair)).transpose()
-        };
-        self.pool.call(Kind::Idempotent, read).await
+        if key == keys::CLUSTER {
+            return self.exchange.get(key).await;
+        }
+        let exchange = self.exchange.clone();
+        let send = move |keys| exchange.clone().gets(keys);
+        let asked = self.reads.ask(key.to_owned(), self.deadline(), send).await;
+        asked.unwrap_or_else(|_| Err(StoreError::Unavailable(self.late())))
     }
 
     async fn range(
@@ -271,13 +237,13 @@ impl MetadataStore for EtcdStore {
         limit: usize,
     ) -> Result<RangePage, StoreError> {
         check_prefix(prefix)?;
-        let range = self.root.range(prefix, after);
+        let range = self.exchange.root.range(prefix, after);
         let mut most = limit.min(MAX_RANGE);
         loop {
             // For etcd, no limit is 0.
             let asked = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
             let read = |place| self.read_page(place, range.clone(), asked);
-            match self.pool.call(Kind::Idempotent, read).await {
+            match self.exchange.pool.call(Kind::Idempotent, read).await {
                 // Fewer of them then; one alone always fits.
                 Err(StoreError::TooLarge(_)) if most > 1 => most /= 2,
                 Ok(page) if limit == 0 => {
@@ -291,41 +257,35 @@ impl MetadataStore for EtcdStore {
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         check_txn(&txn)?;
-        let request = self.root.txn(&txn)?;
-        let write = async |mut place: Place| {
-            let floor = self.identity.highest();
-            let answer = place.connection.kv.txn(request.clone()).await.map_err(failure)?;
-            let revision = self.write_answered(answer.header(), floor)?;
-            Ok(if answer.succeeded() {
-                TxnOutcome::Applied(revision)
-            } else {
-                TxnOutcome::Conflict(revision)
+        let exchange = self.exchange.clone();
+        let send = move |txns| exchange.clone().txns(txns);
+        let asked = self.txns.ask(txn, self.deadline(), send).await;
+        asked.unwrap_or_else(|why| {
+            Err(match why {
+                Unanswered::Unsent => StoreError::Unavailable(self.late()),
+                Unanswered::Lost => StoreError::Unknown(self.late()),
             })
-        };
-        let before = self.identity.highest();
-        match self.pool.call(Kind::Write, write).await {
-            Err(StoreError::Full(why)) => Err(self.settle_full(before, why).await),
-            answer => answer,
-        }
+        })
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
         check_prefix(prefix)?;
         let request = WatchRequest {
-            root: self.root.clone(),
+            root: self.exchange.root.clone(),
             prefix: prefix.to_owned(),
             after,
             patience: self.request_timeout,
         };
-        let start = |place| EtcdWatch::start(request.clone(), place, Arc::clone(&self.identity));
-        let watch = self.pool.call(Kind::Idempotent, start).await?;
+        let start =
+            |place| EtcdWatch::start(request.clone(), place, Arc::clone(&self.exchange.identity));
+        let watch = self.exchange.pool.call(Kind::Idempotent, start).await?;
         Ok(Box::new(watch))
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         let ttl_s = whole_seconds(ttl)?;
         // A lease whose answer was lost ends by itself.
-        let lease = self.pool.call(Kind::Write, |place| self.grant(place, ttl_s)).await?;
+        let lease = self.exchange.pool.call(Kind::Write, |place| self.grant(place, ttl_s)).await?;
         self.leases.lock().insert(lease, ttl);
         Ok(lease)
     }
@@ -344,12 +304,12 @@ impl MetadataStore for EtcdStore {
             keeper.keep_alive().await.map_err(failure)?;
             if let Some(answer) = answers.message().await.map_err(failure)? {
                 let sender = sender(answer.header())?;
-                self.identity.any(sender).map_err(Failure::Final)?;
-                self.identity.saw(sender.revision);
+                self.exchange.identity.any(sender).map_err(Failure::Final)?;
+                self.exchange.identity.saw(sender.revision);
             }
             Ok(())
         };
-        let kept = self.pool.call_within(limit, Kind::Idempotent, keep).await;
+        let kept = self.exchange.pool.call_within(limit, Kind::Idempotent, keep).await;
         self.forget_if_ended(lease, &kept);
         kept
     }
@@ -357,11 +317,11 @@ impl MetadataStore for EtcdStore {
     async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
         let number = lease_number(lease)?;
         let revoke = async |mut place: Place| {
-            let floor = self.identity.highest();
+            let floor = self.exchange.identity.highest();
             let answer = place.connection.lease.revoke(number).await.map_err(failure)?;
-            self.write_answered(answer.header(), floor).map(drop)
+            self.exchange.write_answered(answer.header(), floor).map(drop)
         };
-        let revoked = self.pool.call(Kind::Write, revoke).await;
+        let revoked = self.exchange.pool.call(Kind::Write, revoke).await;
         // Whatever came of it, nobody keeps it alive any more.
         self.leases.lock().remove(&lease);
         revoked
@@ -371,21 +331,6 @@ impl MetadataStore for EtcdStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_transaction_refused_as_full_is_not_done_for_certain_only_if_nothing_was_written_since() {
-        let settled = |now| full_error(Revision(7), now, "disarm it".to_owned());
-        assert_eq!(settled(Ok(Revision(7))), StoreError::Full("disarm it".to_owned()));
-        assert_eq!(settled(Ok(Revision(8))), StoreError::Unknown("disarm it".to_owned()));
-        for error in [
-            StoreError::Unavailable("gone".to_owned()),
-            StoreError::Replaced("gone".to_owned()),
-            StoreError::Full("gone".to_owned()),
-        ] {
-            let StoreError::Unknown(why) = settled(Err(error)) else { panic!("it is guessed") };
-            assert!(why.contains("disarm it") && why.contains("gone"), "{why}");
-        }
-    }
 
     #[test]
     fn a_time_to_live_is_rounded_up_to_what_etcd_counts_in() {
