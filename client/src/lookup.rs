@@ -4,13 +4,14 @@
 //! when one has failed, or has said nothing for [`STAGGER`], and the first answer counts. So
 //! neither a dead nor a frozen broker holds up a lookup while another one lives.
 //!
-//! When a topic is found to have moved, everybody who waits before another attempt is woken: with a
-//! dead broker's lease all of its topics move, and a thousand of them need not find out each by
-//! itself.
+//! An answer is for all topics of a bundle. When a topic is found to have moved, everybody who waits
+//! before another attempt is woken, or doesn't begin to wait: with a dead broker's lease all of its
+//! topics move, and a thousand of them need not find out each by itself.
 //!
-//! Invariants: one lookup is under way for each topic; an answer is used again until a session
-//! that was opened on its word ends badly; nothing here tries again: whoever wants a session does,
-//! with its own time limits, so two brokers that point at each other hold nobody in a loop.
+//! Invariants: one lookup is under way for each bundle, or each topic whose bundle isn't known; an
+//! answer is used again until a session that was opened on its word ends badly; nothing here tries
+//! again: whoever wants a session does, with its own time limits, so two brokers that point at each
+//! other hold nobody in a loop. News end one wait each.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ use crate::service_urls::ServiceUrls;
 
 pub(crate) mod owners;
 
-use owners::{Owner, Owners, Trouble, order};
+use owners::{Owner, Owners, Scope, Trouble, order};
 
 /// A broker that has not answered for so long gets company.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -40,8 +41,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 const OWNER_PATIENCE: Duration = Duration::from_secs(1);
 /// News wake all who wait, so they are told at most so often.
 const NEWS_INTERVAL: Duration = Duration::from_millis(250);
-/// Topics whose owners are remembered.
-const MAX_TOPICS: usize = 16_384;
+/// Topics or bundles whose owners are remembered.
+const MAX_WORDS: usize = 16_384;
 
 /// A connection to a topic's owner, and by whose word.
 #[derive(Debug, Clone)]
@@ -64,8 +65,8 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Directory {
     shared: Arc<Shared>,
-    lookups: Flights<TopicName, Owner>,
-    second_opinions: Flights<TopicName, Owner>,
+    lookups: Flights<Scope, Owner>,
+    second_opinions: Flights<Scope, Owner>,
 }
 
 /// Asks one after the other; the first answer counts.
@@ -99,7 +100,7 @@ where
 
 impl Directory {
     pub(crate) fn new(pool: Pool, urls: ServiceUrls, env: Env) -> Self {
-        let owners = Mutex::new(Owners::new(MAX_TOPICS));
+        let owners = Mutex::new(Owners::new(MAX_WORDS));
         let news = watch::Sender::new(None);
         let shared = Arc::new(Shared { pool, urls, owners, env, news });
         Self { shared, lookups: Flights::default(), second_opinions: Flights::default() }
@@ -120,11 +121,7 @@ impl Directory {
         let known = self.shared.owners.lock().known(topic);
         let owner = match known {
             Some(owner) => owner,
-            None => {
-                let shared = Arc::clone(&self.shared);
-                let name = topic.clone();
-                self.lookups.join(topic, || async move { shared.look_up(&name).await }).await?
-            }
+            None => self.find(topic).await?,
         };
         let connected = tokio::time::timeout(OWNER_PATIENCE, self.shared.pool.get(&owner.url));
         let result = connected.await.unwrap_or_else(|_| {
@@ -134,20 +131,39 @@ impl Directory {
         match result {
             Ok(connection) => Ok(Located { connection, owner }),
             Err(error) => {
-                self.failed(topic, &owner, &error);
+                self.failed(&owner, &error);
                 Err(error)
             }
         }
     }
 
+    /// Asks who serves `topic`, or waits for the answer to who serves its bundle.
+    async fn find(&self, topic: &TopicName) -> Result<Owner, ClientError> {
+        let scope = self.shared.owners.lock().scope(topic);
+        let alone = Scope::Topic(topic.clone());
+        match self.look_up(&scope, topic).await {
+            // Not about this topic after all: the bundles are others by now.
+            Ok(owner) if !owner.scope.covers(topic) => self.look_up(&alone, topic).await,
+            // What no attempt mends may be wrong with the one topic that was asked for.
+            Err(error) if scope != alone && !error.can_pass() => self.look_up(&alone, topic).await,
+            found => found,
+        }
+    }
+
+    /// One lookup for all who need one of the same scope.
+    async fn look_up(&self, scope: &Scope, topic: &TopicName) -> Result<Owner, ClientError> {
+        let (shared, name) = (Arc::clone(&self.shared), topic.clone());
+        self.lookups.join(scope, || async move { shared.look_up(&name).await }).await
+    }
+
     /// What was tried with `owner`, by its word, ended so.
-    pub(crate) fn failed(&self, topic: &TopicName, owner: &Owner, error: &ClientError) {
+    pub(crate) fn failed(&self, owner: &Owner, error: &ClientError) {
         let trouble = match error {
             ClientError::Broker(error) if error.ends_session() => Trouble::Refused,
             ClientError::Broker(_) | ClientError::Closed => return,
             _ => Trouble::Unreachable,
         };
-        self.shared.owners.lock().blame(topic, owner.version, trouble);
+        self.shared.owners.lock().blame(owner, trouble);
     }
 
     /// Who serves `topic` by the word of others than `silent`, which says nothing. `None`: it still
@@ -155,7 +171,7 @@ impl Directory {
     pub(crate) async fn second_opinion(&self, topic: &TopicName, silent: &Owner) -> Option<Owner> {
         let shared = Arc::clone(&self.shared);
         let (name, except) = (topic.clone(), Arc::clone(&silent.url));
-        let asked = self.second_opinions.join(topic, || async move {
+        let asked = self.second_opinions.join(&silent.scope, || async move {
             let candidates = shared.pool.candidates(shared.urls.in_turn());
             let mut urls = order(candidates, None);
             urls.retain(|url| *url != except);
@@ -168,12 +184,17 @@ impl Directory {
                 return None;
             }
         };
-        (!owner.is_same_place(silent)).then(|| self.shared.learn(topic, owner, Some(silent)))
+        let moved = owner.scope.covers(topic) && !owner.is_same_place(silent);
+        moved.then(|| self.shared.learn(owner, Some(silent)))
     }
 
-    /// Waits before another attempt; less if there is news of who serves what.
-    pub(crate) async fn pause(&self, wait: Duration) {
+    /// Waits before another attempt; less if there is news of who serves what, and not at all if
+    /// there was some since the last attempt began.
+    pub(crate) async fn pause(&self, wait: Duration, since: Monotonic) {
         let mut news = self.shared.news.subscribe();
+        if news.borrow_and_update().is_some_and(|told| told >= since) {
+            return;
+        }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             // The sender lives as long as this.
@@ -196,12 +217,12 @@ impl Shared {
         let blamed = self.owners.lock().blamed(topic);
         let urls = order(self.pool.candidates(self.urls.in_turn()), blamed.as_ref());
         let owner = self.ask_all(topic, urls).await?;
-        Ok(self.learn(topic, owner, blamed.as_ref().map(|(owner, _)| owner)))
+        Ok(self.learn(owner, blamed.as_ref().map(|(owner, _)| owner)))
     }
 
-    fn learn(&self, topic: &TopicName, owner: Owner, before: Option<&Owner>) -> Owner {
+    fn learn(&self, owner: Owner, before: Option<&Owner>) -> Owner {
         let moved = before.is_some_and(|before| !before.is_same_place(&owner));
-        let owner = self.owners.lock().learn(topic, owner);
+        let owner = self.owners.lock().learn(owner);
         if moved {
             let now = self.env.clock.monotonic();
             self.news.send_if_modified(|told| {
@@ -229,16 +250,18 @@ impl Shared {
             let message = format!("{topic} is partitioned; partitioned topics are not supported");
             return Err(BrokerError { code: ErrorCode::Unsupported, message }.into());
         }
+        let scope = Scope::of(topic, answer.bundle);
         let itself = asked.info().broker_id.as_str();
         let named = answer.service_url.strip_suffix('/').unwrap_or(&answer.service_url);
+        let (told_by, version) = (Arc::clone(&url), 0);
         if named.is_empty() || named == &*url {
             // An address that the broker names itself is the cluster's, whoever wrote it too.
             let advertised = !named.is_empty();
-            let (owner, broker_id) = (Arc::clone(&url), itself.into());
-            return Ok(Owner { url: owner, broker_id, advertised, told_by: url, version: 0 });
+            let broker_id = itself.into();
+            return Ok(Owner { scope, url, broker_id, advertised, told_by, version });
         }
-        let broker_id = answer.broker_id.as_str().into();
-        Ok(Owner { url: named.into(), broker_id, advertised: true, told_by: url, version: 0 })
+        let (url, broker_id) = (named.into(), answer.broker_id.as_str().into());
+        Ok(Owner { scope, url, broker_id, advertised: true, told_by, version })
     }
 }
 

@@ -166,15 +166,18 @@ pub(crate) async fn opened(
 /// An attempt that brought no session.
 struct Failed {
     error: ClientError,
+    /// When it began.
+    began: Monotonic,
     /// The broker may have been asked and not have answered: it may think that there is a session.
     in_doubt: bool,
 }
 
 /// One attempt: finds the topic's owner and opens a session there.
 async fn attempt<E: Endpoint>(endpoint: Arc<E>) -> Result<(), Failed> {
-    let directory = &endpoint.client().directory;
+    let client = endpoint.client();
+    let (directory, began) = (&client.directory, client.env.clock.monotonic());
     let located = directory.locate(endpoint.topic()).await;
-    let at = located.map_err(|error| Failed { error, in_doubt: false })?;
+    let at = located.map_err(|error| Failed { error, began, in_doubt: false })?;
     let opened = tokio::select! {
         biased;
         opened = Arc::clone(&endpoint).open_session(at.clone()) => opened,
@@ -182,9 +185,9 @@ async fn attempt<E: Endpoint>(endpoint: Arc<E>) -> Result<(), Failed> {
     };
     opened.map_err(|error| {
         endpoint.leave();
-        directory.failed(endpoint.topic(), &at.owner, &error);
+        directory.failed(&at.owner, &error);
         let in_doubt = matches!(error, ClientError::Disconnected { .. });
-        Failed { error, in_doubt }
+        Failed { error, began, in_doubt }
     })
 }
 
@@ -218,6 +221,7 @@ async fn moved_away<E: Endpoint>(endpoint: &E, at: &Located) {
         let searching = Searching::new(client);
         let mut backoff = Backoff::new();
         while at.connection.is_doubtful() {
+            let began = client.env.clock.monotonic();
             let other = client.directory.second_opinion(endpoint.topic(), &at.owner).await;
             if let Some(other) = other
                 && at.connection.is_doubtful()
@@ -231,7 +235,7 @@ async fn moved_away<E: Endpoint>(endpoint: &E, at: &Located) {
             let wait = backoff.wait(&*client.env.random, searching.others(), false);
             tokio::select! {
                 () = at.connection.clear() => {}
-                () = client.directory.pause(wait) => {}
+                () = client.directory.pause(wait, began) => {}
             }
         }
         if at.connection.is_dead() {
@@ -272,6 +276,8 @@ struct Driver<E> {
     in_doubt: bool,
     /// When the last session was opened.
     opened_at: Option<Monotonic>,
+    /// When the last attempt began, if it has failed.
+    failed: Option<Monotonic>,
     /// Since when each attempt was answered so.
     busy_since: Option<Monotonic>,
 }
@@ -302,6 +308,7 @@ async fn run<E: Endpoint>(endpoint: Arc<E>, opened: Opened) {
         last_error: None,
         in_doubt: false,
         opened_at: None,
+        failed: None,
         busy_since: None,
     };
     let operation_timeout = endpoint.client().operation_timeout;
@@ -360,9 +367,10 @@ impl<E: Endpoint> Driver<E> {
         let orderly = ended.as_ref().is_some_and(ClientError::is_orderly);
         let searching = self.searching.get_or_insert_with(|| Searching::new(client));
         let wait = self.backoff.wait(&*client.env.random, searching.others(), orderly);
+        let since = self.failed.take().unwrap_or(now);
         let endpoint = Arc::clone(&self.endpoint);
         self.attempt = Some(Box::pin(async move {
-            endpoint.client().directory.pause(wait).await;
+            endpoint.client().directory.pause(wait, since).await;
             attempt(endpoint).await
         }));
     }
@@ -393,10 +401,11 @@ impl<E: Endpoint> Driver<E> {
 
     /// An attempt is over. Fails with an error that no further attempt can mend.
     fn attempted(&mut self, result: Result<(), Failed>) -> Result<(), ClientError> {
-        let Err(Failed { error, in_doubt }) = result else {
+        let Err(Failed { error, began, in_doubt }) = result else {
             self.opened();
             return Ok(());
         };
+        self.failed = Some(began);
         let first = self.opened.is_some();
         let busy = error.code() == Some(E::BUSY);
         if !busy {

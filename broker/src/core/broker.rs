@@ -20,8 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use geminga_ledger::store::LedgerStore;
-use geminga_meta::bundle::BundleId;
-use geminga_meta::store::MetadataStore;
+use geminga_meta::bundle::{BundleId, HashRange};
+use geminga_meta::read::ReadError;
+use geminga_meta::store::{MetadataStore, StoreError};
 use geminga_proto::env::Env;
 use geminga_proto::topic_name::TopicName;
 
@@ -59,6 +60,18 @@ pub enum StartError {
     /// The first tenant and namespace can't be made.
     #[error("public/default can't be created: {0}")]
     Bootstrap(#[from] AdminError),
+}
+
+impl StartError {
+    /// Why the metadata didn't answer, if that is all: another attempt may find them.
+    #[must_use]
+    pub fn store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Ownership(OwnershipError::Store(error)) => Some(error),
+            Self::Ownership(OwnershipError::Read(ReadError::Store(error))) => Some(error),
+            Self::Config(_) | Self::Ownership(_) | Self::Bootstrap(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -181,6 +194,14 @@ impl Broker {
             Lookup::Here => self.refuse_stopping().map(|()| Lookup::Here),
             elsewhere => Ok(elsewhere),
         }
+    }
+
+    /// The range of hashes of the topics that are looked up as this one: its bundle's. `None` if
+    /// its namespace hasn't been used yet.
+    #[must_use]
+    pub fn range_of(&self, topic: &TopicName) -> Option<HashRange> {
+        let namespace = self.inner.namespaces.known(topic.namespace())?;
+        Some(namespace.bundle_of(topic).range)
     }
 
     /// Opens a producer; creates the topic if that is allowed and needed.

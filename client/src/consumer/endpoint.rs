@@ -377,7 +377,7 @@ impl Shared {
             tracing::debug!(topic = %self.topic, %error, "a consumer's session is over");
             let mut inbox = self.inbox.lock();
             if !inbox.left {
-                self.client.directory.failed(&self.topic, &at.owner, &error);
+                self.client.directory.failed(&at.owner, &error);
             }
             if !error.is_retryable() && error != ClientError::Closed {
                 inbox.end.get_or_insert_with(|| error.clone());

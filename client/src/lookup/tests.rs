@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use geminga_proto::env::{ManualClock, SystemRandom};
+use geminga_proto::env::{Clock, ManualClock, SystemRandom};
 use tokio::time::Instant;
 
 use super::*;
@@ -97,8 +97,13 @@ fn directory() -> (Directory, Arc<ManualClock>) {
     (Directory::new(Pool::new(settings, env.clone()), urls, env), clock)
 }
 
+fn topic() -> TopicName {
+    "persistent://t/n/t".parse().expect("a name")
+}
+
 fn owner(url: &str) -> Owner {
     Owner {
+        scope: Scope::Topic(topic()),
         url: url.into(),
         broker_id: url.into(),
         advertised: true,
@@ -111,7 +116,8 @@ fn owner(url: &str) -> Owner {
 async fn wakes(directory: &Directory, what: impl FnOnce()) -> bool {
     let limit = Duration::from_secs(60);
     let started = Instant::now();
-    let waits = async { directory.pause(limit).await };
+    let now = directory.shared.env.clock.monotonic();
+    let waits = async { directory.pause(limit, now + Duration::from_nanos(1)).await };
     // Polled in this order: it waits before it happens.
     tokio::join!(biased; waits, async { what() });
     started.elapsed() < limit
@@ -120,10 +126,9 @@ async fn wakes(directory: &Directory, what: impl FnOnce()) -> bool {
 #[tokio::test(start_paused = true)]
 async fn news_that_topics_move_wake_who_waits_and_not_too_often() {
     let (directory, clock) = directory();
-    let topic: TopicName = "persistent://t/n/t".parse().expect("a name");
     let learn = |url: &str, before: Option<&str>| {
         let before = before.map(owner);
-        directory.shared.learn(&topic, owner(url), before.as_ref());
+        directory.shared.learn(owner(url), before.as_ref());
     };
     assert!(!wakes(&directory, || learn("b", None)).await, "nothing has moved");
     assert!(!wakes(&directory, || learn("b", Some("b"))).await, "it is still there");
@@ -134,9 +139,24 @@ async fn news_that_topics_move_wake_who_waits_and_not_too_often() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_tried_before_the_news_tries_again_at_once_and_only_once() {
+    let (directory, clock) = directory();
+    let waited = async |since| {
+        let started = Instant::now();
+        directory.pause(Duration::from_secs(1), since).await;
+        started.elapsed()
+    };
+    let began = clock.monotonic();
+    clock.advance(Duration::from_millis(1));
+    directory.shared.learn(owner("c"), Some(&owner("b")));
+    assert_eq!(waited(began).await, Duration::ZERO);
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(waited(clock.monotonic()).await, Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_what_a_session_ended_with_decides_whether_its_owner_is_doubted() {
     let (directory, _) = directory();
-    let topic: TopicName = "persistent://t/n/t".parse().expect("a name");
     let disconnected = ClientError::Disconnected { url: "b".to_owned(), why: "cut".to_owned() };
     for (error, trouble) in [
         (broker(ErrorCode::NotOwner), Some(Trouble::Refused)),
@@ -149,9 +169,9 @@ async fn only_what_a_session_ended_with_decides_whether_its_owner_is_doubted() {
         (broker(ErrorCode::StorageFull), None),
         (ClientError::Closed, None),
     ] {
-        let learned = directory.shared.learn(&topic, owner("b"), None);
-        directory.failed(&topic, &learned, &error);
-        let blamed = directory.shared.owners.lock().blamed(&topic);
+        let learned = directory.shared.learn(owner("b"), None);
+        directory.failed(&learned, &error);
+        let blamed = directory.shared.owners.lock().blamed(&topic());
         assert_eq!(blamed.map(|(_, trouble)| trouble), trouble, "{error}");
     }
 }

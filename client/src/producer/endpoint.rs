@@ -318,7 +318,7 @@ impl Shared {
         };
         if let Some((error, at)) = session.end(close_frame, error) {
             tracing::debug!(topic = %self.topic, %error, "a producer's session is over");
-            self.client.directory.failed(&self.topic, &at.owner, &error);
+            self.client.directory.failed(&at.owner, &error);
             self.session_error(error);
         }
         self.wake.notify_one();

@@ -379,7 +379,9 @@ impl Messaging for Broker {
         let here = || (node.id.clone(), String::new());
         let (broker_id, service_url) = node.owner.clone().unwrap_or_else(here);
         let error = refused.and_then(error);
-        Ok(Response::new(v1::LookupResponse { error, broker_id, service_url, partitions: 0 }))
+        let bundle = node.bundle;
+        let answer = v1::LookupResponse { error, broker_id, service_url, partitions: 0, bundle };
+        Ok(Response::new(answer))
     }
 
     async fn produce(

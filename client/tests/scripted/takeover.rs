@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use geminga_client::{
     Client, ClientError, ErrorCode, InitialPosition, SendError, SubscriptionType, UrlFailure,
 };
+use geminga_proto::v1::HashRange;
 use tokio::net::TcpListener;
 
 use crate::broker::{Broker, Fault};
@@ -224,6 +225,37 @@ async fn a_storm_of_refusals_is_over_in_one_round_over_one_connection() {
     assert!(asked <= 2 * PRODUCERS, "{asked} lookups");
     let accepted = pair.at_a.accepted();
     assert!(accepted <= connections.max(1), "{connections} connections, then {accepted}");
+}
+
+#[tokio::test]
+async fn the_topics_of_a_bundle_are_looked_up_once_and_move_together_when_their_owner_dies() {
+    const TOPICS: usize = 100;
+    let pair = Pair::start().await;
+    for node in [&pair.a, &pair.b] {
+        node.node.lock().bundle = Some(HashRange { first: 0, last: u32::MAX });
+    }
+    let lookups = || pair.a.node.lock().lookups + pair.b.node.lock().lookups;
+    let client = pair.client();
+    let mut producers = Vec::new();
+    for number in 0..TOPICS {
+        let topic = format!("t{number}");
+        producers.push(soon(client.producer(&topic).open()).await.expect("opens"));
+    }
+    assert_eq!((lookups(), pair.b.opened_here()), (1, TOPICS));
+    pair.at_b.kill();
+    // Until somebody has the bundle, all are sent to the dead one.
+    until(|| lookups() >= 5).await;
+    let (before, taken) = (lookups(), Instant::now());
+    pair.a_takes_over();
+    until(|| pair.a.opened_here() >= TOPICS).await;
+    // One alone waits for up to half a second between two attempts of such a crowd.
+    assert!(taken.elapsed() < Duration::from_secs(2), "{:?}", taken.elapsed());
+    assert!(lookups() - before <= 10, "{} lookups", lookups() - before);
+    assert_eq!(pair.a.opened_here(), TOPICS);
+    for producer in &producers {
+        soon(producer.send("1")).await.expect("stored");
+    }
+    pair.assert_no_violations();
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use geminga_meta::bundle::HashRange;
 use geminga_proto::stream::{
     ChunkedBody, Messages, NoMessages, RequestBody as _, WholeBodies, respond,
 };
@@ -127,19 +128,23 @@ impl Messaging for MessagingService {
         &self,
         request: Request<v1::LookupRequest>,
     ) -> Result<Response<v1::LookupResponse>, Status> {
+        let broker = &self.state.broker;
         let found = match convert::topic(&request.into_inner().topic) {
-            Ok(topic) => {
-                self.state.broker.lookup(&topic).await.map_err(|error| error::topic(&error))
-            }
+            Ok(topic) => match broker.lookup(&topic).await {
+                Ok(found) => Ok((found, broker.range_of(&topic))),
+                Err(error) => Err(error::topic(&error)),
+            },
             Err(error) => Err(error),
         };
+        let range = |range: HashRange| v1::HashRange { first: range.first, last: range.last };
         let answer = match found {
-            Ok(Lookup::Here) => v1::LookupResponse {
-                broker_id: self.state.broker.config().broker_id.to_string(),
-                ..v1::LookupResponse::default()
-            },
-            Ok(Lookup::Elsewhere { broker_id, service_url, .. }) => {
-                v1::LookupResponse { error: None, broker_id, service_url, partitions: 0 }
+            Ok((found, bundle)) => {
+                let (broker_id, service_url) = match found {
+                    Lookup::Here => (broker.config().broker_id.to_string(), String::new()),
+                    Lookup::Elsewhere { broker_id, service_url, .. } => (broker_id, service_url),
+                };
+                let (error, bundle) = (None, bundle.map(range));
+                v1::LookupResponse { error, broker_id, service_url, partitions: 0, bundle }
             }
             Err(error) => {
                 v1::LookupResponse { error: Some(error), ..v1::LookupResponse::default() }

@@ -15,8 +15,19 @@ fn topic(number: u64) -> TopicName {
     NAMES[number as usize].clone()
 }
 
+fn scope(number: u64) -> Scope {
+    Scope::Topic(topic(number))
+}
+
+/// The bundle of all hashes between two, in sixteenths.
+fn bundle(first: u32, last: u32) -> Scope {
+    let namespace = topic(0).namespace().clone();
+    Scope::Bundle { namespace, first: first << 28, last: (last << 28) | (u32::MAX >> 4) }
+}
+
 fn word(url: &str, told_by: &str) -> Owner {
     Owner {
+        scope: scope(1),
         url: url.into(),
         broker_id: format!("id of {url}").into(),
         advertised: true,
@@ -38,14 +49,14 @@ fn asked(candidates: Vec<Candidate>, blamed: &(Owner, Trouble)) -> Vec<String> {
 #[test]
 fn a_word_counts_until_it_is_found_wrong_and_the_newer_one_is_not_lost() {
     let mut owners = Owners::new(10);
-    let first = owners.learn(&topic(1), word("b", "a"));
+    let first = owners.learn(word("b", "a"));
     assert_eq!(owners.known(&topic(1)), Some(first.clone()));
-    owners.blame(&topic(1), first.version, Trouble::Unreachable);
+    owners.blame(&first, Trouble::Unreachable);
     assert_eq!(owners.known(&topic(1)), None);
     assert_eq!(owners.blamed(&topic(1)), Some((first.clone(), Trouble::Unreachable)));
-    let second = owners.learn(&topic(1), word("c", "a"));
+    let second = owners.learn(word("c", "a"));
     // Another of the topic's producers finds only now that the first word was wrong.
-    owners.blame(&topic(1), first.version, Trouble::Refused);
+    owners.blame(&first, Trouble::Refused);
     assert_eq!(owners.known(&topic(1)), Some(second));
     assert_eq!(owners.blamed(&topic(1)), None);
 }
@@ -87,64 +98,92 @@ fn one_broker_is_one_place_however_its_address_is_written() {
     assert!(!nameless.is_same_place(&moved));
 }
 
+#[test]
+fn a_word_is_about_its_bundle_and_a_range_without_the_topic_says_nothing() {
+    let hash = topic(3).hash();
+    let of = |first, last| Scope::of(&topic(3), Some(HashRange { first, last }));
+    assert_eq!(of(hash + 1, u32::MAX), scope(3));
+    assert_eq!(of(hash, hash - 1), scope(3));
+    let only = of(hash, hash);
+    assert!(only.covers(&topic(3)) && (0..3).all(|other| !only.covers(&topic(other))));
+    assert!(!of(0, u32::MAX).covers(&"persistent://t/other/x".parse().expect("a name")));
+    let mut owners = Owners::new(10);
+    let all = owners.learn(Owner { scope: of(0, u32::MAX), ..word("b", "a") });
+    assert_eq!(owners.known(&topic(5)), Some(all.clone()));
+    assert_eq!(owners.scope(&topic(5)), all.scope);
+    owners.blame(&all, Trouble::Unreachable);
+    assert_eq!(owners.blamed(&topic(6)), Some((all, Trouble::Unreachable)));
+}
+
 #[derive(Debug, Clone)]
 enum Event {
-    Learn { topic: u64, owner: u8 },
-    Blame { topic: u64, back: u64, refused: bool },
+    Learn { scope: Scope, owner: u8 },
+    Blame { back: usize, refused: bool },
+}
+
+fn any_scope() -> impl Strategy<Value = Scope> {
+    let bundles = (0_u32..16, 0_u32..16).prop_map(|(a, b)| bundle(a.min(b), a.max(b)));
+    prop_oneof![(0..TOPICS).prop_map(scope), bundles]
 }
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        (0..TOPICS, 0_u8..4).prop_map(|(topic, owner)| Event::Learn { topic, owner }),
-        (0..TOPICS, 0_u64..20, any::<bool>()).prop_map(|(topic, back, refused)| Event::Blame {
-            topic,
-            back,
-            refused
-        }),
+        (any_scope(), 0_u8..4).prop_map(|(scope, owner)| Event::Learn { scope, owner }),
+        (0_usize..20, any::<bool>()).prop_map(|(back, refused)| Event::Blame { back, refused }),
     ]
 }
 
+fn overlap(one: &Scope, other: &Scope) -> bool {
+    match (one, other) {
+        (Scope::Bundle { first, last, .. }, Scope::Bundle { first: from, last: to, .. }) => {
+            first <= to && from <= last
+        }
+        _ => one == other,
+    }
+}
+
 proptest! {
-    /// Against a list of everything that was ever said.
+    /// Against a list of the words that count, the oldest first.
     #[test]
-    fn the_cache_is_the_last_words_of_the_latest_topics(
+    fn the_cache_is_the_last_words_on_the_latest_topics_and_bundles(
         events in proptest::collection::vec(event(), 0..120),
     ) {
         const LIMIT: usize = 5;
         let mut owners = Owners::new(LIMIT);
-        let mut said: Vec<(u64, Owner, Option<Trouble>)> = Vec::new();
+        let mut kept: Vec<(Owner, Option<Trouble>)> = Vec::new();
+        let mut said: Vec<Owner> = Vec::new();
         for event in events {
             match event {
-                Event::Learn { topic: number, owner } => {
-                    let owner = owners.learn(&topic(number), word(&owner.to_string(), "a"));
-                    prop_assert!(said.iter().all(|(_, old, _)| old.version < owner.version));
-                    said.push((number, owner, None));
+                Event::Learn { scope, owner } => {
+                    let word = Owner { scope, ..word(&owner.to_string(), "a") };
+                    let owner = owners.learn(word);
+                    prop_assert!(said.iter().all(|old| old.version < owner.version));
+                    kept.retain(|(old, _)| !overlap(&old.scope, &owner.scope));
+                    kept.push((owner.clone(), None));
+                    said.push(owner);
+                    if kept.len() > LIMIT {
+                        kept.remove(0);
+                    }
                 }
-                Event::Blame { topic: number, back, refused } => {
-                    let version = (said.len() as u64 + 1).saturating_sub(back);
+                Event::Blame { back, refused } => {
+                    let Some(word) = said.iter().rev().nth(back) else { continue };
                     let trouble = if refused { Trouble::Refused } else { Trouble::Unreachable };
-                    owners.blame(&topic(number), version, trouble);
-                    for (of, owner, found) in &mut said {
-                        if *of == number && owner.version == version {
-                            *found = Some(trouble);
-                        }
+                    owners.blame(word, trouble);
+                    for (_, found) in kept.iter_mut().filter(|(kept, _)| kept == word) {
+                        *found = Some(trouble);
                     }
                 }
             }
-            let mut kept: Vec<(u64, Owner, Option<Trouble>)> = Vec::new();
-            for (number, owner, trouble) in said.iter().rev() {
-                if kept.len() < LIMIT && kept.iter().all(|(seen, ..)| seen != number) {
-                    kept.push((*number, owner.clone(), *trouble));
-                }
-            }
             for number in 0..TOPICS {
-                let last = kept.iter().find(|(seen, ..)| *seen == number);
-                let known = last.filter(|it| it.2.is_none()).map(|it| it.1.clone());
-                let blamed = last.and_then(|it| Some((it.1.clone(), it.2?)));
+                let last = kept.iter().rfind(|(kept, _)| kept.scope.covers(&topic(number)));
+                let known = last.filter(|it| it.1.is_none()).map(|it| it.0.clone());
+                let blamed = last.and_then(|it| Some((it.0.clone(), it.1?)));
                 prop_assert_eq!(owners.known(&topic(number)), known);
                 prop_assert_eq!(owners.blamed(&topic(number)), blamed);
             }
         }
+        prop_assert_eq!(owners.by_version.len(), kept.len());
+        prop_assert_eq!(owners.by_topic.len() + owners.by_bundle.len(), kept.len());
     }
 
     /// Everybody is asked, once; after trouble, never the one to blame while there is another.

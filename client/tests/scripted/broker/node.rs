@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use geminga_proto::v1::ErrorCode;
+use geminga_proto::v1::{ErrorCode, HashRange};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -17,6 +17,8 @@ pub struct Node {
     pub cluster_id: String,
     /// Name and address of the broker that it takes for the owner; `None`: itself.
     pub owner: Option<(String, String)>,
+    /// For which topics its answers are.
+    pub bundle: Option<HashRange>,
     pub handshakes: u32,
     /// What clients expected at each handshake.
     pub expected_clusters: Vec<String>,
@@ -31,6 +33,7 @@ impl Default for Node {
             id: "b".to_owned(),
             cluster_id: CLUSTER.to_owned(),
             owner: None,
+            bundle: None,
             handshakes: 0,
             expected_clusters: Vec::new(),
             lookups: 0,
