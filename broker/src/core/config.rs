@@ -32,6 +32,9 @@ pub struct BrokerConfig {
     pub service_url: String,
     /// Where administration connects, as told to other brokers.
     pub admin_url: String,
+    /// Where this process is, as no other can be while it runs: the machine's start, its network
+    /// and the port that is open there. Empty: that can't be told.
+    pub place: String,
     /// Whether publishing and subscribing create a topic that doesn't exist.
     pub auto_topic_creation: bool,
     /// Largest entry as a producer sends it.
@@ -98,6 +101,7 @@ impl BrokerConfig {
             broker_id,
             service_url: String::new(),
             admin_url: String::new(),
+            place: String::new(),
             auto_topic_creation: true,
             max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
             max_messages_per_batch: 100_000,

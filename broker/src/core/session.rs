@@ -7,8 +7,9 @@
 //! their bookies whether somebody has fenced them.
 //!
 //! Invariant: one live session an id. A record of another session under this broker's id is
-//! ended only if it must be over: at this process's start, if it had the very addresses that the
-//! process has bound, or nobody else can use the store; later, if it was this process's own.
+//! ended only if it must be over: at this process's start, if it was at the very place where this
+//! process is, or nobody else can use the store; later, if it was this process's own. The addresses
+//! that others are told decide nothing: two processes may be behind one of them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -237,10 +238,7 @@ impl Session {
             // Two processes that both end the other's session would go on for ever.
             return record.session == previous;
         }
-        let same_place = !config.service_url.is_empty()
-            && record.service_url == config.service_url
-            && record.admin_url == config.admin_url;
-        config.alone || same_place
+        config.alone || (!config.place.is_empty() && record.place == config.place)
     }
 
     /// Waits until another session's lease has ended; refuses if it is kept alive.
@@ -289,6 +287,7 @@ impl Session {
             lease_ttl_ms: ttl_ms,
             draining: self.is_draining(),
             weight: config.weight,
+            place: config.place.clone(),
         };
         let key = keys::broker(&config.broker_id);
         let nonce = Nonce::new(&*context.env.random);

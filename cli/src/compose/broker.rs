@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use geminga_broker::core::broker::StartError;
 use geminga_ledger::placement::WatchedPlacement;
 use geminga_ledger::store::LedgerStore;
 use geminga_ledger::transport::grpc::{GrpcTransport, GrpcTransportConfig};
@@ -21,11 +22,20 @@ use prometheus_client::registry::Registry;
 
 use super::broker_node::{BrokerNode, BrokerPorts};
 use super::listeners::{Service, bind, node_name};
-use super::metadata::ClusterMetadata;
+use super::metadata::{ClusterMetadata, Failure};
 use super::parts::Parts;
 use super::ready_file::Addresses;
 use super::server::Server;
 use crate::config::{Deployment, Settings, components};
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error.store_error() {
+            Some(store) => store.clone().into(),
+            None => Self::Final(error.into()),
+        }
+    }
+}
 
 /// A running broker.
 #[derive(Debug)]
@@ -73,7 +83,12 @@ impl BrokerServer {
         let transport = Arc::new(GrpcTransport::new(transport, Arc::clone(&bookies) as _, runtime));
         let meta = Arc::clone(&store);
         let ledgers = LedgerStore::new(ledger_config, env.clone(), meta, transport, bookies)?;
-        let broker = BrokerNode::start(config, &ports, env, store, ledgers).await?;
+        // Its session and its views are read and written while etcd may go away again.
+        let started = patience.until_done(async || {
+            let (env, store) = (env.clone(), Arc::clone(&store));
+            BrokerNode::start(config.clone(), &ports, env, store, ledgers.clone()).await
+        });
+        let broker = started.await.context("the broker can't start")?;
         let mut parts = Parts::new();
         let who = (settings.cluster_name.as_str(), cluster.cluster_id);
         broker.serve(&mut parts, ports, who, Registry::default());

@@ -3,8 +3,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
-use geminga_broker::core::broker::Broker;
+use geminga_broker::core::broker::{Broker, StartError};
 use geminga_broker::core::config::BrokerConfig;
 use geminga_broker::frontend::admin::{self, AdminConfig, AdminState, ClusterIdentity, Readiness};
 use geminga_broker::frontend::grpc::{self, GrpcConfig, GrpcQueues, GrpcState};
@@ -45,11 +44,11 @@ impl BrokerNode {
         env: Env,
         metadata: Arc<dyn MetadataStore>,
         ledgers: LedgerStore,
-    ) -> anyhow::Result<Self> {
-        let config =
-            BrokerConfig { service_url: ports.grpc.url(), admin_url: ports.admin.url(), ..config };
-        let started = Broker::start(config, env, metadata, ledgers);
-        let broker = started.await.context("the broker can't start")?;
+    ) -> Result<Self, StartError> {
+        let (service_url, admin_url) = (ports.grpc.url(), ports.admin.url());
+        let place = ports.grpc.place().unwrap_or_default();
+        let config = BrokerConfig { service_url, admin_url, place, ..config };
+        let broker = Broker::start(config, env, metadata, ledgers).await?;
         Ok(Self { broker, readiness: Readiness::default() })
     }
 

@@ -24,6 +24,19 @@ impl Port {
     pub fn url(&self) -> String {
         format!("http://{}", self.advertised)
     }
+
+    /// Where this process is, as no other can be while it has the port: the start of the machine's
+    /// kernel, the network within it, and the address there. `None` if the system doesn't say.
+    ///
+    /// What others are told, and the machine's name, can be those of several processes: of copies
+    /// of one container, or of those behind one address.
+    #[must_use]
+    pub fn place(&self) -> Option<String> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let network = std::fs::read_link("/proc/self/ns/net").ok()?;
+        let address = self.listener.local_addr().ok()?;
+        Some(format!("{} {} {address}", boot.trim(), network.display()))
+    }
 }
 
 /// What a port is for.
@@ -133,6 +146,25 @@ mod tests {
         settings.admin_port = port;
         let error = format!("{:#}", bind(&settings, Service::Admin).await.expect_err("taken"));
         assert!(error.contains(&port.to_string()) && error.contains("--admin-port"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_place_is_the_same_for_whoever_has_the_port_next_and_no_other_ports() {
+        let settings = Settings { admin_port: 0, ..Settings::default() };
+        let open = bind(&settings, Service::Admin).await.expect("ports are free");
+        let other = bind(&settings, Service::Admin).await.expect("ports are free");
+        let place = open.place();
+        if cfg!(target_os = "linux") {
+            assert!(place.as_ref().is_some_and(|place| place.contains("net:[")), "{place:?}");
+            assert_ne!(place, other.place());
+        }
+        let admin_port = open.listener.local_addr().expect("bound").port();
+        drop(open);
+        let next = Settings { admin_port, ..settings };
+        // Nobody else takes it so soon; if somebody does, the test has nothing to compare.
+        if let Ok(next) = bind(&next, Service::Admin).await {
+            assert_eq!(next.place(), place);
+        }
     }
 
     #[tokio::test]

@@ -72,7 +72,8 @@ impl Standalone {
         let meta = Arc::clone(&metadata);
         let ledgers = LedgerStore::new(ledger_config, env.clone(), meta, transport, placement)?;
         let meta = Arc::clone(&metadata);
-        let broker = BrokerNode::start(broker_config, &ports, env, meta, ledgers).await?;
+        let broker = BrokerNode::start(broker_config, &ports, env, meta, ledgers).await;
+        let broker = broker.context("the broker can't start")?;
         let mut parts = Parts::new();
         let mut registry = Registry::default();
         metrics::register(&mut registry, bookie.clone());

@@ -31,6 +31,9 @@ pub struct BrokerRecord {
     pub draining: bool,
     /// Its share of the bundles, relative to other brokers'. Not 0.
     pub weight: u32,
+    /// Where its process is, as nobody else can be meanwhile: the machine's start, its network and
+    /// the port that is open there. Empty: not told.
+    pub place: String,
 }
 
 impl BrokerRecord {
@@ -65,6 +68,7 @@ impl Record for BrokerRecord {
             lease_ttl_ms: self.lease_ttl_ms,
             draining: self.draining,
             weight: if self.weight == Self::DEFAULT_WEIGHT { 0 } else { self.weight },
+            place: self.place.clone(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Record for BrokerRecord {
             lease_ttl_ms: message.lease_ttl_ms,
             draining: message.draining,
             weight: if message.weight == 0 { Self::DEFAULT_WEIGHT } else { message.weight },
+            place: message.place,
         })
     }
 
@@ -95,6 +100,7 @@ impl Record for BrokerRecord {
             "lease_ttl_ms": self.lease_ttl_ms,
             "draining": self.draining,
             "weight": self.weight,
+            "place": self.place,
         })
     }
 }

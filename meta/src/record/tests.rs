@@ -99,6 +99,7 @@ fn the_bytes_of_small_records_never_change() {
         lease_ttl_ms: 0,
         draining: false,
         weight: BrokerRecord::DEFAULT_WEIGHT,
+        place: String::new(),
     };
     assert_golden(&broker, "12026b311a01732201612a01723009");
     let lease = LeaseId(3);
@@ -106,6 +107,8 @@ fn the_bytes_of_small_records_never_change() {
         BrokerRecord { session, lease, lease_ttl_ms: 5, draining: true, weight: 7, ..broker };
     let added = "390201000000000000400348055001 5807".replace(' ', "");
     assert_golden(&broker, &format!("12026b311a01732201612a01723009{added}"));
+    let broker = BrokerRecord { place: "p".to_owned(), ..broker };
+    assert_golden(&broker, &format!("12026b311a01732201612a01723009{added}620170"));
 }
 
 #[test]

@@ -113,7 +113,7 @@ pub(super) fn bookie() -> impl Strategy<Value = BookieRecord> {
 }
 
 pub(super) fn broker() -> impl Strategy<Value = BrokerRecord> {
-    let urls = (text(), text());
+    let urls = (text(), text(), text());
     let lease = (any::<u64>(), any::<u64>(), any::<u64>());
     let weight = 1..=BrokerRecord::MAX_WEIGHT;
     (broker_id(), urls, text(), any::<u64>(), lease, any::<bool>(), weight).prop_map(
@@ -128,6 +128,7 @@ pub(super) fn broker() -> impl Strategy<Value = BrokerRecord> {
             lease_ttl_ms: lease.2,
             draining,
             weight,
+            place: urls.2,
         },
     )
 }

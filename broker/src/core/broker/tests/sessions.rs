@@ -15,7 +15,8 @@ use crate::testing::Cluster;
 /// A broker of a cluster: nothing says that it is alone.
 fn config(url: &str) -> BrokerConfig {
     let config = Cluster::config_of("b1");
-    BrokerConfig { alone: false, service_url: url.to_owned(), ..config }
+    let (service_url, place) = (url.to_owned(), format!("place of {url}"));
+    BrokerConfig { alone: false, service_url, place, ..config }
 }
 
 async fn start(cluster: &Cluster, config: BrokerConfig) -> Result<Broker, StartError> {
@@ -42,7 +43,7 @@ async fn a_second_broker_of_one_id_is_refused_and_the_first_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broker_that_has_the_address_of_the_former_one_follows_it_at_once() {
+async fn a_broker_at_the_place_of_the_former_one_follows_it_at_once() {
     let cluster = Cluster::new();
     let first = start(&cluster, config("http://one:6660")).await.expect("starts");
     let former = first.brokers()[0].session.clone();
@@ -52,6 +53,28 @@ async fn a_broker_that_has_the_address_of_the_former_one_follows_it_at_once() {
     assert_ne!(second.brokers()[0].session, former);
     second.shutdown().await;
     drop(first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_behind_one_address_do_not_end_each_others_sessions() {
+    let cluster = Cluster::new();
+    let first = start(&cluster, config("http://all:6660")).await.expect("starts");
+    let session = first.brokers()[0].session.clone();
+    // Of another machine, or of a release or system that can't tell.
+    for place in ["elsewhere", ""] {
+        let second = BrokerConfig { place: place.to_owned(), ..config("http://all:6660") };
+        let refused = start(&cluster, second).await.err();
+        let duplicate =
+            matches!(&refused, Some(StartError::Ownership(OwnershipError::Duplicate { .. })));
+        assert!(duplicate, "{refused:?}");
+        assert_eq!(first.brokers()[0].session, session);
+    }
+    first.shutdown().await;
+    let nowhere = || BrokerConfig { place: String::new(), ..config("http://all:6660") };
+    let first = start(&cluster, nowhere()).await.expect("starts");
+    let refused = start(&cluster, nowhere()).await.err();
+    assert!(refused.is_some(), "two that can't tell where they are are not at one place");
+    first.shutdown().await;
 }
 
 #[tokio::test(start_paused = true)]
