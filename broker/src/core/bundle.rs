@@ -2,20 +2,24 @@
 //! holds their cursors; and [`BundleSlot`], which acquires it once for all who ask.
 //!
 //! Invariant: the state log is fenced, recovered and replayed before any topic of the bundle
-//! loads. A state log that can't be opened makes the bundle unavailable, never empty.
+//! loads. A state log that can't be opened makes the bundle unavailable, never empty; it is tried
+//! again ever less often, whoever wants it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use geminga_meta::bundle::BundleId;
 use geminga_meta::keys;
 use geminga_meta::store::Compare;
+use geminga_proto::env::Random;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::core::api::TopicError;
 use crate::core::context::{Context, unavailable};
-use crate::core::ownership::{Grip, Ownership, OwnershipError, Taken};
+use crate::core::ownership::{Grip, Holder, Ownership, OwnershipError, Taken};
 use crate::core::state_log::{StateLog, StateLogError};
 
 /// A bundle that this broker owns.
@@ -81,12 +85,35 @@ impl Bundle {
     }
 }
 
+/// The pause after the first failure to open a state log; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long a state log isn't tried again that could not be opened `failures` times in a row. Half
+/// of it is random: what is wrong with one is often wrong with many.
+fn pause_after(failures: u32, random: &dyn Random) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
+    let half_us = u64::try_from(whole.as_micros() / 2).unwrap_or(0);
+    Duration::from_micros(half_us + random.below(half_us + 1))
+}
+
+/// Why a bundle can't be served although it is this broker's.
+#[derive(Debug)]
+struct Trouble {
+    why: String,
+    error: TopicError,
+    failures: u32,
+    /// Until then, whoever wants the bundle hears the same.
+    again_at: Instant,
+}
+
 /// Where a bundle is or comes to be.
 #[derive(Debug, Default)]
 pub struct BundleSlot {
     owned: Mutex<Option<Arc<Bundle>>>,
-    /// Why it can't be served although it is this broker's. Written by who has the turn.
-    trouble: Mutex<Option<String>>,
+    /// Written by who has the turn.
+    trouble: Mutex<Option<Trouble>>,
     /// Held by the one task that acquires the bundle or hands it over.
     turn: tokio::sync::Mutex<()>,
 }
@@ -104,7 +131,39 @@ impl BundleSlot {
     /// Why the bundle can't be served, if that was found when it was wanted last.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        self.trouble.lock().clone()
+        self.trouble.lock().as_ref().map(|trouble| trouble.why.clone())
+    }
+
+    /// How long the bundle's state log isn't tried again.
+    #[must_use]
+    pub fn again_in(&self) -> Duration {
+        let trouble = self.trouble.lock();
+        let again_at = trouble.as_ref().map(|trouble| trouble.again_at);
+        again_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// What whoever wants the bundle hears instead of another attempt at its state log: recovering
+    /// one costs its bookies much, and thousands of clients may want it.
+    fn is_held_back(&self) -> Option<TopicError> {
+        let trouble = self.trouble.lock();
+        let held_back = trouble.as_ref().filter(|trouble| Instant::now() < trouble.again_at);
+        held_back.map(|trouble| trouble.error.clone())
+    }
+
+    /// What came of opening the state log.
+    fn opened<T>(
+        &self,
+        opened: Result<T, StateLogError>,
+        random: &dyn Random,
+    ) -> Result<T, TopicError> {
+        let mut trouble = self.trouble.lock();
+        let failures = trouble.take().map_or(0, |trouble| trouble.failures) + 1;
+        opened.map_err(|error| {
+            let again_at = Instant::now() + pause_after(failures, random);
+            let (why, error) = (error.to_string(), state_log_error(error));
+            *trouble = Some(Trouble { why, error: error.clone(), failures, again_at });
+            error
+        })
     }
 
     /// The right to acquire the bundle or to hand it over: who wants it meanwhile waits.
@@ -141,6 +200,11 @@ impl BundleSlot {
         if let Some(bundle) = self.owned() {
             return Ok(bundle);
         }
+        if ownership.holder(id) == Ok(Holder::Here)
+            && let Some(error) = self.is_held_back()
+        {
+            return Err(error);
+        }
         let taken = ownership.acquire(id).await.map_err(|error| match error {
             OwnershipError::Draining => TopicError::ShuttingDown,
             error => unavailable(error),
@@ -156,10 +220,8 @@ impl BundleSlot {
             context.env.clone(),
             context.config.state_log.clone(),
         )
-        .await
-        .map_err(state_log_error);
-        *self.trouble.lock() = log.as_ref().err().map(ToString::to_string);
-        let log = log?;
+        .await;
+        let log = self.opened(log, &*context.env.random)?;
         let ended = AtomicBool::new(false);
         let weak = Arc::downgrade(ownership);
         let runtime = context.runtime.clone();
@@ -186,5 +248,43 @@ pub fn state_log_error(error: StateLogError) -> TopicError {
         StateLogError::Unavailable(_) | StateLogError::Closed | StateLogError::Exists(_) => {
             unavailable(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use geminga_proto::env::SeededRandom;
+
+    fn fail(slot: &BundleSlot, random: &dyn Random) -> Duration {
+        let failed = slot.opened::<()>(Err(StateLogError::Unavailable("no".to_owned())), random);
+        assert_eq!(failed, Err(unavailable(slot.trouble().expect("in trouble"))));
+        slot.again_in()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_state_log_that_fails_is_tried_ever_less_often_until_it_opens() {
+        let (slot, random) = (BundleSlot::default(), SeededRandom::new(1));
+        assert!(slot.is_held_back().is_none());
+        let mut whole = FIRST_PAUSE;
+        for _ in 0..40 {
+            let pause = fail(&slot, &random);
+            assert!(pause >= whole / 2 && pause <= whole, "{pause:?} of {whole:?}");
+            assert_eq!(slot.is_held_back(), Some(unavailable(slot.trouble().expect("why"))));
+            tokio::time::advance(pause).await;
+            assert_eq!((slot.is_held_back(), slot.again_in()), (None, Duration::ZERO));
+            whole = (whole * 2).min(LONGEST_PAUSE);
+        }
+        assert_eq!(slot.opened(Ok(7), &random), Ok(7));
+        assert_eq!(slot.trouble(), None);
+        assert!(fail(&slot, &random) <= FIRST_PAUSE);
+    }
+
+    #[test]
+    fn pauses_differ() {
+        let random = SeededRandom::new(2);
+        let pauses: std::collections::BTreeSet<_> =
+            (0..100).map(|_| pause_after(20, &random)).collect();
+        assert!(pauses.len() > 50);
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use geminga_meta::bundle::{BundleId, HashRange};
 use geminga_meta::keys::{self, Key};
 use geminga_meta::read::read;
@@ -22,6 +23,8 @@ use crate::core::context::{Context, unavailable};
 use crate::core::managed_ledger::list::Retention;
 use crate::core::watched;
 
+/// Namespaces read at a time.
+const READ_AT_ONCE: usize = 16;
 /// Wait before a lost watch is set up again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -236,8 +239,13 @@ impl Namespaces {
 
     /// Reads all known namespaces anew.
     async fn refresh(&self) -> Result<(), TopicError> {
-        for namespace in self.all() {
-            match self.read(&namespace.name).await? {
+        let read = |namespace: Arc<Namespace>| async move {
+            self.read(&namespace.name).await.map(|stored| (namespace, stored))
+        };
+        let reading: Vec<_> = self.all().into_iter().map(read).collect();
+        let mut reading = stream::iter(reading).buffer_unordered(READ_AT_ONCE);
+        while let Some((namespace, stored)) = reading.try_next().await? {
+            match stored {
                 Some(stored) => namespace.update(stored.record, stored.revision),
                 None => self.forget_this(&namespace),
             }

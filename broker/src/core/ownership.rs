@@ -111,6 +111,9 @@ pub enum Taken {
     Elsewhere(Lookup),
 }
 
+/// Bundles with their owners' records.
+pub type Owners = BTreeMap<BundleId, Arc<Stored<OwnershipRecord>>>;
+
 /// Which broker owns what.
 #[derive(Debug)]
 pub struct Ownership {
@@ -167,13 +170,32 @@ impl Ownership {
 
     /// The owned bundles with their owners, as far as their records can be read.
     #[must_use]
-    pub fn owners(&self) -> BTreeMap<BundleId, Arc<Stored<OwnershipRecord>>> {
-        let owned = self.owners.list_anyway().into_iter().filter_map(Result::ok);
-        let named = |stored: Arc<Stored<OwnershipRecord>>| match Key::parse(&stored.key) {
-            Some(Key::Ownership(bundle)) => Some((bundle, stored)),
-            _ => None,
-        };
-        owned.filter_map(named).collect()
+    pub fn owners(&self) -> Owners {
+        self.owned().0
+    }
+
+    /// The owned bundles with their owners; and those whose record can't be read, with the reason.
+    /// Somebody has these: only the record's end makes a bundle nobody's.
+    #[must_use]
+    pub fn owned(&self) -> (Owners, BTreeMap<BundleId, String>) {
+        let (mut owners, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
+        for listed in self.owners.list_anyway() {
+            match listed {
+                Ok(stored) => {
+                    if let Some(Key::Ownership(bundle)) = Key::parse(&stored.key) {
+                        owners.insert(bundle, stored);
+                    }
+                }
+                Err(CacheError::Record { key, error }) => {
+                    if let Some(Key::Ownership(bundle)) = Key::parse(&key) {
+                        unreadable.insert(bundle, format!("{key}: {error}"));
+                    }
+                }
+                // Said of a view as a whole, and never of a record.
+                Err(CacheError::Stale) => {}
+            }
+        }
+        (owners, unreadable)
     }
 
     /// False while the views are out of date.

@@ -178,6 +178,13 @@ impl Broker {
     }
 
     fn bundle_problems(&self, problems: &mut Vec<Problem>) {
+        for (bundle, why) in self.inner.ownership.owned().1 {
+            let why = format!(
+                "nobody can tell who owns it, so nobody takes it over: {why}; when no broker \
+                 serves it, delete that key"
+            );
+            problems.push(problem(Concern::Bundle, &bundle.to_string(), why));
+        }
         for namespace in self.inner.namespaces.all() {
             for (bundle, slot) in namespace.slots() {
                 if let Some(why) = slot.trouble() {

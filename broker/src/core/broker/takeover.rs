@@ -21,7 +21,8 @@ use super::{Broker, Inner};
 use crate::core::api::TopicError;
 use crate::core::ownership::Grip;
 
-/// Wait before a bundle that couldn't be taken over is tried again.
+/// Least wait before a bundle that couldn't be taken over is tried again; its state log may not be
+/// for longer.
 const RETRY: Duration = Duration::from_millis(250);
 /// Bundles taken over at a time.
 const AT_ONCE: usize = 16;
@@ -39,11 +40,18 @@ struct Orphans {
     seen: Owned,
     /// With the revision of the record that has gone.
     orphans: BTreeMap<BundleId, Revision>,
+    /// Of which it was said that their record can't be read.
+    unreadable: BTreeSet<BundleId>,
 }
 
 impl Orphans {
-    /// Compares with what was seen before.
-    fn see(&mut self, now: Owned) {
+    /// Compares with what was seen before. A record that can't be read is there, whosever it is: it
+    /// stays what it was, or somebody else's.
+    fn see(&mut self, mut now: Owned, unreadable: impl Iterator<Item = BundleId>) {
+        for bundle in unreadable {
+            let before = self.seen.get(&bundle).copied();
+            now.insert(bundle, before.unwrap_or((SessionId(0), Revision(0))));
+        }
         let gone = self.seen.iter().filter(|(bundle, _)| !now.contains_key(bundle));
         self.orphans.extend(gone.map(|(bundle, (_, revision))| (bundle.clone(), *revision)));
         self.seen = now;
@@ -199,9 +207,10 @@ async fn take(broker: Broker, bundle: BundleId) -> (BundleId, bool) {
         }
         Err(TopicError::NamespaceNotFound(_)) => true,
         Err(error) => {
-            tracing::debug!(%bundle, %error, "not taken over yet");
+            let pause = broker.pause_before(&bundle);
+            tracing::debug!(%bundle, %error, ?pause, "not taken over yet");
             drop(broker);
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(pause).await;
             false
         }
     };
@@ -214,10 +223,17 @@ impl Broker {
         let inner = &self.inner;
         let ownership = &inner.ownership;
         let own = ownership.session.id();
-        let owners = ownership.owners();
+        let (owners, unreadable) = ownership.owned();
+        for (bundle, why) in &unreadable {
+            if !orphans.unreadable.contains(bundle) {
+                tracing::error!(%bundle, why, "nobody can tell who owns the bundle");
+            }
+        }
+        orphans.unreadable = unreadable.keys().cloned().collect();
         let known =
             |stored: &Arc<Stored<OwnershipRecord>>| (stored.record.session, stored.revision);
-        orphans.see(owners.iter().map(|(id, stored)| (id.clone(), known(stored))).collect());
+        let seen = owners.iter().map(|(id, stored)| (id.clone(), known(stored))).collect();
+        orphans.see(seen, unreadable.into_keys());
         for bundle in inner.namespaces.all().iter().flat_map(|name| name.owned_bundles()) {
             if orphans.is_lost(&bundle.id, bundle.grip, own) {
                 tracing::warn!(bundle = %bundle.id, "the bundle is not this broker's any more");
@@ -234,6 +250,12 @@ impl Broker {
             namespace.is_some_and(|namespace| namespace.slot(bundle).owned().is_some())
         };
         orphans.wanted(own, is_served, |bundle| ownership.is_chosen(bundle))
+    }
+
+    /// How long a bundle that couldn't be taken over is left alone.
+    fn pause_before(&self, id: &BundleId) -> Duration {
+        let namespace = self.inner.namespaces.known(&id.namespace);
+        namespace.map_or(RETRY, |namespace| namespace.slot(id).again_in().max(RETRY))
     }
 
     /// Answers whether the bundle wasn't served here before.

@@ -11,7 +11,9 @@ mod panics;
 mod races;
 mod sessions;
 mod several;
+mod state_log_away;
 pub(super) mod support;
+mod unreadable_owner;
 
 use std::time::Duration;
 

@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Weak};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use geminga_ledger::reader::ClosedLedger as ClosedEnd;
 use geminga_meta::keys;
 use geminga_meta::read::read;
@@ -36,6 +37,9 @@ use crate::core::topic_map::TopicMap;
 /// Attempts at loading while others change the same records, or quorums are missing.
 const ATTEMPTS: u32 = 5;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Chunks of a list that are read at a time.
+const CHUNKS_AT_ONCE: usize = 16;
 
 const CHANGING: &str = "its records are being changed";
 
@@ -378,14 +382,15 @@ pub(super) async fn load_ledgers(
     let head = read::<ManagedLedgerRecord>(meta, &key).await.map_err(read_error)?;
     let missing = || LoadError::Again(format!("managed ledger {id} has no record"));
     let head: Stored<ManagedLedgerRecord> = head.ok_or_else(missing)?;
-    let mut chunks = Vec::new();
-    for link in &head.record.chunks {
-        let key = keys::managed_ledger_chunk(id, link.number);
+    let read_chunk = |number: u64| async move {
+        let key = keys::managed_ledger_chunk(id, number);
         let chunk = read::<ManagedLedgerChunk>(meta, &key).await.map_err(read_error)?;
         // Trimmed between the two reads.
-        let missing = || LoadError::Again(format!("chunk {:x} has no record", link.number));
-        chunks.push((link.number, chunk.ok_or_else(missing)?.record));
-    }
+        let missing = || LoadError::Again(format!("chunk {number:x} has no record"));
+        Ok::<_, LoadError>((number, chunk.ok_or_else(missing)?.record))
+    };
+    let chunks: Vec<_> = head.record.chunks.iter().map(|link| read_chunk(link.number)).collect();
+    let chunks = stream::iter(chunks).buffered(CHUNKS_AT_ONCE).try_collect::<Vec<_>>().await?;
     let corrupt = |error: crate::core::managed_ledger::LoadError| {
         LoadError::Topic(TopicError::Corrupt(error.to_string()))
     };
