@@ -34,7 +34,7 @@ use self::error::{Failure, failure};
 use self::exchange::Exchange;
 use self::identity::Identity;
 use self::pool::{Kind, Place, Pool};
-use self::request::{Root, lease_number};
+use self::request::{Root, lease_number, sender};
 use self::together::{Lane, Unanswered};
 use self::watch::{EtcdWatch, WatchRequest};
 use super::limits::{check_key, check_prefix, check_txn};
