@@ -31,6 +31,9 @@ use crate::bundle::BundleId;
 
 /// The cluster's record.
 pub const CLUSTER: &str = "cluster";
+/// Written along with transactions that go to etcd together, so that it counts them against its
+/// quota; of no meaning.
+pub const TOGETHER: &str = "together";
 /// All tenants.
 pub const TENANTS: &str = "tenants/";
 /// All namespaces.

@@ -1,8 +1,9 @@
 //! [`MetadataHealth`]: whether the metadata store answers, as this broker has found it last.
 //!
-//! The session's keep-alives decide. Anybody else's request that fails only casts a suspicion,
-//! upon which the session asks at once: one slow transaction is no outage. What makes one is
-//! decided by [`Suspicion`], a state machine.
+//! The session's questions decide. Anybody else's request that fails only casts a suspicion, upon
+//! which the session asks at once: one slow transaction is no outage. A question is a keep-alive;
+//! while there is a suspicion, a read too: etcd answers keep-alives from memory, also if it can't
+//! do anything else. What makes an outage is decided by [`Suspicion`], a state machine.
 //!
 //! It is logged once when the store stops answering and once when it answers again: whatever fails
 //! in between has that one cause. (That it is out of reach is the store's own warning.)
@@ -57,7 +58,7 @@ impl Suspicion {
         if lapsed || self.keep_alives > 1 { Verdict::Away } else { Verdict::Doubtful }
     }
 
-    /// A keep-alive was answered.
+    /// A keep-alive was answered, and what else was asked.
     fn answered(&mut self) {
         *self = Self::default();
     }
@@ -112,7 +113,13 @@ impl MetadataHealth {
         }
     }
 
-    /// A keep-alive got no answer; `lapsed`: the lease may have ended.
+    /// True if anything has failed since the last answer: a keep-alive alone proves nothing.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.suspicion.lock().arisen
+    }
+
+    /// A question got no answer; `lapsed`: the lease may have ended.
     pub fn failed(&self, env: &Env, lapsed: bool, why: &dyn Display) {
         if self.suspicion.lock().keep_alive_failed(lapsed) == Verdict::Doubtful {
             tracing::debug!(error = %why, "a keep-alive failed; it is sent again");
@@ -132,7 +139,7 @@ impl MetadataHealth {
         });
     }
 
-    /// It answered a keep-alive.
+    /// It answered what was asked.
     pub fn answered(&self, env: &Env) {
         self.suspicion.lock().answered();
         self.outage.send_if_modified(|outage| {

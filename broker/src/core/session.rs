@@ -297,6 +297,16 @@ impl Session {
         Ok(matches!(outcome, TxnOutcome::Applied(_)))
     }
 
+    /// Asks the store for what it can't answer without being able to do its work.
+    async fn look(&self, limit: Duration) -> Result<(), String> {
+        let key = keys::broker(&self.context.config.broker_id);
+        match tokio::time::timeout(limit.max(RETRY), self.context.meta.get(&key)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("leases are kept, but nothing else is done: {error}")),
+            Err(_) => Err("leases are kept, but a read has no answer".to_owned()),
+        }
+    }
+
     /// One turn of keeping the lease; answers how long to wait before the next.
     async fn turn(&self, lost: &(impl Fn() + Send + Sync)) -> Duration {
         let (context, ttl) = (&self.context, self.context.config.lease_ttl);
@@ -333,8 +343,19 @@ impl Session {
                     }
                     false
                 });
-                context.health.answered(&context.env);
-                ttl / 4
+                if !context.health.is_suspect() {
+                    return ttl / 4;
+                }
+                match self.look(ttl / 4).await {
+                    Ok(()) => {
+                        context.health.answered(&context.env);
+                        ttl / 4
+                    }
+                    Err(why) => {
+                        context.health.failed(&context.env, false, &why);
+                        retry
+                    }
+                }
             }
             Ok(Err(error @ (StoreError::LeaseLost | StoreError::Replaced(_)))) => {
                 if self.released.load(Ordering::Acquire) {

@@ -30,8 +30,8 @@ mod topics;
 
 use std::future::Future;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use geminga_proto::id::ClusterId;
 use prometheus_client::registry::Registry;
@@ -60,18 +60,37 @@ pub struct ClusterIdentity {
 
 /// Whether everything serves. Clones are the same flag.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+pub struct Readiness(Arc<Ready>);
+
+#[derive(Debug, Default)]
+struct Ready {
+    said: AtomicBool,
+    /// Why it never will again.
+    refused: OnceLock<String>,
+}
 
 impl Readiness {
     /// Says so; set by the composition root alone.
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
+        self.0.said.store(ready, Ordering::Release);
+    }
+
+    /// It isn't, and won't be any more; the first reason stays.
+    pub fn refuse(&self, why: &str) {
+        self.0.refused.get_or_init(|| why.to_owned());
     }
 
     /// Whether it was said.
     #[must_use]
     pub fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.said.load(Ordering::Acquire) && self.0.refused.get().is_none()
+    }
+
+    /// Why it isn't ready, if it is not.
+    #[must_use]
+    pub fn why_not(&self) -> Option<&str> {
+        let refused = self.0.refused.get().map(String::as_str);
+        refused.or_else(|| (!self.get()).then_some("not ready"))
     }
 }
 

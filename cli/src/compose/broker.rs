@@ -5,12 +5,13 @@
 //! hear of it, through ports that are still served; then the ports close; then the connections to
 //! bookies and etcd go.
 //!
-//! *Architecture invariant:* a broker whose etcd was replaced or set back ends: what it would go on
-//! to confirm might be in ledgers that the etcd of tomorrow has never heard of.
+//! *Architecture invariant:* a broker whose etcd was replaced or set back gives everything up and
+//! stays: what it would go on to confirm might be in ledgers that the etcd of tomorrow has never
+//! heard of, and a supervisor would only start it again, as one that knows of nothing.
 
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use geminga_broker::core::broker::StartError;
 use geminga_ledger::placement::WatchedPlacement;
 use geminga_ledger::store::LedgerStore;
@@ -115,12 +116,12 @@ impl Server for BrokerServer {
         tokio::select! {
             broken = self.parts.broken() => broken,
             replaced = self.etcd.replaced() => {
-                self.broker.abandon();
-                anyhow!(replaced).context(
-                    "this broker ends, since what it would confirm from now on could be lost; \
-                     find out which etcd is the right one (docs/OPERATIONS.md, Backup and \
-                     restore), and only then start it again"
-                )
+                self.broker.abandon(&format!(
+                    "{replaced}: this broker serves nothing any more, since what it would confirm \
+                     could be lost; find out which etcd is the right one (docs/OPERATIONS.md, \
+                     Backup and restore), and only then start it again"
+                ));
+                self.parts.broken().await
             }
         }
     }

@@ -89,9 +89,11 @@ impl BrokerNode {
         self.readiness.set(true);
     }
 
-    /// Is not ready any more, and gives everything up without asking the metadata.
-    pub fn abandon(&self) {
-        self.readiness.set(false);
+    /// Is not ready any more, for the reason given, and gives everything up without asking the
+    /// metadata.
+    pub fn abandon(&self, why: &str) {
+        tracing::error!("{why}");
+        self.readiness.refuse(why);
         self.broker.abandon();
     }
 

@@ -311,6 +311,15 @@ async fn a_full_etcd_says_so_and_what_to_do_and_still_deletes_and_keeps_leases()
         assert!(why.contains(word), "{word} is not named: {why}");
     }
     assert!(matches!(put(&*store, "small", "v").await, Err(StoreError::Full(_))));
+    // Nor do those pass that go to etcd together.
+    let many = (0..20).map(|number| {
+        let store = store.clone();
+        tokio::spawn(async move { put(&*store, &format!("many/{number}"), "v").await })
+    });
+    for put in many.collect::<Vec<_>>() {
+        let refused = put.await.expect("no panic");
+        assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    }
     let granted = store.grant_lease(Duration::from_secs(60)).await;
     assert!(matches!(granted, Err(StoreError::Full(_))), "{granted:?}");
     assert_eq!(store.keep_alive(lease).await, Ok(()));

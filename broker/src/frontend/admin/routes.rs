@@ -41,10 +41,9 @@ fn add_process(router: Routes) -> Routes {
 
 /// `ok` once the composition root has said that everything serves.
 async fn ready(State(state): State<AdminState>) -> Result<&'static str, ApiError> {
-    if state.readiness.get() {
-        Ok("ok")
-    } else {
-        Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not ready"))
+    match state.readiness.why_not() {
+        None => Ok("ok"),
+        Some(why) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why)),
     }
 }
 

@@ -117,6 +117,10 @@ impl ProducerSink for Sink {
     }
 
     fn delayed(&self, producer: ProducerId, why: &TopicError) {
+        // It is told again and again; a client that takes nothing need not have it in store.
+        if self.outbound.bytes() >= self.outbound.limit_bytes() {
+            return;
+        }
         let delayed =
             v1::ProducerDelayed { producer_id: producer.0, error: Some(error::topic(why)) };
         self.outbound.push(Answer::Other(ProduceResult::Delayed(delayed)));

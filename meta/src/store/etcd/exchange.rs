@@ -71,7 +71,11 @@ impl Exchange {
         }
         let mut answers = Vec::with_capacity(keys.len());
         for key in &keys {
-            answers.push(self.get(key).await);
+            let answer = match unsent(answers.last()) {
+                Some(why) => Err(why),
+                None => self.get(key).await,
+            };
+            answers.push(answer);
         }
         answers
     }
@@ -87,7 +91,11 @@ impl Exchange {
         }
         let mut answers = Vec::with_capacity(txns.len());
         for txn in &txns {
-            answers.push(self.txn(txn).await);
+            let answer = match unsent(answers.last()) {
+                Some(why) => Err(why),
+                None => self.txn(txn).await,
+            };
+            answers.push(answer);
         }
         answers
     }
@@ -141,17 +149,20 @@ impl Exchange {
     /// or compares.
     async fn txn_all(&self, txns: &[Txn]) -> Result<Vec<TxnOutcome>, StoreError> {
         let parts = txns.iter().map(|txn| self.root.txn(txn).map(TxnOp::txn));
-        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        let mut parts = parts.collect::<Result<Vec<_>, _>>()?;
+        // etcd looks at its quota only for puts that are not within a part (`costTxnReq`).
+        parts.push(TxnOp::put(self.root.key(keys::TOGETHER), Vec::new(), None));
         let request = etcd_client::Txn::new().and_then(parts);
         let write = async |mut place: Place| {
             let floor = self.identity.highest();
             let answer = place.connection.kv.txn(request.clone()).await.map_err(failure)?;
             // Only the whole has a revision; all that was written has that one.
             let revision = self.write_answered(answer.header(), floor)?;
-            let parts = answer.op_responses();
-            if parts.len() != txns.len() {
-                return Err(incomplete(parts.len(), txns.len()));
+            let mut parts = answer.op_responses();
+            if parts.len() != txns.len() + 1 {
+                return Err(incomplete(parts.len(), txns.len() + 1));
             }
+            parts.truncate(txns.len());
             let part = |part: &TxnOpResponse| match part {
                 TxnOpResponse::Txn(part) => Ok(outcome(part.succeeded(), revision)),
                 _ => Err(Failure::Lost("the answer to a transaction is none".to_owned())),
@@ -180,6 +191,17 @@ impl Exchange {
     }
 }
 
+/// What goes one by one after all isn't sent any more once one had no answer: its senders wait no
+/// longer than they would for one.
+fn unsent<A>(before: Option<&Result<A, StoreError>>) -> Option<StoreError> {
+    match before {
+        Some(Err(StoreError::Unavailable(why) | StoreError::Unknown(why))) => {
+            Some(StoreError::Unavailable(why.clone()))
+        }
+        _ => None,
+    }
+}
+
 fn outcome(succeeded: bool, revision: Revision) -> TxnOutcome {
     if succeeded { TxnOutcome::Applied(revision) } else { TxnOutcome::Conflict(revision) }
 }
@@ -203,6 +225,17 @@ fn full_error(before: Revision, now: Result<Revision, StoreError>, why: String) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_one_without_an_answer_the_others_are_not_sent() {
+        let late = || "late".to_owned();
+        let unsent = |before: Result<(), StoreError>| unsent(Some(&before));
+        assert_eq!(unsent(Ok(())), None);
+        assert_eq!(unsent(Err(StoreError::Full(late()))), None);
+        for before in [StoreError::Unknown(late()), StoreError::Unavailable(late())] {
+            assert_eq!(unsent(Err(before)), Some(StoreError::Unavailable(late())));
+        }
+    }
 
     #[test]
     fn a_transaction_refused_as_full_is_not_done_for_certain_only_if_nothing_was_written_since() {

@@ -135,6 +135,22 @@ async fn without_the_metadata_idle_topics_stay_open_and_nothing_is_unloaded() {
 }
 
 #[tokio::test]
+async fn a_store_that_keeps_leases_and_does_nothing_else_is_away() {
+    let cluster = Cluster::new();
+    let broker = cluster.broker(Cluster::config_of("a")).await;
+    cluster.meta.faults().set_script(|request| match request {
+        Request::Lease => Fault::None,
+        _ => Fault::Unavailable,
+    });
+    broker.inner.context.health.suspect(&"slow");
+    is_away(&broker).await;
+    let why = broker.inner.context.health.outage().map(|outage| outage.why);
+    assert!(why.is_some_and(|why| why.contains("leases are kept")));
+    cluster.meta.faults().clear();
+    eventually("the end of the outage", async || !broker.inner.context.health.is_away()).await;
+}
+
+#[tokio::test]
 async fn a_bundle_whose_record_has_gone_is_given_up_and_taken_again() {
     let cluster = Cluster::new();
     let broker = cluster.broker(Cluster::config_of("a")).await;
