@@ -158,8 +158,8 @@ impl LedgerStore {
         let bookies = shared.placement.pick(write_quorum as usize, ack_quorum as usize, &[])?;
         // Metadata that were restored may have forgotten ids that bookies know as used, and whose
         // ledgers they would take the new one for.
-        let used = shared.placement.highest_ledger();
-        let id = shared.ids.next_above(after.unwrap_or_default().max(used)).await;
+        let used = |at_most| shared.placement.highest_ledger(at_most);
+        let id = shared.ids.next_above_told(after.unwrap_or_default(), used).await;
         let id = id.map_err(|error: AllocateError| match error.store_error() {
             Some(store) => CreateError::Metadata(store.clone()),
             None => CreateError::Ids(error.to_string()),
@@ -221,8 +221,13 @@ impl LedgerStore {
     #[must_use]
     pub fn could_be_wider(&self, writer: &LedgerWriter) -> bool {
         let shared = &self.shared;
-        let write_quorum = shared.config.write_quorum;
-        writer.write_quorum() < write_quorum && shared.placement.has(write_quorum as usize)
+        self.is_narrow(writer) && shared.placement.has(shared.config.write_quorum as usize)
+    }
+
+    /// Whether an open ledger has fewer bookies than it should have. Costs a comparison.
+    #[must_use]
+    pub fn is_narrow(&self, writer: &LedgerWriter) -> bool {
+        writer.write_quorum() < self.shared.config.write_quorum
     }
 
     /// Asks the bookies of these open ledgers whether somebody has fenced them, and needs no

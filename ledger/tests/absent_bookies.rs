@@ -57,8 +57,9 @@ impl Placement for Knowing {
         self.0.pick(want, at_least, exclude)
     }
 
-    fn highest_ledger(&self) -> LedgerId {
-        *self.1.lock()
+    fn highest_ledger(&self, at_most: LedgerId) -> LedgerId {
+        let told = *self.1.lock();
+        if told <= at_most { told } else { LedgerId(0) }
     }
 }
 

@@ -71,8 +71,8 @@ struct Known {
     largest_entry_bytes: u64,
     /// Bookies that don't take so much, as was said once.
     narrow: Vec<BookieId>,
-    /// No bookie has said that it knows a higher one; also of those that are gone.
-    highest_ledger: LedgerId,
+    /// The highest ledger that each bookie has said it knows; also of those that are gone.
+    highest_ledgers: HashMap<BookieId, LedgerId>,
 }
 
 impl Known {
@@ -85,8 +85,11 @@ impl Known {
             let address = format!("http://{}", bookie.address);
             self.addresses.insert(bookie.bookie_id.clone(), address);
         }
-        let highest = bookies.iter().map(|bookie| bookie.highest_ledger).max();
-        self.highest_ledger = highest.unwrap_or_default().max(self.highest_ledger);
+        for bookie in &bookies {
+            let known = self.highest_ledgers.entry(bookie.bookie_id.clone()).or_default();
+            *known = bookie.highest_ledger.max(*known);
+        }
+        self.forget_lowest(bookies.len());
         self.bookies = bookies;
         self.tell_narrow();
         let bookies = &self.bookies;
@@ -94,6 +97,15 @@ impl Known {
             let found = bookies.iter().find(|bookie| bookie.bookie_id == *id);
             found.is_none_or(|bookie| bookie.session == quarantine.session)
         });
+    }
+
+    /// Keeps what many bookies have said of their highest ledgers bounded: low ones say the least.
+    fn forget_lowest(&mut self, registered: usize) {
+        let kept = MAX_FORMER.saturating_add(registered);
+        let Some(excess) = self.highest_ledgers.len().checked_sub(kept) else { return };
+        let mut all: Vec<_> = self.highest_ledgers.drain().collect();
+        all.sort_unstable_by_key(|(_, highest)| *highest);
+        self.highest_ledgers.extend(all.into_iter().skip(excess));
     }
 
     fn is_suspect(&self, bookie: &BookieId, now: Monotonic) -> bool {
@@ -305,8 +317,10 @@ impl Placement for WatchedPlacement {
         sound.count() >= count
     }
 
-    fn highest_ledger(&self) -> LedgerId {
-        self.known.lock().highest_ledger
+    fn highest_ledger(&self, at_most: LedgerId) -> LedgerId {
+        let known = self.known.lock();
+        let told = known.highest_ledgers.values().filter(|told| **told <= at_most);
+        told.max().copied().unwrap_or_default()
     }
 
     fn failed(&self, bookie: &BookieId, error: BookieError) {

@@ -63,6 +63,41 @@ async fn a_lists_next_ledger_is_above_its_last_one_whoever_added_that() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_others_tell_moves_the_counter_so_far_and_no_further() {
+    let store = memory();
+    let ids = allocator::<LedgerId>(&store, 1, 10);
+    let numbers = |numbers: &[u64]| {
+        let numbers = numbers.to_vec();
+        move |up_to: LedgerId| {
+            let fits = numbers.iter().filter(|number| **number <= up_to.0);
+            LedgerId(fits.max().copied().unwrap_or(0))
+        }
+    };
+    let wrong = LedgerId::MAX.0 - 1;
+    let none = LedgerId(0);
+    // The wrong number hides no other, costs no block each time, and moves nothing.
+    for expected in 51..=58 {
+        let told = numbers(&[50, wrong]);
+        assert_eq!(ids.next_above_told(none, told).await, Ok(LedgerId(expected)));
+    }
+    let counter = async || {
+        let key = keys::counter(Counter::Ledgers);
+        read::<CounterRecord>(&*store, &key).await.expect("readable").expect("there").record.next
+    };
+    assert_eq!(counter().await, 61);
+    let most = trusted_up_to(61);
+    assert_eq!(most, 61 + TRUSTED_JUMP);
+    // The block that is left was taken where the counter said 1.
+    let above = ids.next_above_told(LedgerId(70), numbers(&[most])).await;
+    assert_eq!(above, Ok(LedgerId(most + 1)));
+    let beyond = trusted_up_to(counter().await) + 1;
+    let other = allocator::<LedgerId>(&store, 2, 10);
+    let next = counter().await;
+    assert_eq!(other.next_above_told(none, numbers(&[beyond])).await, Ok(LedgerId(next)));
+    assert_eq!(trusted_up_to(u64::MAX - 1), u64::MAX);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_of_the_numbers_is_an_error_and_not_a_wrap() {
     let store = memory();
     let ledgers = allocator::<LedgerId>(&store, 1, 1_000);

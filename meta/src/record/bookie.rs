@@ -54,7 +54,8 @@ pub struct BookieRecord {
     pub release: String,
     /// Largest entry that it takes; 0: not told.
     pub max_entry_bytes: u64,
-    /// No ledger that it has ever stored anything of had a higher id, as of this write; 0: none.
+    /// No ledger that it has ever stored anything of had a higher id, as of this write and
+    /// as far as it knows: what only lost segments told of is left out. 0: it knows of none.
     /// Restored metadata that have forgotten these ledgers must not give their ids out again.
     pub highest_ledger: LedgerId,
 }

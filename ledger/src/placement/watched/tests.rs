@@ -110,16 +110,21 @@ async fn the_highest_ledger_that_any_bookie_knew_stays_known() {
     let knows =
         |index, ledger| BookieRecord { highest_ledger: LedgerId(ledger), ..record(index, "") };
     let scene = scene(&[knows(0, 7), knows(1, 12)]).await;
-    assert_eq!(scene.placement.highest_ledger(), LedgerId(12));
+    assert_eq!(scene.placement.highest_ledger(LedgerId::MAX), LedgerId(12));
     let gone = Txn::default().delete(keys::bookie(&name(1)));
     scene.store.txn(gone).await.expect("deleted");
     put(&scene.store, &knows(0, 9)).await;
     let one = |placement: &WatchedPlacement| placement.registered() == [knows(0, 9)];
     scene.until("one is gone", one).await;
-    assert_eq!(scene.placement.highest_ledger(), LedgerId(12));
+    assert_eq!(scene.placement.highest_ledger(LedgerId::MAX), LedgerId(12));
     put(&scene.store, &knows(2, 40)).await;
-    let more = |placement: &WatchedPlacement| placement.highest_ledger() == LedgerId(40);
+    let more =
+        |placement: &WatchedPlacement| placement.highest_ledger(LedgerId::MAX) == LedgerId(40);
     scene.until("another one comes", more).await;
+    // What one of them says hides nothing that the others do.
+    assert_eq!(scene.placement.highest_ledger(LedgerId(39)), LedgerId(12));
+    assert_eq!(scene.placement.highest_ledger(LedgerId(11)), LedgerId(9));
+    assert_eq!(scene.placement.highest_ledger(LedgerId(8)), LedgerId(0));
 }
 
 #[tokio::test]
