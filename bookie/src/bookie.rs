@@ -113,6 +113,12 @@ impl Bookie {
         for damage in &report.damage {
             tracing::error!(%damage, "served in spite of damage");
         }
+        if log.with_state(LogState::lost_ledgers) {
+            tracing::warn!(
+                known = %log.with_state(LogState::known_ledger),
+                "lost segments may have held ledgers of higher ids than are known"
+            );
+        }
         let log = Arc::new(log);
         let crew = Crew::start(log.clone())?;
         let reads = Semaphore::new(config.max_concurrent_reads as usize);
@@ -212,13 +218,13 @@ impl Bookie {
         })
     }
 
-    /// No ledger that this bookie has ever stored anything of has a higher id; 0: there was none,
-    /// or it can't be told any more.
+    /// No ledger that this bookie has ever stored anything of has a higher id, as far as it knows:
+    /// those that only a lost segment told of are left out. 0: it knows of none.
     #[must_use]
     pub fn highest_ledger(&self) -> LedgerId {
-        let highest = self.inner.log.with_state(LogState::highest_ledger);
-        // What was lost may have been of any ledger: an id that says so is no ledger's.
-        if highest < LedgerId::MAX { highest } else { LedgerId(0) }
+        let highest = self.inner.log.with_state(LogState::known_ledger);
+        // A record takes no id above.
+        highest.min(LedgerId(LedgerId::MAX.0 - 1))
     }
 
     /// Figures for an operator.

@@ -61,6 +61,8 @@ struct Opening<'a> {
     manifest: Manifest,
     table: LedgerTable,
     highest_ledger: LedgerId,
+    /// As [`LogState::known_ledger`].
+    known_ledger: LedgerId,
     limbo_up_to: Option<LedgerId>,
     /// Directories of readable sealed segments, and the unreadable ones as `None`.
     sealed: Vec<(Slot, Sealed, Option<Vec<Row>>)>,
@@ -104,6 +106,7 @@ pub(crate) fn open(
         manifest,
         table: LedgerTable::default(),
         highest_ledger: LedgerId(0),
+        known_ledger: LedgerId(0),
         limbo_up_to: None,
         sealed: Vec::new(),
         lost: Vec::new(),
@@ -160,7 +163,7 @@ impl Opening<'_> {
     fn read_sealed(&mut self) -> Result<(), OpenError> {
         for slot in self.manifest.slots.clone() {
             let SlotState::Sealed(sealed) = slot.state else { continue };
-            self.highest_ledger = self.highest_ledger.max(sealed.highest_ledger);
+            self.raise_highest(sealed.highest_ledger);
             let rows = match self.directory(&slot, &sealed) {
                 Ok(rows) => Some(rows),
                 Err(why) => {
@@ -187,6 +190,7 @@ impl Opening<'_> {
     }
 
     fn learn(&mut self, row: &Row) {
+        self.known_ledger = self.known_ledger.max(row.ledger);
         // The segment was sealed when the ledger was still there.
         if self.manifest.deleted.contains(row.ledger) {
             return;
@@ -312,12 +316,12 @@ impl Opening<'_> {
         unsealed.last_group = scan.last;
         self.report.replayed_groups += scan.groups;
         self.report.clean &= scan.groups == 0 && scan.damaged.is_empty();
-        self.highest_ledger = self.highest_ledger.max(scan.highest_ledger);
+        self.raise_highest(scan.highest_ledger);
         let mut entries = std::collections::BTreeMap::new();
         let mut foreign = Vec::new();
         for (stored, offset) in &scan.records {
             let record = stored.record;
-            self.highest_ledger = self.highest_ledger.max(record.ledger);
+            self.raise_highest(record.ledger);
             if self.manifest.deleted.contains(record.ledger) {
                 continue;
             }
@@ -378,6 +382,14 @@ impl Opening<'_> {
         Ok(())
     }
 
+    /// A bound that says that what was lost may have been of any ledger is no ledger's id.
+    fn raise_highest(&mut self, highest: LedgerId) {
+        self.highest_ledger = self.highest_ledger.max(highest);
+        if highest < LedgerId::MAX {
+            self.known_ledger = self.known_ledger.max(highest);
+        }
+    }
+
     fn raise_limbo(&mut self, highest: LedgerId) {
         self.limbo_up_to = self.limbo_up_to.max(Some(highest));
     }
@@ -435,6 +447,7 @@ impl Opening<'_> {
             in_flight: None,
             unproven: false,
             highest_ledger: self.highest_ledger,
+            known_ledger: self.known_ledger,
             limbo_up_to: self.limbo_up_to,
             lowest_ledger: None,
             poisoned: None,

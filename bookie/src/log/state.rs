@@ -180,6 +180,8 @@ pub(crate) struct LogState {
     /// The last durable group has records and nothing follows it yet.
     pub unproven: bool,
     pub highest_ledger: LedgerId,
+    /// The highest id that was seen. The bound above may be higher, where segments were lost.
+    pub known_ledger: LedgerId,
     /// Ledgers up to this id may have records in segments that are lost or damaged.
     pub limbo_up_to: Option<LedgerId>,
     /// The oldest ledger that the cluster has, as of the last census.
@@ -343,13 +345,21 @@ impl LogState {
 
     fn ledger_mut(&mut self, id: LedgerId, token: LedgerToken) -> &mut Ledger {
         self.highest_ledger = self.highest_ledger.max(id);
+        self.known_ledger = self.known_ledger.max(id);
         self.table.entry(id).or_insert_with(|| Ledger::new(token))
     }
 
-    /// The highest id of a ledger that has anything in the log, had it once, or was deleted.
-    pub(crate) fn highest_ledger(&self) -> LedgerId {
+    /// The highest id of a ledger that has anything in the log, had it once, or was deleted; as far
+    /// as it can be told: ids of which only a lost segment told are left out.
+    pub(crate) fn known_ledger(&self) -> LedgerId {
         let deleted = self.manifest.deleted.highest().unwrap_or(LedgerId(0));
-        self.highest_ledger.max(deleted)
+        self.known_ledger.max(deleted)
+    }
+
+    /// Whether ids above the known ones may have been in what was lost.
+    pub(crate) fn lost_ledgers(&self) -> bool {
+        self.highest_ledger >= LedgerId::MAX
+            || self.limbo_up_to.is_some_and(|limbo| limbo >= LedgerId::MAX)
     }
 
     /// True if the ledger is known to be gone for good.

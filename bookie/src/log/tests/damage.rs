@@ -249,6 +249,34 @@ fn damage_is_forgotten_once_every_ledger_of_the_cluster_is_younger() {
 }
 
 #[test]
+fn the_highest_ledger_is_told_though_a_lost_segment_may_have_held_any() {
+    let any = geminga_proto::id::LedgerId::MAX;
+    let known = geminga_proto::id::LedgerId(2);
+    let (device, _) = with_sealed_segments();
+    let rig = Rig::on(device);
+    let told = |rig: &Rig| {
+        rig.log
+            .with_state(|state| (state.highest_ledger, state.known_ledger(), state.lost_ledgers()))
+    };
+    assert_eq!(told(&rig), (known, known, false));
+    // As a segment is listed whose end could not be read.
+    let mut manifest = rig.log.state.lock().manifest.clone();
+    let sealed = manifest.slots.iter_mut().find_map(|slot| match &mut slot.state {
+        manifest::SlotState::Sealed(sealed) => Some(sealed),
+        _ => None,
+    });
+    let sealed = sealed.expect("one is sealed");
+    (sealed.highest_ledger, sealed.damaged) = (any, true);
+    manifest.store(&rig.log.copies).expect("stored");
+    let mut device = rig.device;
+    for _ in 0..2 {
+        let rig = Rig::open(device, &accepting()).expect("opens");
+        assert_eq!(told(&rig), (any, known, true));
+        device = rig.device;
+    }
+}
+
+#[test]
 fn without_a_manifest_a_used_directory_is_refused() {
     let (device, _) = with_sealed_segments();
     let open = |device: MemoryDevice| {
