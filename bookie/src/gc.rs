@@ -349,16 +349,29 @@ pub async fn check(bookie: &Bookie, store: &Arc<dyn MetadataStore>) -> Result<()
     noted.ok().and_then(Result::ok).ok_or(CollectError::ReadOnly)
 }
 
-/// Makes the present revision of the metadata durable, if they are this bookie's and not older than
-/// it has seen: so a later start can tell metadata that were set back behind it.
+/// The present revision of the metadata, if they are this bookie's and not older than it has seen.
 ///
 /// # Errors
-/// Why it isn't noted.
-pub async fn note(bookie: &Bookie, store: &Arc<dyn MetadataStore>) -> Result<(), CollectError> {
+/// Why it can't be told.
+pub async fn present_revision(
+    bookie: &Bookie,
+    store: &Arc<dyn MetadataStore>,
+) -> Result<u64, CollectError> {
     let collector = Collector::new(bookie.clone(), Arc::clone(store));
     let mut revision = bookie.log().with_state(|state| state.wanted_revision);
     collector.check_identity(&mut revision).await?;
-    collector.delete(Vec::new(), revision).await.map(drop)
+    Ok(revision)
+}
+
+/// Makes a [`present_revision`] durable: so a later start can tell metadata that were set back
+/// behind it. Waits for the disk on a thread that goes on when this is dropped.
+///
+/// # Errors
+/// The log takes no writes any more.
+pub async fn note(bookie: &Bookie, revision: u64) -> Result<(), CollectError> {
+    let log = bookie.log().clone();
+    let noted = tokio::task::spawn_blocking(move || log.forget(revision, &[])).await;
+    noted.ok().and_then(Result::ok).map(drop).ok_or(CollectError::ReadOnly)
 }
 
 /// Makes durable that the metadata were replaced or set back while this bookie ran: nothing is

@@ -13,8 +13,9 @@
 //! Writes of the record are few: one when what it takes changes, and one when the free space has
 //! moved by a twentieth of the disk, at most every ten seconds ([`differs`]).
 //!
-//! Whoever is there anyway also notes the metadata's revision on the disk, at intervals and at the
-//! end: the next start refuses metadata that are older than that.
+//! Beside that, a task of its own ([`Noter`]) notes the metadata's revision on the disk, at
+//! intervals and at the end: the next start refuses metadata that are older than that. However
+//! long it takes, the record is kept up meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,15 +33,18 @@ use crate::bookie::Bookie;
 use crate::gc::{self, CollectError};
 
 mod keeper;
+mod noter;
 
 use keeper::Keeper;
+use noter::Noter;
 
 /// Free space is told again once it has moved by this share of the disk.
 const TOLD_SHARE: u64 = 20;
 /// Least time between two writes for the free space alone.
 const TOLD_PAUSE: Duration = Duration::from_secs(10);
-/// How often the metadata's revision is made durable, beside each census and an orderly end.
-const NOTED_PAUSE: Duration = Duration::from_secs(10);
+/// How often the metadata's revision is made durable, beside each census and an orderly end. Each
+/// time costs two small files on the disk.
+const NOTED_PAUSE: Duration = Duration::from_secs(60);
 /// What the metadata store may take longer than the lease to end it: it checks at intervals, and
 /// counts leases of a second in whole ones.
 const LEASE_SLACK: Duration = Duration::from_secs(2);
@@ -140,7 +144,8 @@ impl Registration {
     }
 
     /// Takes the record away, so that nobody counts on this bookie any more. Takes as long as the
-    /// metadata store needs, but no longer than the lease.
+    /// metadata store and the disk need, but no longer than the lease (or half a second, should
+    /// that be longer): what isn't done by then is left to the end of the lease.
     pub async fn close(self) {
         self.stop.send_replace(true);
         if let Err(error) = self.task.await {

@@ -34,8 +34,10 @@ pub(super) struct Keeper {
     env: Env,
     session: u64,
     held: Option<Held>,
-    /// When the metadata's revision was made durable last, or tried to.
-    noted_at: Monotonic,
+    /// Pause between two notes of the metadata's revision.
+    pub(super) noted_pause: Duration,
+    /// The task that notes it.
+    noting: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
@@ -46,8 +48,8 @@ impl Keeper {
         env: Env,
     ) -> Self {
         let session = env.random.nonzero_u64();
-        let noted_at = env.clock.monotonic();
-        Self { config, bookie, store, env, session, held: None, noted_at }
+        let noted_pause = NOTED_PAUSE;
+        Self { config, bookie, store, env, session, held: None, noted_pause, noting: None }
     }
 
     /// How often a sign of life is sent.
@@ -211,6 +213,13 @@ impl Keeper {
     /// on: nobody would find a bookie that serves and isn't registered. What is held is set as a
     /// whole, so that nothing is left half changed.
     pub(super) async fn run(mut self, stopped: watch::Receiver<bool>) {
+        let noter = Noter {
+            bookie: self.bookie.clone(),
+            store: Arc::clone(&self.store),
+            pause: self.noted_pause,
+            patience: self.patience() / 2,
+        };
+        self.noting = Some(tokio::spawn(noter.run(stopped.clone())));
         while AssertUnwindSafe(self.keep_up(stopped.clone())).catch_unwind().await.is_err() {
             tracing::error!("keeping up this bookie's registration panicked; it goes on");
             tokio::time::sleep(self.pace()).await;
@@ -231,74 +240,98 @@ impl Keeper {
                 }
                 () = tokio::time::sleep(self.pace()) => {}
             }
-            let turn = self.turn().await;
-            tell(&last, &turn);
-            last = turn;
+            if let Some(turn) = self.turn_until(&mut stopped).await {
+                tell(&last, &turn);
+                last = turn;
+            }
         }
     }
 
-    /// How long one turn may take. The store itself gives a sign of life up in less than a lease,
-    /// after it has asked each of its endpoints: that must not be cut short, or the last of them
-    /// would never be asked. What hangs for longer had better be asked anew.
+    /// How long a sign of life may take. The store itself gives it up in less than a lease, after
+    /// it has asked each of its endpoints: that must not be cut short, or the last of them would
+    /// never be asked. What hangs for longer had better be asked anew.
     fn patience(&self) -> Duration {
         self.config.lease_ttl.max(Duration::from_millis(500))
     }
 
+    /// A turn. `None`: the end came meanwhile, and the turn didn't end soon.
+    async fn turn_until(&mut self, stopped: &mut watch::Receiver<bool>) -> Option<Turn> {
+        let soon = self.patience() / 4;
+        let turn = self.turn();
+        tokio::pin!(turn);
+        let told = async { stopped.wait_for(|stopped| *stopped).await.is_ok() };
+        tokio::select! {
+            turn = &mut turn => return Some(turn),
+            _ = told => {}
+        }
+        tokio::time::timeout(soon, turn).await.ok()
+    }
+
     /// A sign of life, and what has changed; or a new registration.
     async fn turn(&mut self) -> Turn {
-        let limit = self.patience();
-        match tokio::time::timeout(limit, self.keep()).await {
-            Ok(Ok(None)) => Turn::Registered,
-            Ok(Ok(Some(found))) => Turn::Taken(found.stored.record.address),
-            Ok(Err(error)) => Turn::Away(error.to_string()),
-            Err(_) => Turn::Away(format!("no answer within {} ms", limit.as_millis())),
+        match self.keep().await {
+            Ok(None) => Turn::Registered,
+            Ok(Some(found)) => Turn::Taken(found.stored.record.address),
+            Err(error) => Turn::Away(error.to_string()),
         }
     }
 
     async fn keep(&mut self) -> Result<Option<Found>, Failed> {
-        let Some(held) = &self.held else { return self.register().await };
-        match self.store.keep_alive(held.lease).await {
-            Ok(()) => {}
-            Err(StoreError::LeaseLost) => {
-                tracing::info!("the lease of this bookie's record was lost; it is taken again");
-                self.held = None;
-                return self.register().await;
+        let patience = self.patience();
+        if let Some(held) = &self.held {
+            match in_time(patience, self.store.keep_alive(held.lease)).await {
+                Ok(()) => {
+                    let since = self.env.clock.monotonic().saturating_sub(held.told_at);
+                    if !differs(&held.told, &self.record(), since) {
+                        return Ok(None);
+                    }
+                    // The lease must not end over it: the next sign of life comes after it.
+                    return in_time(patience / 2, self.register()).await;
+                }
+                Err(StoreError::LeaseLost) => {
+                    tracing::info!("the lease of this bookie's record was lost; it is taken again");
+                    self.held = None;
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         }
-        let now = self.env.clock.monotonic();
-        let since = now.saturating_sub(held.told_at);
-        if now.saturating_sub(self.noted_at) >= NOTED_PAUSE {
-            self.noted_at = now;
-            self.note().await;
-        }
-        let Some(held) = &self.held else { return self.register().await };
-        if differs(&held.told, &self.record(), since) { self.register().await } else { Ok(None) }
+        // There is no lease that could end meanwhile.
+        in_time(patience, self.register()).await
     }
 
-    /// Makes the metadata's revision durable. Metadata that aren't ours or went back are the
-    /// census' business, which stops deleting.
-    async fn note(&self) {
-        let noted = gc::note(&self.bookie, &self.store);
-        match tokio::time::timeout(self.patience(), noted).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "the metadata's revision isn't noted"),
-            Err(_) => tracing::debug!("the metadata's revision isn't noted in time"),
-        }
-    }
-
+    /// With the rest of a turn, this takes no longer than [`Self::patience`].
     async fn withdraw(&mut self) {
-        let Some(held) = self.held.take() else { return };
-        self.note().await;
-        let revoked = self.store.revoke_lease(held.lease);
-        match tokio::time::timeout(self.config.lease_ttl, revoked).await {
-            Ok(Ok(()) | Err(StoreError::LeaseLost)) => {}
-            Ok(Err(error)) => {
-                tracing::info!(%error, "this bookie's record is left to the end of its lease");
+        let limit = self.patience() / 2;
+        let (held, noting) = (self.held.take(), self.noting.take());
+        let noted = async {
+            let Some(noting) = noting else { return };
+            match tokio::time::timeout(limit, noting).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "noting the revision has failed"),
+                Err(_) => tracing::info!("the metadata's revision isn't noted in time"),
             }
-            Err(_) => tracing::info!("this bookie's record is left to the end of its lease"),
-        }
+        };
+        let revoked = async {
+            let Some(held) = held else { return };
+            match in_time(limit, self.store.revoke_lease(held.lease)).await {
+                Ok(()) | Err(StoreError::LeaseLost) => {}
+                Err(error) => {
+                    tracing::info!(%error, "this bookie's record is left to the end of its lease");
+                }
+            }
+        };
+        tokio::join!(noted, revoked);
     }
+}
+
+async fn in_time<T, E: From<StoreError>>(
+    limit: Duration,
+    asked: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
+        let why = format!("no answer within {} ms", limit.as_millis());
+        Err(StoreError::Unavailable(why).into())
+    })
 }
 
 /// A record of our name, with the lease that it hangs on.

@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use async_trait::async_trait;
 use geminga_meta::record::{ClusterRecord, CookieRecord};
-use geminga_meta::store::MemoryStore;
 use geminga_meta::store::memory::{Fault, Request};
+use geminga_meta::store::{KeyValue, MemoryStore, RangePage, Revision, Watch};
 use geminga_proto::env::{Clock, ManualClock, SystemClock};
 use geminga_proto::id::{ClusterId, LedgerId, LedgerToken};
 use geminga_proto::storage::FenceRequest;
@@ -174,14 +175,20 @@ async fn the_record_of_an_earlier_run_at_our_address_is_replaced_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_live_process_of_the_name_refuses_the_start_and_an_ended_one_is_waited_for() {
     let store = metadata().await;
-    let first = start(&store, 7_001).await.expect("registered");
-    let refused = start(&store, 7_002).await.expect_err("the name is taken");
+    // The first one's lease must outlast the refusal on a machine that has much else to do.
+    let start = async |port| {
+        let config = RegistrationConfig { lease_ttl: TTL * 5, ..config(port) };
+        let shared = store.clone();
+        Registration::start(config, open(bookie_config()), shared, Env::system()).await
+    };
+    let first = start(7_001).await.expect("registered");
+    let refused = start(7_002).await.expect_err("the name is taken");
     let words = "bookie b1 is running already at 127.0.0.1:7001; choose another bookie_id";
     assert_eq!(refused.to_string(), words);
     assert_eq!(found(&store).await.map(|record| record.address), Some("127.0.0.1:7001".to_owned()));
     // Killed: only its lease is left.
     first.task.abort();
-    let second = start(&store, 7_002).await.expect("the other one has ended");
+    let second = start(7_002).await.expect("the other one has ended");
     second.close().await;
 }
 
@@ -283,6 +290,112 @@ async fn a_sign_of_life_may_take_as_long_as_a_store_with_several_endpoints_needs
     let record = found(&store).await.expect("the lease was kept alive");
     assert_eq!(record.session, session);
     registration.close().await;
+}
+
+/// A store whose page reads, or all of whose requests, are never answered.
+#[derive(Debug)]
+struct Hanging {
+    store: Arc<MemoryStore>,
+    reads: AtomicUsize,
+    pages: AtomicBool,
+    all: AtomicBool,
+}
+
+impl Hanging {
+    async fn unless(&self, hangs: &AtomicBool) {
+        if hangs.load(Ordering::SeqCst) || self.all.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[async_trait]
+impl MetadataStore for Hanging {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        self.unless(&self.all).await;
+        self.store.get(key).await
+    }
+
+    async fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<RangePage, StoreError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.unless(&self.pages).await;
+        self.store.range(prefix, after, limit).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        self.unless(&self.all).await;
+        self.store.txn(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        self.store.watch(prefix, after).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.unless(&self.all).await;
+        self.store.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.unless(&self.all).await;
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.unless(&self.all).await;
+        self.store.revoke_lease(lease).await
+    }
+}
+
+/// A registration over such a store, which notes the revision all the time.
+async fn over_hanging(ttl: Duration) -> (Arc<Hanging>, Registration) {
+    let store = metadata().await;
+    let (reads, pages, all) = Default::default();
+    let hanging = Arc::new(Hanging { store, reads, pages, all });
+    let config = RegistrationConfig { lease_ttl: ttl, ..config(7_001) };
+    let shared: Arc<dyn MetadataStore> = hanging.clone();
+    let checked = Checked::new(config, open(bookie_config()), shared, Env::system()).await;
+    let mut checked = checked.expect("its own metadata");
+    checked.0.noted_pause = Duration::from_millis(1);
+    let registration = checked.register().await.expect("registered");
+    (hanging, registration)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_that_hangs_costs_no_lease_and_stays_the_only_one() {
+    let ttl = Duration::from_secs(1);
+    let (hanging, registration) = over_hanging(ttl).await;
+    let session = found(&hanging.store).await.expect("written").session;
+    hanging.pages.store(true, Ordering::SeqCst);
+    let before = hanging.reads.load(Ordering::SeqCst);
+    tokio::time::sleep(ttl * 3).await;
+    let reads = hanging.reads.load(Ordering::SeqCst) - before;
+    hanging.pages.store(false, Ordering::SeqCst);
+    let record = found(&hanging.store).await.expect("the lease was kept alive");
+    assert_eq!(record.session, session);
+    // Each of them is given up after half a lease, and only then comes the next.
+    assert!((1..=10).contains(&reads), "{reads}");
+    registration.close().await;
+    assert_eq!(found(&hanging.store).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_without_answers_takes_no_longer_than_the_lease() {
+    let ttl = Duration::from_secs(2);
+    let (hanging, registration) = over_hanging(ttl).await;
+    hanging.all.store(true, Ordering::SeqCst);
+    // A sign of life is under way, and a note.
+    tokio::time::sleep(ttl * 3 / 8).await;
+    let clock = SystemClock::default();
+    let begun = clock.monotonic();
+    registration.close().await;
+    let took = clock.monotonic().saturating_sub(begun);
+    assert!(took < ttl * 3 / 2, "{took:?}");
 }
 
 #[test]
