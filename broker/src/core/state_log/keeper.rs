@@ -5,7 +5,8 @@
 //! What fails for lack of a quorum or of the metadata is tried again, with growing pauses, for as
 //! long as the log is open: meanwhile the log goes on with the ledger it has, or callers wait.
 //! A ledger that was created while bookies were missing is followed by a full one when they are
-//! back. That another owner has written the bundle's record is final: the log ends as fenced.
+//! back, after a snapshot that shortens a long chain; nothing waits for that, and what fails of it
+//! is looked at again at the next tick. That another owner has written the bundle's record is final: the log ends as fenced.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often it is seen to that the ledger has all the bookies that it should have.
 const LOOK_AT_WIDTH: Duration = Duration::from_secs(10);
-/// Longest chain that grows for that reason: bookies that come and go must not fill it.
+/// A chain of so many ledgers doesn't grow for that reason until a snapshot has shortened it:
+/// bookies that come and go must not fill it.
 const LONGEST_WIDENED: usize = 3;
 /// Ledgers deleted in one transaction, whose operations are limited.
 const DELETED_AT_ONCE: usize = 60;
@@ -77,7 +79,10 @@ impl Keeper {
                 Some(task) => task,
                 None => tokio::select! {
                     () = self.log.work.notified() => continue,
-                    _ = looks.tick() => if self.is_narrow() { Task::Roll } else { continue },
+                    _ = looks.tick() => {
+                        self.look_at_width().await;
+                        continue;
+                    }
                 },
             };
             match self.perform(&task).await {
@@ -102,14 +107,41 @@ impl Keeper {
         }
     }
 
-    /// The ledger has fewer bookies than the next one would have.
-    fn is_narrow(&self) -> bool {
-        let (writer, may_roll) = {
+    /// Follows a ledger that has fewer bookies than the next one would have.
+    async fn look_at_width(&mut self) {
+        let (writer, may_roll, chain_len) = {
             let state = self.log.state.lock();
-            let free = state.next.is_none() && state.chain_len < LONGEST_WIDENED;
-            (state.writer.clone(), free && !state.engine.is_closing())
+            let may_roll = state.next.is_none() && !state.engine.is_closing();
+            (state.writer.clone(), may_roll, state.chain_len)
         };
-        may_roll && self.log.ledgers.could_be_wider(&writer)
+        if !may_roll || !self.log.ledgers.could_be_wider(&writer) {
+            return;
+        }
+        if chain_len >= LONGEST_WIDENED {
+            // Once the snapshot is complete the older ledgers go.
+            self.log.drive(Driver::Log, Engine::want_round);
+            return;
+        }
+        let log = Arc::clone(&self.log);
+        // Nothing is made while the metadata are away, and what must be done goes first.
+        let refreshed = tokio::select! {
+            refreshed = self.refresh() => refreshed,
+            () = log.work.notified() => {
+                log.work.notify_one();
+                return;
+            }
+        };
+        let rolled = match refreshed {
+            Ok(()) => self.roll().await,
+            Err(failure) => Err(failure),
+        };
+        match rolled {
+            Ok(()) => {}
+            Err(Failure::End(error)) => log.end(error),
+            Err(Failure::Later(why)) => {
+                tracing::debug!(bundle = %log.bundle, why, "no wider ledger follows yet");
+            }
+        }
     }
 
     async fn perform(&mut self, task: &Task) -> Result<(), Failure> {
