@@ -23,6 +23,7 @@ mod producers;
 mod read;
 mod report;
 mod subscriptions;
+mod wider;
 
 use std::sync::{Arc, Weak};
 

@@ -65,6 +65,18 @@ pub struct Place {
     pub source: Source,
 }
 
+/// How it stands with a wider ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wider {
+    /// None is wanted, or can be had.
+    #[default]
+    No,
+    /// The topic has a turn, which hasn't come.
+    Waits,
+    /// Its turn has come.
+    Due,
+}
+
 /// The storage of a topic.
 #[derive(Debug)]
 pub struct Log {
@@ -80,6 +92,8 @@ pub struct Log {
     pub closing: Option<Box<OpenLedger>>,
     /// Why `current` takes no more.
     pub failed: Option<WriterFailure>,
+    /// Whether `current`, which has too few bookies, is to be followed by one that has them all.
+    pub wider: Wider,
     /// True while the bookies are full and appends wait.
     pub storage_full: bool,
     /// The last confirmed entry that is kept, or was before it was trimmed.
@@ -102,6 +116,7 @@ impl Log {
             next: None,
             closing: None,
             failed: None,
+            wider: Wider::No,
             storage_full: false,
             generations: 0,
             in_cache: None,

@@ -24,7 +24,7 @@ use crate::core::cursor::Frontier;
 use crate::core::managed_ledger::ManagedLedger;
 use crate::core::managed_ledger::list::{ClosedLedger, Retention};
 use crate::core::managed_ledger::queue::PublishQueue;
-use crate::core::topic::log::{Generation, Log};
+use crate::core::topic::log::{Generation, Log, Wider};
 use crate::core::topic::observer::LedgerTap;
 use crate::core::topic::{State, Status, Topic};
 
@@ -169,6 +169,7 @@ impl Topic {
                     || log.closing.is_some()
                     || (log.current.is_none() && log.next.is_none() && !log.queue.is_empty())
                     || self.wants_roll(log, now)
+                    || log.wider == Wider::Due
                     || self.wants_close(log, now)
                     || self.wants_seal(state)
             }
@@ -220,8 +221,8 @@ impl Topic {
         if draining {
             return log.queue.is_empty().then_some(Job::Retire);
         }
-        if self.wants_roll(log, now) {
-            self.context.widening.begins(now);
+        let wider = std::mem::take(&mut log.wider) == Wider::Due && self.could_be_wider(log, now);
+        if wider || self.wants_roll(log, now) {
             return Some(Job::Open(log.next_generation()));
         }
         let trim = self.trimmable(state);
@@ -237,11 +238,7 @@ impl Topic {
         let (used, age) = (current.entries > 0, now.saturating_sub(current.opened));
         let old = used && age > config.ledger_max_age;
         let free = log.next.is_none() && log.closing.is_none() && !log.storage_full;
-        let narrow = || {
-            let context = &self.context;
-            used && context.widening.is_due(&context.ledgers, &current.writer, age, now)
-        };
-        free && (full || old || narrow())
+        free && (full || old)
     }
 
     /// An idle ledger is closed without a successor: the next publish creates one. So retention

@@ -155,6 +155,7 @@ impl Topic {
         if !state.maintaining && (self.has_work(&state, now) || self.trimmable(&state) > 0) {
             self.start_maintenance(&mut state);
         }
+        self.ask_for_wider(&mut state, now);
         state.traffic.sample(now);
         state.log.queue.shrink();
         state.producers.shrink();

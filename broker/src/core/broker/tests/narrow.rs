@@ -89,3 +89,51 @@ async fn a_state_log_with_too_few_bookies_goes_on_with_all_soon_after_they_are_b
     assert_eq!(state_logs(&cluster).await.len(), rolled, "once is enough");
     broker.shutdown().await;
 }
+
+#[tokio::test]
+async fn all_idle_topics_get_wider_ledgers_though_they_are_found_at_once() {
+    let cluster = Cluster::with_bookies(3, 3, 2);
+    cluster.set_registered(2);
+    let broker = cluster.broker(Cluster::config()).await;
+    let names = ["one", "two", "three", "four"];
+    for name in names {
+        let (producer, ear) = producer(&broker, name).await;
+        publish(&broker, &producer, 0, &texts("m", 1)).await;
+        ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
+    }
+    cluster.clock.advance(Duration::from_secs(11));
+    cluster.set_registered(3);
+    // For the broker no time passes any more: a topic that has no turn now has none later.
+    eventually("all have two ledgers", async || {
+        for name in names {
+            let stats = broker.topic_internal_stats(&topic(name)).await.expect("loaded");
+            if stats.ledgers.len() != 2 {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    broker.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_log_with_a_long_chain_is_shortened_and_then_goes_on_with_all_bookies() {
+    let cluster = Cluster::with_bookies(3, 3, 2);
+    cluster.set_registered(2);
+    // Each owner adds a ledger to the chain.
+    for _ in 0..2 {
+        let broker = cluster.broker(Cluster::config()).await;
+        drop(producer(&broker, "orders").await);
+        broker.shutdown().await;
+    }
+    let broker = cluster.broker(Cluster::config()).await;
+    let (_producer, _ear) = producer(&broker, "orders").await;
+    assert_eq!(state_logs(&cluster).await, [2, 2, 2]);
+    cluster.set_registered(3);
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    let widths = state_logs(&cluster).await;
+    assert_eq!(widths.last(), Some(&3), "{widths:?}");
+    assert!(widths.len() < 3, "{widths:?}");
+    broker.shutdown().await;
+}
