@@ -20,9 +20,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::store::{Compare, Op, StoreError, Txn};
 
-/// Requests under way at a time. With one, all would wait for the slowest; with many, few would go
-/// together.
-const LANES: usize = 2;
+/// Requests under way at a time. With one, all would wait for the slowest, and those that can't go
+/// together, since they are about one key, for each other's turn at etcd's disk; with many, few
+/// would go together.
+const LANES: usize = 8;
 /// Reads that go together.
 const MOST_READS: usize = 64;
 /// Transactions that go together. etcd counts them, and allows each as many operations as are then
