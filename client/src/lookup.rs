@@ -4,9 +4,9 @@
 //! when one has failed, or has said nothing for [`STAGGER`], and the first answer counts. So
 //! neither a dead nor a frozen broker holds up a lookup while another one lives.
 //!
-//! An answer is for all topics of a bundle. When a topic is found to have moved, everybody who waits
-//! before another attempt is woken, or doesn't begin to wait: with a dead broker's lease all of its
-//! topics move, and a thousand of them need not find out each by itself.
+//! An answer is for all topics of a bundle. When a topic is found to have moved, everybody who
+//! waits before another attempt is woken, or doesn't begin to wait: with a dead broker's lease all
+//! of its topics move, and a thousand of them need not find out each by itself.
 //!
 //! Invariants: one lookup is under way for each bundle, or each topic whose bundle isn't known; an
 //! answer is used again until a session that was opened on its word ends badly; nothing here tries

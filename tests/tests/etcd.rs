@@ -7,6 +7,8 @@ mod access;
 mod failure;
 #[path = "etcd/replaced.rs"]
 mod replaced;
+#[path = "etcd/together.rs"]
+mod together;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -3,8 +3,8 @@
 //! What the trait promises is what etcd does; this room adds deadlines, failover between
 //! endpoints, and the certainty of talking to the same etcd all along: `pool` which endpoint is
 //! asked, `connection` nothing goes over an unverified one, `identity` which etcd is known,
-//! `error` what a failure means, `watch`, `outage` what is logged, `request` translation, `exchange`
-//! one request and its answer, `together` requests that go in one, `config`.
+//! `error` what a failure means, `watch`, `outage` what is logged, `request` translation,
+//! `exchange` one request and its answer, `together` requests that go in one, `config`.
 //!
 //! *Architecture invariant:* an etcd that isn't the known one, or lost what it had shown, is never
 //! written to, and never used again until the process is started anew.
@@ -71,6 +71,8 @@ pub enum ConnectError {
 /// The metadata in etcd.
 #[derive(Debug)]
 pub struct EtcdStore {
+    /// For people.
+    endpoints: String,
     exchange: Exchange,
     reads: Lane<String, Result<Option<KeyValue>, StoreError>>,
     txns: Lane<Txn, Result<TxnOutcome, StoreError>>,
@@ -104,9 +106,10 @@ impl EtcdStore {
         let identity = Arc::new(Identity::default());
         let pool = Pool::new(&config, Arc::clone(&identity), env.clone())?;
         let (root, request_timeout) = (Root(config.prefix), config.request_timeout);
+        let endpoints = config.endpoints.join(", ");
         let exchange = Exchange { root, pool: Arc::new(pool), identity };
         let (reads, txns, leases) = (Lane::new(), Lane::new(), Mutex::default());
-        let store = Self { exchange, reads, txns, request_timeout, leases, env };
+        let store = Self { endpoints, exchange, reads, txns, request_timeout, leases, env };
         let start = store.env.clock.monotonic();
         for attempt in 1_u32.. {
             CONNECT_PACE.pause(&store.env, attempt).await;
@@ -155,7 +158,7 @@ impl EtcdStore {
     }
 
     fn late(&self) -> String {
-        format!("no answer within {} ms", self.request_timeout.as_millis())
+        format!("{}: no answer within {} ms", self.endpoints, self.request_timeout.as_millis())
     }
 
     fn forget_if_ended(&self, lease: LeaseId, kept: &Result<(), StoreError>) {

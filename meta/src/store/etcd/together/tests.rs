@@ -184,25 +184,27 @@ fn in_a_minute() -> Instant {
 #[tokio::test(start_paused = true)]
 async fn those_that_wait_go_together_and_each_hears_its_own_answer() {
     let (lane, gate) = (Arc::new(Lane::<String, String>::new()), Arc::new(Gate::default()));
-    let asking: Vec<_> = (0..10)
-        .map(|number| {
-            let (lane, gate) = (Arc::clone(&lane), Arc::clone(&gate));
-            tokio::spawn(async move {
-                let send = move |keys| Arc::clone(&gate).send(keys);
-                lane.ask(format!("k{number}"), in_a_minute(), send).await
-            })
+    let ask = |number: usize| {
+        let (lane, gate) = (Arc::clone(&lane), Arc::clone(&gate));
+        tokio::spawn(async move {
+            let send = move |keys| Arc::clone(&gate).send(keys);
+            lane.ask(format!("k{number}"), in_a_minute(), send).await
         })
-        .collect();
+    };
+    let mut asking = Vec::new();
+    for number in 0..LANES {
+        asking.push(ask(number));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    asking.extend((LANES..10).map(ask));
     tokio::time::sleep(Duration::from_millis(1)).await;
-    // As many as may be under way went before the others came.
-    let first: usize = gate.sent().iter().sum();
-    assert!(gate.sent().len() == LANES && first < 10, "{:?}", gate.sent());
-    for _ in 0..10 {
+    // Who finds a place goes at once and alone.
+    assert_eq!(gate.sent(), [1; LANES]);
+    for _ in 0..=LANES {
         gate.open.notify_one();
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(gate.sent().iter().sum::<usize>(), 10);
-    assert!(gate.sent().len() <= LANES + 2, "{:?}", gate.sent());
+    assert_eq!(gate.sent(), [&[1; LANES][..], &[10 - LANES]].concat());
     for (number, answer) in asking.into_iter().enumerate() {
         assert_eq!(answer.await.expect("no panic"), Ok(format!("k{number}")));
     }
