@@ -65,7 +65,8 @@ fn an_etcd_set_back_stops_brokers_and_leaves_bookies_serving_and_a_restore_is_by
         cluster.expect_in_log(broker, "this broker serves nothing any more");
     }
     let early = ["produce", "kept", "--timeout", "2s"];
-    against_with_input(&cluster, &early, b"not to be confirmed").failed_with(1, &["gave up after 2s"]);
+    against_with_input(&cluster, &early, b"not to be confirmed")
+        .failed_with(1, &["gave up after 2s"]);
     for bookie in &bookies {
         let metrics = cluster.address(bookie, "metrics");
         eventually("the bookie isn't ready", || {
