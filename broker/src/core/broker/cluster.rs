@@ -313,7 +313,13 @@ mod tests {
 
     use super::*;
     use crate::core::broker::tests::support::eventually;
+    use crate::core::config::BrokerConfig;
     use crate::testing::Cluster;
+
+    /// Bookies are looked for in the metadata.
+    fn among_others() -> BrokerConfig {
+        BrokerConfig { alone: false, ..Cluster::config_of("a") }
+    }
 
     fn bookie(name: &str, state: Option<&'static str>) -> BookieInfo {
         let up = state.map(|state| BookieUp {
@@ -335,7 +341,7 @@ mod tests {
     #[tokio::test]
     async fn what_could_not_be_listed_in_time_is_a_problem_and_not_an_empty_list() {
         let cluster = Cluster::new();
-        let broker = cluster.broker(Cluster::config_of("a")).await;
+        let broker = cluster.broker(among_others()).await;
         cluster.meta.faults().set_delay(PATIENCE * 2);
         tokio::time::pause();
         let status = broker.cluster_status().await;
@@ -353,7 +359,7 @@ mod tests {
     #[tokio::test]
     async fn a_record_that_can_not_be_used_is_told_and_hides_no_other() {
         let cluster = Cluster::new();
-        let broker = cluster.broker(Cluster::config_of("a")).await;
+        let broker = cluster.broker(among_others()).await;
         let garbage = |txn: Txn, key| txn.put(key, "\u{ff}");
         let [one, two] = ["one", "two"].map(|name| BookieId::new(name).expect("valid"));
         let lost = keys::broker(&BrokerId::new("lost").expect("valid"));
