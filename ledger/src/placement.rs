@@ -51,8 +51,8 @@ pub trait Placement: Send + Sync + Debug + 'static {
     }
 
     /// The highest of the ids up to `at_most` that a bookie has told as the highest of all ledgers
-    /// that it ever stored anything of. Ids up to it are used, whatever the metadata say; and what a
-    /// damaged bookie tells must not hide what the others do. Never blocks.
+    /// that it ever stored anything of. Ids up to it are used, whatever the metadata say; and what
+    /// a damaged bookie tells must not hide what the others do. Never blocks.
     fn highest_ledger(&self, at_most: LedgerId) -> LedgerId {
         let _ = at_most;
         LedgerId(0)

@@ -6,7 +6,8 @@
 //! long as the log is open: meanwhile the log goes on with the ledger it has, or callers wait.
 //! A ledger that was created while bookies were missing is followed by a full one when they are
 //! back, after a snapshot that shortens a long chain; nothing waits for that, and what fails of it
-//! is looked at again at the next tick. That another owner has written the bundle's record is final: the log ends as fenced.
+//! is looked at again at the next tick. That another owner has written the bundle's record is
+//! final: the log ends as fenced.
 
 use std::sync::Arc;
 use std::time::Duration;
