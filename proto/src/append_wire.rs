@@ -1,27 +1,27 @@
 //! Batches of adds on the wire, both ways, without copying what is large.
 //!
 //! An entry goes to as many bookies as its write quorum. Through the message type it would be
-//! copied for each of them on both sides. Here the fields are written and read by hand; an entry's
-//! bytes are shared by all that they are sent to, and are taken as they arrive.
+//! copied for each of them on both sides. Here that type has the other fields only; an entry's bytes
+//! are shared by all that they are sent to, and are taken as they arrive.
 //!
 //! Invariant: what is sent is exactly the encoding of `v1::AppendBatch`, and whatever that type
 //! accepts is read as it would (compared by tests).
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes};
+use prost::Message;
 use prost::encoding::{
     DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_key, encode_varint,
-    encoded_len_varint, int64, key_len, skip_field, uint32, uint64,
+    encoded_len_varint, key_len, skip_field,
 };
 
 use crate::id::{EntryId, Lac, LedgerId, LedgerToken};
 use crate::payload::Payload;
 use crate::storage::{AddKind, AppendRequest, BookieError};
 use crate::stream::{Chunks, IntoChunks, Malformed, shared_len};
+use crate::v1;
 
 /// Field numbers of `bookie.proto`.
 const BATCH_REQUESTS: u32 = 1;
-const LAC: u32 = 5;
-const FLAGS: u32 = 6;
 const PAYLOAD: u32 = 7;
 
 /// Adds in one batch; no writer sends nearly as many, and a small one takes more memory than bytes.
@@ -54,55 +54,16 @@ fn kind(flags: u32) -> Result<AddKind, BookieError> {
 #[derive(Debug, Default)]
 pub struct AppendBatch(pub Vec<(u64, AppendRequest)>);
 
-/// The fields of an add but for its payload, as they are on the wire.
-struct Fields {
-    request_id: u64,
-    ledger_id: u64,
-    entry_id: u64,
-    token: u64,
-    lac: i64,
-    flags: u32,
-}
-
-impl Fields {
-    fn of(request_id: u64, request: &AppendRequest) -> Self {
-        Self {
-            request_id,
-            ledger_id: request.ledger.0,
-            entry_id: request.entry.0,
-            token: request.token.0,
-            lac: request.lac.to_wire(),
-            flags: flags(request.kind),
-        }
-    }
-
-    /// Fields that are 0 are left out.
-    fn len(&self) -> usize {
-        let unsigned = [self.request_id, self.ledger_id, self.entry_id, self.token];
-        let unsigned: usize = unsigned
-            .into_iter()
-            .zip(1..)
-            .filter(|(value, _)| *value != 0)
-            .map(|(value, tag)| uint64::encoded_len(tag, &value))
-            .sum();
-        let lac = if self.lac == 0 { 0 } else { int64::encoded_len(LAC, &self.lac) };
-        let flags = if self.flags == 0 { 0 } else { uint32::encoded_len(FLAGS, &self.flags) };
-        unsigned + lac + flags
-    }
-
-    fn encode(&self, out: &mut BytesMut) {
-        let unsigned = [self.request_id, self.ledger_id, self.entry_id, self.token];
-        for (value, tag) in unsigned.iter().zip(1..) {
-            if *value != 0 {
-                uint64::encode(tag, value, out);
-            }
-        }
-        if self.lac != 0 {
-            int64::encode(LAC, &self.lac, out);
-        }
-        if self.flags != 0 {
-            uint32::encode(FLAGS, &self.flags, out);
-        }
+/// An add as its message, but for the payload.
+fn fields(request_id: u64, request: &AppendRequest) -> v1::AppendRequest {
+    v1::AppendRequest {
+        request_id,
+        ledger_id: request.ledger.0,
+        entry_id: request.entry.0,
+        token: request.token.0,
+        lac: request.lac.to_wire(),
+        flags: flags(request.kind),
+        payload: Bytes::new(),
     }
 }
 
@@ -118,8 +79,8 @@ impl IntoChunks for AppendBatch {
         let (mut len, mut shared) = (0, 0);
         let mut sizes = Vec::with_capacity(self.0.len());
         for (request_id, request) in &self.0 {
-            let fields = Fields::of(*request_id, request);
-            let size = fields.len() + payload_len(&request.payload);
+            let fields = fields(*request_id, request);
+            let size = fields.encoded_len() + payload_len(&request.payload);
             len += key_len(BATCH_REQUESTS) + encoded_len_varint(size as u64) + size;
             shared += shared_len(&request.payload.head) + shared_len(&request.payload.body);
             sizes.push((fields, size));
@@ -128,7 +89,8 @@ impl IntoChunks for AppendBatch {
         for ((_, request), (fields, size)) in self.0.iter().zip(sizes) {
             encode_key(BATCH_REQUESTS, WireType::LengthDelimited, out.buffer());
             encode_varint(size as u64, out.buffer());
-            fields.encode(out.buffer());
+            // The payload has the highest number and so comes last.
+            fields.encode_raw(out.buffer());
             let payload = &request.payload;
             if !payload.is_empty() {
                 encode_key(PAYLOAD, WireType::LengthDelimited, out.buffer());
@@ -145,29 +107,16 @@ impl IntoChunks for AppendBatch {
 /// is an error of its own.
 pub type ReceivedAppends = Vec<(u64, Result<AppendRequest, BookieError>)>;
 
-#[derive(Default)]
-struct Received {
-    request_id: u64,
-    ledger_id: u64,
-    entry_id: u64,
-    token: u64,
-    lac: i64,
-    flags: u32,
-    payload: Payload,
-}
-
-impl Received {
-    fn finish(self) -> (u64, Result<AppendRequest, BookieError>) {
-        let request = kind(self.flags).map(|kind| AppendRequest {
-            ledger: LedgerId(self.ledger_id),
-            entry: EntryId(self.entry_id),
-            token: LedgerToken(self.token),
-            lac: Lac::from_wire(self.lac),
-            kind,
-            payload: self.payload,
-        });
-        (self.request_id, request)
-    }
+fn received(add: v1::AppendRequest, payload: Payload) -> (u64, Result<AppendRequest, BookieError>) {
+    let request = kind(add.flags).map(|kind| AppendRequest {
+        ledger: LedgerId(add.ledger_id),
+        entry: EntryId(add.entry_id),
+        token: LedgerToken(add.token),
+        lac: Lac::from_wire(add.lac),
+        kind,
+        payload,
+    });
+    (add.request_id, request)
 }
 
 /// Reads a batch.
@@ -189,40 +138,22 @@ pub fn decode(mut batch: impl Buf) -> Result<ReceivedAppends, Malformed> {
         }
         let len = length(&mut batch)?;
         let end = batch.remaining() - len;
-        let mut request = Received::default();
+        let (mut add, mut entry) = (v1::AppendRequest::default(), Payload::default());
         while batch.remaining() > end {
-            field(&mut request, &mut batch, context.clone())?;
+            let (tag, wire_type) = decode_key(&mut batch)?;
+            if tag == PAYLOAD {
+                check_wire_type(WireType::LengthDelimited, wire_type)?;
+                entry = payload(&mut batch)?;
+            } else {
+                add.merge_field(tag, wire_type, &mut batch, context.clone())?;
+            }
         }
         if batch.remaining() != end {
             return Err(Malformed::Short);
         }
-        requests.push(request.finish());
+        requests.push(received(add, entry));
     }
     Ok(requests)
-}
-
-/// Reads one field of an add.
-fn field(
-    request: &mut Received,
-    bytes: &mut impl Buf,
-    context: DecodeContext,
-) -> Result<(), Malformed> {
-    let (tag, wire_type) = decode_key(bytes)?;
-    match tag {
-        1 => uint64::merge(wire_type, &mut request.request_id, bytes, context),
-        2 => uint64::merge(wire_type, &mut request.ledger_id, bytes, context),
-        3 => uint64::merge(wire_type, &mut request.entry_id, bytes, context),
-        4 => uint64::merge(wire_type, &mut request.token, bytes, context),
-        LAC => int64::merge(wire_type, &mut request.lac, bytes, context),
-        FLAGS => uint32::merge(wire_type, &mut request.flags, bytes, context),
-        PAYLOAD => {
-            check_wire_type(WireType::LengthDelimited, wire_type)?;
-            request.payload = payload(bytes)?;
-            return Ok(());
-        }
-        _ => skip_field(wire_type, tag, bytes, context),
-    }?;
-    Ok(())
 }
 
 /// The length of what follows, all of which is there.
@@ -245,24 +176,14 @@ fn payload(bytes: &mut impl Buf) -> Result<Payload, Malformed> {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use proptest::prelude::*;
-    use prost::Message;
 
     use super::*;
     use crate::stream::Pieces;
-    use crate::v1;
 
     fn message((request_id, request): (u64, AppendRequest)) -> v1::AppendRequest {
-        v1::AppendRequest {
-            request_id,
-            ledger_id: request.ledger.0,
-            entry_id: request.entry.0,
-            token: request.token.0,
-            lac: request.lac.to_wire(),
-            flags: flags(request.kind),
-            payload: request.payload.into_bytes(),
-        }
+        let add = fields(request_id, &request);
+        v1::AppendRequest { payload: request.payload.into_bytes(), ..add }
     }
 
     fn request() -> impl Strategy<Value = (u64, AppendRequest)> {
@@ -355,16 +276,9 @@ mod tests {
                 bytes.splice(0..0, [0x0a, len]);
             }
             let expected = v1::AppendBatch::decode(&bytes[..]).ok().map(|batch| {
-                let read = |it: v1::AppendRequest| {
-                    let request = kind(it.flags).map(|kind| AppendRequest {
-                        ledger: LedgerId(it.ledger_id),
-                        entry: EntryId(it.entry_id),
-                        token: LedgerToken(it.token),
-                        lac: Lac::from_wire(it.lac),
-                        kind,
-                        payload: Payload::from(it.payload),
-                    });
-                    (it.request_id, request)
+                let read = |mut it: v1::AppendRequest| {
+                    let payload = std::mem::take(&mut it.payload);
+                    received(it, Payload::from(payload))
                 };
                 batch.requests.into_iter().map(read).collect::<Vec<_>>()
             });

@@ -205,45 +205,13 @@ async fn what_was_deleted_before_a_restart_does_not_count_as_vanished_after_it()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unavailable_store_deletes_nothing_and_keeps_the_hints() {
-    #[derive(Debug)]
-    struct Down;
-    #[async_trait::async_trait]
-    impl MetadataStore for Down {
-        async fn get(&self, _: &str) -> Result<Option<geminga_meta::store::KeyValue>, StoreError> {
-            Err(StoreError::Unavailable("down".to_owned()))
-        }
-        async fn range(&self, _: &str, _: Option<&str>, _: usize) -> Result<RangePage, StoreError> {
-            Err(StoreError::Unavailable("down".to_owned()))
-        }
-        async fn txn(&self, _: Txn) -> Result<geminga_meta::store::TxnOutcome, StoreError> {
-            Err(StoreError::Unavailable("down".to_owned()))
-        }
-        async fn watch(
-            &self,
-            _: &str,
-            _: Revision,
-        ) -> Result<Box<dyn geminga_meta::store::Watch>, StoreError> {
-            Err(StoreError::Unavailable("down".to_owned()))
-        }
-        async fn grant_lease(
-            &self,
-            _: std::time::Duration,
-        ) -> Result<geminga_meta::store::LeaseId, StoreError> {
-            Err(StoreError::Unavailable("down".to_owned()))
-        }
-        async fn keep_alive(&self, _: geminga_meta::store::LeaseId) -> Result<(), StoreError> {
-            Err(StoreError::Unavailable("down".to_owned()))
-        }
-        async fn revoke_lease(&self, _: geminga_meta::store::LeaseId) -> Result<(), StoreError> {
-            Err(StoreError::Unavailable("down".to_owned()))
-        }
-    }
     let mut scene = scene(1..4).await;
     scene.forget(2).await;
     scene.bookie.delete_hint(&[LedgerId(2)]);
-    let mut down = Collector::new(scene.bookie.clone(), Arc::new(Down));
-    assert!(matches!(down.look().await, Err(CollectError::Store(_))));
+    scene.store.faults().set_down(true);
+    assert!(matches!(scene.collector.look().await, Err(CollectError::Store(_))));
     assert_eq!(scene.held(), [1, 2, 3]);
+    scene.store.faults().set_down(false);
     assert_eq!(scene.collector.look().await, Ok(1), "the hint was kept");
 }
 

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use async_trait::async_trait;
 use geminga_meta::record::{ClusterRecord, CookieRecord};
+use geminga_meta::store::MemoryStore;
 use geminga_meta::store::memory::{Fault, Request};
-use geminga_meta::store::{KeyValue, MemoryStore, RangePage, Revision, Watch};
 use geminga_proto::env::{Clock, ManualClock, SystemClock};
 use geminga_proto::id::{ClusterId, LedgerId, LedgerToken};
 use geminga_proto::storage::FenceRequest;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::config::BookieConfig;
@@ -292,105 +292,56 @@ async fn a_sign_of_life_may_take_as_long_as_a_store_with_several_endpoints_needs
     registration.close().await;
 }
 
-/// A store whose page reads, or all of whose requests, are never answered.
-#[derive(Debug)]
-struct Hanging {
-    store: Arc<MemoryStore>,
-    reads: AtomicUsize,
-    pages: AtomicBool,
-    all: AtomicBool,
-}
-
-impl Hanging {
-    async fn unless(&self, hangs: &AtomicBool) {
-        if hangs.load(Ordering::SeqCst) || self.all.load(Ordering::SeqCst) {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-#[async_trait]
-impl MetadataStore for Hanging {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
-        self.unless(&self.all).await;
-        self.store.get(key).await
-    }
-
-    async fn range(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<RangePage, StoreError> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        self.unless(&self.pages).await;
-        self.store.range(prefix, after, limit).await
-    }
-
-    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
-        self.unless(&self.all).await;
-        self.store.txn(txn).await
-    }
-
-    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
-        self.store.watch(prefix, after).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.unless(&self.all).await;
-        self.store.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.unless(&self.all).await;
-        self.store.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.unless(&self.all).await;
-        self.store.revoke_lease(lease).await
-    }
-}
-
-/// A registration over such a store, which notes the revision all the time.
-async fn over_hanging(ttl: Duration) -> (Arc<Hanging>, Registration) {
+/// A registration that notes the revision all the time.
+async fn always_noting(ttl: Duration) -> (Arc<MemoryStore>, Registration) {
     let store = metadata().await;
-    let (reads, pages, all) = Default::default();
-    let hanging = Arc::new(Hanging { store, reads, pages, all });
     let config = RegistrationConfig { lease_ttl: ttl, ..config(7_001) };
-    let shared: Arc<dyn MetadataStore> = hanging.clone();
-    let checked = Checked::new(config, open(bookie_config()), shared, Env::system()).await;
+    let checked = Checked::new(config, open(bookie_config()), store.clone(), Env::system()).await;
     let mut checked = checked.expect("its own metadata");
     checked.0.noted_pause = Duration::from_millis(1);
     let registration = checked.register().await.expect("registered");
-    (hanging, registration)
+    (store, registration)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_note_that_hangs_costs_no_lease_and_stays_the_only_one() {
     let ttl = Duration::from_secs(1);
-    let (hanging, registration) = over_hanging(ttl).await;
-    let session = found(&hanging.store).await.expect("written").session;
-    hanging.pages.store(true, Ordering::SeqCst);
-    let before = hanging.reads.load(Ordering::SeqCst);
+    let (store, registration) = always_noting(ttl).await;
+    let session = found(&store).await.expect("written").session;
+    let reads = Arc::new(AtomicUsize::new(0));
+    let asked = reads.clone();
+    store.faults().set_script(move |request| match request {
+        Request::Range(_) => {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Fault::Silence
+        }
+        _ => Fault::None,
+    });
     tokio::time::sleep(ttl * 3).await;
-    let reads = hanging.reads.load(Ordering::SeqCst) - before;
-    hanging.pages.store(false, Ordering::SeqCst);
-    let record = found(&hanging.store).await.expect("the lease was kept alive");
+    store.faults().clear();
+    let record = found(&store).await.expect("the lease was kept alive");
     assert_eq!(record.session, session);
     // Each of them is given up after half a lease, and only then comes the next.
+    let reads = reads.load(Ordering::SeqCst);
     assert!((1..=10).contains(&reads), "{reads}");
     registration.close().await;
-    assert_eq!(found(&hanging.store).await, None);
+    assert_eq!(found(&store).await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_without_answers_takes_no_longer_than_the_lease() {
     let ttl = Duration::from_secs(2);
-    let (hanging, registration) = over_hanging(ttl).await;
-    hanging.all.store(true, Ordering::SeqCst);
+    let (store, registration) = always_noting(ttl).await;
+    let asked = Arc::new(Notify::new());
+    let unanswered = asked.clone();
+    store.faults().set_script(move |request| {
+        if matches!(request, Request::Lease) {
+            unanswered.notify_one();
+        }
+        Fault::Silence
+    });
     // A sign of life is under way, and a note.
-    tokio::time::sleep(ttl * 3 / 8).await;
+    asked.notified().await;
     let clock = SystemClock::default();
     let begun = clock.monotonic();
     registration.close().await;

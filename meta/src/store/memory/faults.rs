@@ -20,6 +20,8 @@ pub enum Fault {
     RequestLost,
     /// It is done, and its sender can't know: [`StoreError::Unknown`].
     AnswerLost,
+    /// It is not done and never answered.
+    Silence,
 }
 
 /// A request, as a script sees it.
@@ -110,6 +112,9 @@ impl Faults {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
+        if fault == Fault::Silence {
+            std::future::pending::<()>().await;
+        }
         fault
     }
 
@@ -117,7 +122,7 @@ impl Faults {
     pub(super) async fn read(&self, request: Request<'_>) -> Result<(), StoreError> {
         match self.decide(request).await {
             Fault::None => Ok(()),
-            Fault::Unavailable | Fault::RequestLost | Fault::AnswerLost => Err(unavailable()),
+            _ => Err(unavailable()),
         }
     }
 
@@ -129,7 +134,7 @@ impl Faults {
     ) -> Result<T, StoreError> {
         match self.decide(request).await {
             Fault::None => write(),
-            Fault::Unavailable => Err(unavailable()),
+            Fault::Unavailable | Fault::Silence => Err(unavailable()),
             Fault::RequestLost => Err(StoreError::Unknown("the request was lost".to_owned())),
             Fault::AnswerLost => {
                 // Whatever the answer was, its sender doesn't get it.
