@@ -114,15 +114,16 @@ async fn another_etcd_with_the_same_cluster_id_and_a_higher_revision_is_never_us
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_the_right_etcd_answers_after_another_one_has_is_unknown() {
-    let real = Real::start().await;
-    let elsewhere = home();
-    let other = Etcd::start(elsewhere.path());
-    let mut config = config(&real.etcd);
-    config.endpoints.push(other.url(0));
+    let (one, two) = (Real::start().await, Real::start().await);
+    let mut config = config(&one.etcd);
+    config.endpoints.push(two.etcd.url(0));
     config.request_timeout = Duration::from_secs(6);
     let store = connect(config).await;
     put(&*store, "a", "1").await.expect("written");
-    real.etcd.freeze(0);
+    // The one that answered first is the right one.
+    let is_one = one.store.get("a").await.expect("read").is_some();
+    let (right, _other) = if is_one { (one, two) } else { (two, one) };
+    right.etcd.freeze(0);
     let write = {
         let store = Arc::clone(&store);
         tokio::spawn(async move { put(&*store, "a", "2").await })
@@ -130,9 +131,9 @@ async fn a_write_that_the_right_etcd_answers_after_another_one_has_is_unknown() 
     // Half of its time goes by at the frozen one; then it asks the other one.
     let read = store.get("a").await;
     assert!(matches!(read, Err(StoreError::Replaced(_))), "{read:?}");
-    real.etcd.thaw(0);
+    right.etcd.thaw(0);
     let written = write.await.expect("no panic");
-    let there = eventually(async || real.store.get("a").await).await.expect("it is there");
+    let there = eventually(async || right.store.get("a").await).await.expect("it is there");
     assert_eq!(there.value.as_ref(), b"2", "it was done: {written:?}");
     let Err(StoreError::Unknown(why)) = written else { panic!("it is guessed: {written:?}") };
     assert!(why.contains("replaced"), "{why}");
