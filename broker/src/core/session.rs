@@ -178,53 +178,49 @@ impl Session {
         }
     }
 
-    /// Begins the next session.
+    /// Begins the next session, once there is no other live one of this id.
     async fn renew(&self) -> Result<(), OwnershipError> {
         let context = &self.context;
-        let confirmed = context.env.clock.monotonic();
-        let id = context.meta.grant_lease(context.config.lease_ttl).await?;
-        let session = SessionId::new(&*context.env.random);
-        let mut lease = Lease { session, id, confirmed };
-        match self.announce(&mut lease).await {
-            Ok(()) => {
+        for _ in 0..ATTEMPTS {
+            // Before there is a lease: waiting may take longer than one lasts.
+            let compare = self.supersede().await?;
+            let confirmed = context.env.clock.monotonic();
+            let id = context.meta.grant_lease(context.config.lease_ttl).await?;
+            let session = SessionId::new(&*context.env.random);
+            let lease = Lease { session, id, confirmed };
+            let written = self.put(&lease, compare).await;
+            if written == Ok(true) {
                 *self.previous.lock() = session;
                 self.lease.send_replace(Some(lease));
-                Ok(())
+                return Ok(());
             }
-            Err(error) => {
-                if let Err(error) = self.revoke(id).await {
-                    tracing::debug!(%error, "an unused lease ends by itself");
-                }
-                Err(error)
+            if let Err(error) = self.revoke(id).await {
+                tracing::debug!(%error, "an unused lease ends by itself");
+            }
+            match written {
+                // Somebody was faster, or etcd slower than the lease.
+                Ok(_) | Err(OwnershipError::Store(StoreError::LeaseLost)) => {}
+                Err(error) => return Err(error),
             }
         }
+        Err(OwnershipError::Contended)
     }
 
-    /// Writes the broker's record, once there is no other live session of this id.
-    async fn announce(&self, lease: &mut Lease) -> Result<(), OwnershipError> {
+    /// Ends an earlier session of this id, or waits for its end; answers what has to hold for the
+    /// next one's record to be written.
+    async fn supersede(&self) -> Result<Compare, OwnershipError> {
         let key = keys::broker(&self.context.config.broker_id);
-        let mut left = ATTEMPTS;
-        while left > 0 {
-            let found = read::<BrokerRecord>(&*self.context.meta, &key).await?;
-            let compare = match found {
-                None => Compare::Absent(key.clone()),
-                Some(found) if !self.is_over(&found.record) => {
-                    self.outlast(&key, found, lease).await?;
-                    continue;
-                }
+        for _ in 0..ATTEMPTS {
+            match read::<BrokerRecord>(&*self.context.meta, &key).await? {
+                None => return Ok(Compare::Absent(key)),
+                Some(found) if !self.is_over(&found.record) => self.outlast(&key, found).await?,
                 // Of a release whose records name no lease.
-                Some(found) if found.record.lease == LeaseId(0) => found.unchanged(),
+                Some(found) if found.record.lease == LeaseId(0) => return Ok(found.unchanged()),
                 Some(found) => {
                     let former = found.record.session;
                     tracing::info!(%former, "an earlier session of this broker is ended");
                     self.revoke(found.record.lease).await?;
-                    left -= 1;
-                    continue;
                 }
-            };
-            left -= 1;
-            if self.put(lease, compare).await? {
-                return Ok(());
             }
         }
         Err(OwnershipError::Contended)
@@ -242,30 +238,19 @@ impl Session {
     }
 
     /// Waits until another session's lease has ended; refuses if it is kept alive.
-    async fn outlast(
-        &self,
-        key: &str,
-        found: Stored<BrokerRecord>,
-        lease: &mut Lease,
-    ) -> Result<(), OwnershipError> {
-        let (context, record) = (&self.context, found.record);
+    async fn outlast(&self, key: &str, found: Stored<BrokerRecord>) -> Result<(), OwnershipError> {
+        let record = found.record;
         let patience = Duration::from_millis(record.lease_ttl_ms) + LEASE_SLACK;
         tracing::info!(
             url = record.service_url,
             "a broker of this id may be running; waiting until its lease has ended"
         );
         let started = tokio::time::Instant::now();
-        let mut kept = started;
         while started.elapsed() < patience {
             tokio::time::sleep(POLL).await;
-            let now = read::<BrokerRecord>(&*context.meta, key).await?;
+            let now = read::<BrokerRecord>(&*self.context.meta, key).await?;
             if now.is_none_or(|now| now.record.session != record.session) {
                 return Ok(());
-            }
-            if kept.elapsed() >= context.config.lease_ttl / 4 {
-                kept = tokio::time::Instant::now();
-                lease.confirmed = context.env.clock.monotonic();
-                context.meta.keep_alive(lease.id).await?;
             }
         }
         let broker_id = record.broker_id.to_string();

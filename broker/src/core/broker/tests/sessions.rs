@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_meta::store::MetadataStore;
+use geminga_meta::store::memory::{Fault, Request};
+use geminga_meta::store::{MemoryStore, MetadataStore};
 use geminga_proto::env::{Env, ManualClock};
 
 use super::eventually;
@@ -24,6 +25,12 @@ async fn start(cluster: &Cluster, config: BrokerConfig) -> Result<Broker, StartE
     let env = Env { clock: Arc::new(ManualClock::default()), ..cluster.env() };
     let meta = Arc::clone(&cluster.meta) as Arc<dyn MetadataStore>;
     Broker::start(config, env, meta, cluster.ledgers()).await
+}
+
+/// Ends all leases that are held now.
+fn end_leases(clock: &ManualClock, store: &MemoryStore) {
+    clock.advance(Duration::from_secs(60 * 24 * 3_600));
+    store.expire_leases();
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,12 +91,30 @@ async fn a_broker_waits_until_the_lease_of_the_former_one_has_ended() {
     drop(first);
     let ending = async {
         tokio::time::sleep(Duration::from_millis(400)).await;
+        // It holds no lease meanwhile, which it could lose.
         cluster.end_session("b1").await;
+        end_leases(&cluster.clock, &cluster.meta);
     };
     let (second, ()) = tokio::join!(start(&cluster, config("http://two:6660")), ending);
     let second = second.expect("starts");
     assert_eq!(second.brokers()[0].service_url, "http://two:6660");
     second.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ends_before_the_record_is_written_is_followed_by_another() {
+    let cluster = Cluster::new();
+    let (clock, store, mut slow) = (Arc::clone(&cluster.clock), Arc::clone(&cluster.meta), 1);
+    cluster.meta.faults().set_script(move |request| {
+        if slow > 0 && matches!(request, Request::Txn(_)) {
+            slow -= 1;
+            end_leases(&clock, &store);
+        }
+        Fault::None
+    });
+    let broker = start(&cluster, config("http://one:6660")).await.expect("starts");
+    assert_eq!(broker.brokers().len(), 1);
+    broker.shutdown().await;
 }
 
 #[tokio::test]
