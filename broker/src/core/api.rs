@@ -199,7 +199,7 @@ pub enum TopicError {
     #[error("this broker does not own the topic; look it up again")]
     NotOwner,
     /// A quorum, the metadata or the cursors' state can't be reached: try again later.
-    #[error("the topic is unavailable: {0}; try again later")]
+    #[error("unavailable at the moment: {0}; try again later")]
     Unavailable(String),
     /// Another broker took over.
     #[error("another broker took the topic over; the outcome of pending requests is unknown")]

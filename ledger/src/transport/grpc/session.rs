@@ -57,7 +57,7 @@ pub(super) enum Broken {
     OtherNode { found: String, expected: String },
     #[error("the name {0:?} can't be sent")]
     Name(String),
-    #[error("it speaks protocol {0}, this node {PROTOCOL:?}")]
+    #[error("it speaks protocol {0}, this node {PROTOCOL:?}: upgrade the older one")]
     Protocol(u32),
     #[error("it closed the connection")]
     Closed,

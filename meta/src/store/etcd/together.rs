@@ -175,7 +175,7 @@ pub(super) struct Lane<I, A> {
     state: Arc<Mutex<State<I, A>>>,
 }
 
-/// The place of one that sends. It is given back even if sending panics.
+/// The place of one that sends. It is given back whatever becomes of that.
 struct Place<I, A> {
     state: Arc<Mutex<State<I, A>>>,
     given_back: bool,
@@ -259,12 +259,14 @@ impl<I: Joins, A: Send + 'static> Lane<I, A> {
 /// Sends until nothing waits.
 async fn send_all<I: Joins, A, F>(mut place: Place<I, A>, send: impl Fn(Vec<I>) -> F)
 where
-    F: Future<Output = Vec<A>>,
+    A: Send + 'static,
+    F: Future<Output = Vec<A>> + Send + 'static,
 {
     while let Some(taken) = place.next() {
         let (items, answers): (Vec<_>, Vec<_>) =
             taken.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
-        let results = send(items).await;
+        // A panic in there is heard by those whom it is about, and by nobody else.
+        let Ok(results) = tokio::spawn(send(items)).await else { continue };
         for (answer, result) in answers.into_iter().zip(results) {
             // Whoever asked may have given up.
             let _ = answer.send(result);

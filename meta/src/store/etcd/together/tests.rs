@@ -239,14 +239,29 @@ async fn who_waits_too_long_hears_whether_it_was_sent() {
     assert_eq!((gate.sent().len(), lane.state.lock().under_way), (LANES, 0));
 }
 
-#[tokio::test]
-async fn a_panic_while_sending_is_heard_and_frees_the_place() {
-    let lane = Lane::<String, String>::new();
-    let panicked = lane.ask("a".to_owned(), in_a_minute(), |keys: Vec<String>| async move {
-        assert!(keys.is_empty(), "planted");
-        keys
-    });
-    assert_eq!(panicked.await, Err(Unanswered::Lost));
-    let answered = lane.ask("b".to_owned(), in_a_minute(), |keys| async move { keys }).await;
-    assert_eq!(answered, Ok("b".to_owned()));
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_sending_is_heard_and_those_that_wait_are_sent() {
+    let lane = Arc::new(Lane::<String, String>::new());
+    let ask = |key: &str| {
+        let (lane, key) = (Arc::clone(&lane), key.to_owned());
+        let send = async |keys: Vec<String>| {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(!keys.contains(&"bad".to_owned()), "planted");
+            keys
+        };
+        tokio::spawn(async move { lane.ask(key, in_a_minute(), send).await })
+    };
+    let mut panicked = Vec::new();
+    for _ in 0..LANES {
+        panicked.push(ask("bad"));
+        // Each goes at once and alone.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let waiting = ask("good");
+    for panicked in panicked {
+        assert_eq!(panicked.await.expect("no panic of its own"), Err(Unanswered::Lost));
+    }
+    assert_eq!(waiting.await.expect("no panic"), Ok("good".to_owned()));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(lane.state.lock().under_way, 0);
 }
