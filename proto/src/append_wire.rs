@@ -107,7 +107,10 @@ impl IntoChunks for AppendBatch {
 /// is an error of its own.
 pub type ReceivedAppends = Vec<(u64, Result<AppendRequest, BookieError>)>;
 
-fn received(add: v1::AppendRequest, payload: Payload) -> (u64, Result<AppendRequest, BookieError>) {
+fn received(
+    add: &v1::AppendRequest,
+    payload: Payload,
+) -> (u64, Result<AppendRequest, BookieError>) {
     let request = kind(add.flags).map(|kind| AppendRequest {
         ledger: LedgerId(add.ledger_id),
         entry: EntryId(add.entry_id),
@@ -151,7 +154,7 @@ pub fn decode(mut batch: impl Buf) -> Result<ReceivedAppends, Malformed> {
         if batch.remaining() != end {
             return Err(Malformed::Short);
         }
-        requests.push(received(add, entry));
+        requests.push(received(&add, entry));
     }
     Ok(requests)
 }
@@ -278,7 +281,7 @@ mod tests {
             let expected = v1::AppendBatch::decode(&bytes[..]).ok().map(|batch| {
                 let read = |mut it: v1::AppendRequest| {
                     let payload = std::mem::take(&mut it.payload);
-                    received(it, Payload::from(payload))
+                    received(&it, Payload::from(payload))
                 };
                 batch.requests.into_iter().map(read).collect::<Vec<_>>()
             });
