@@ -1,8 +1,8 @@
 //! Batches of adds on the wire, both ways, without copying what is large.
 //!
 //! An entry goes to as many bookies as its write quorum. Through the message type it would be
-//! copied for each of them on both sides. Here that type has the other fields only; an entry's bytes
-//! are shared by all that they are sent to, and are taken as they arrive.
+//! copied for each of them on both sides. Here that type has the other fields only; an entry's
+//! bytes are shared by all that they are sent to, and are taken as they arrive.
 //!
 //! Invariant: what is sent is exactly the encoding of `v1::AppendBatch`, and whatever that type
 //! accepts is read as it would (compared by tests).
