@@ -10,7 +10,7 @@ use geminga_proto::append_wire;
 use geminga_proto::id::{Lac, LedgerId, LedgerToken};
 use geminga_proto::storage::{BookieError, FenceRequest};
 use geminga_proto::stream::{
-    ChunkedBody, Messages, NoMessages, RequestBody as _, WholeBodies, respond,
+    ChunkedBody, Messages, NoMessages, RequestBody as _, WholeBodies, path, respond,
 };
 use geminga_proto::v1 as pb;
 use geminga_proto::v1::bookie_server::BookieServer;
@@ -39,7 +39,7 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 const MAX_HINTED: usize = 10_000;
 
 /// The methods that are streams.
-const STREAMS: &[&str] = &["/geminga.v1.Bookie/Append", "/geminga.v1.Bookie/Read"];
+const STREAMS: &[&str] = &[path::APPEND, path::READ];
 
 /// Serves a bookie over gRPC.
 #[derive(Debug, Clone)]

@@ -367,3 +367,14 @@ pub async fn ack(consumer: &Consumer, request_id: u64, positions: &[Position]) {
     let positions = positions.iter().map(whole).collect();
     consumer.ack(Ack { request_id, cumulative: false, positions }).await;
 }
+
+/// Waits until `done` says so.
+pub async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    for _ in 0..2_000 {
+        if done().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never came: {what}");
+}

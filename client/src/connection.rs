@@ -25,8 +25,6 @@ mod watchman;
 
 use watchman::Watchman;
 
-const PRODUCE: &str = "/geminga.v1.Messaging/Produce";
-const CONSUME: &str = "/geminga.v1.Messaging/Consume";
 /// HTTP/2 flow-control windows: with the default of 64 KiB a stream reaches half the speed.
 const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const FRAME_BYTES: u32 = 1024 * 1024;
@@ -370,25 +368,21 @@ impl Connection {
 
     /// The Produce stream; opens it if there is none.
     pub(crate) async fn produce(&self) -> Result<Arc<Link<Produce>>, ClientError> {
-        let mut slot = self.streams.produce.lock().await;
-        if let Some(link) = slot.as_ref().filter(|link| !link.is_closed()) {
-            return Ok(Arc::clone(link));
-        }
-        let link = Link::<Produce>::new(Arc::clone(&self.vitals));
-        let stream = self.open_stream(PRODUCE, OutboundStream(Arc::clone(&link))).await?;
-        self.read(Arc::clone(&link), stream);
-        *slot = Some(Arc::clone(&link));
-        Ok(link)
+        self.link(&self.streams.produce).await
     }
 
     /// The Consume stream; opens it if there is none.
     pub(crate) async fn consume(&self) -> Result<Arc<Link<Consume>>, ClientError> {
-        let mut slot = self.streams.consume.lock().await;
+        self.link(&self.streams.consume).await
+    }
+
+    async fn link<P: Protocol>(&self, slot: &Slot<P>) -> Result<Arc<Link<P>>, ClientError> {
+        let mut slot = slot.lock().await;
         if let Some(link) = slot.as_ref().filter(|link| !link.is_closed()) {
             return Ok(Arc::clone(link));
         }
-        let link = Link::<Consume>::new(Arc::clone(&self.vitals));
-        let stream = self.open_stream(CONSUME, OutboundStream(Arc::clone(&link))).await?;
+        let link = Link::<P>::new(Arc::clone(&self.vitals));
+        let stream = self.open_stream(P::PATH, OutboundStream(Arc::clone(&link))).await?;
         self.read(Arc::clone(&link), stream);
         *slot = Some(Arc::clone(&link));
         Ok(link)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use futures_util::Stream;
-use geminga_proto::stream::IntoChunks;
+use geminga_proto::stream::{IntoChunks, path};
 use geminga_proto::v1;
 use parking_lot::Mutex;
 use prost::Message;
@@ -34,6 +34,8 @@ pub(crate) trait Protocol: Send + Sync + 'static {
     type Request: IntoChunks + Send + 'static;
     type Response: Message + Default + 'static;
     type Event: Send + 'static;
+    /// The stream's method.
+    const PATH: &'static str;
 
     /// Bytes that a frame takes in a message, roughly.
     fn weight(frame: &Self::Frame) -> usize;
@@ -220,6 +222,7 @@ impl Protocol for Produce {
     type Request = v1::ProduceRequest;
     type Response = v1::ProduceResponse;
     type Event = v1::produce_result::Result;
+    const PATH: &'static str = path::PRODUCE;
 
     fn weight(frame: &Self::Frame) -> usize {
         match frame {
@@ -257,6 +260,7 @@ impl Protocol for Consume {
     type Request = v1::ConsumeRequest;
     type Response = v1::ConsumeResponse;
     type Event = v1::consume_event::Event;
+    const PATH: &'static str = path::CONSUME;
 
     fn weight(frame: &Self::Frame) -> usize {
         use v1::consume_frame::Frame;

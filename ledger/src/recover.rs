@@ -23,9 +23,10 @@ use crate::records::{self, LoadError};
 use crate::store::StoreShared;
 use crate::transport::AppendSink;
 
-/// Entries of the part that recovery doesn't read, from which its size is extrapolated.
-const SAMPLE_ENTRIES: u32 = 64;
-const SAMPLE_BYTES: u64 = 256 * 1024;
+/// Entries of the part that recovery doesn't read, from which its size is extrapolated. Each may
+/// be a read of a disk, and whoever takes a thousand topics over has a thousand ledgers to recover.
+const SAMPLE_ENTRIES: u32 = 8;
+const SAMPLE_BYTES: u64 = 64 * 1024;
 
 /// An answer to one of the engine's commands.
 enum Answer {

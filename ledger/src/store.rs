@@ -226,7 +226,7 @@ impl LedgerStore {
 
     /// Whether an open ledger has fewer bookies than it should have. Costs a comparison.
     #[must_use]
-    pub fn is_narrow(&self, writer: &LedgerWriter) -> bool {
+    fn is_narrow(&self, writer: &LedgerWriter) -> bool {
         writer.write_quorum() < self.shared.config.write_quorum
     }
 

@@ -156,8 +156,7 @@ impl<I: CountedId> IdAllocator<I> {
 
     /// As [`Self::next_above`], and above what others tell of as used: `told` answers the highest
     /// such id that isn't above the one given. Metadata that were restored may have forgotten
-    /// these,
-    /// but ids more than [`TRUSTED_JUMP`] above the counter are wrong, and count for nothing.
+    /// these, but ids more than [`TRUSTED_JUMP`] above the counter are wrong and count for nothing.
     ///
     /// # Errors
     /// [`AllocateError`] if a block is needed and can't be taken.

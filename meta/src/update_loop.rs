@@ -12,7 +12,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use geminga_proto::env::Env;
+use geminga_proto::env::{Env, Random};
 use geminga_proto::v1::record::AnyRecord;
 use prost::Message;
 
@@ -44,14 +44,22 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Waits before attempt number `attempt`, the first being 1; before the first, not at all.
-    pub(crate) async fn pause(&self, env: &Env, attempt: u32) {
-        let Some(doublings) = attempt.checked_sub(2) else { return };
+    /// The wait before attempt number `attempt`, the first being 1; before the first, none.
+    #[must_use]
+    pub fn delay(&self, random: &dyn Random, attempt: u32) -> Duration {
+        let Some(doublings) = attempt.checked_sub(2) else { return Duration::ZERO };
         let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
         let delay = self.first_delay.saturating_mul(factor).min(self.max_delay);
         let half_us = u64::try_from(delay.as_micros() / 2).unwrap_or(u64::MAX);
-        let off = Duration::from_micros(env.random.below(half_us.max(1)));
-        tokio::time::sleep(delay.saturating_sub(off)).await;
+        delay.saturating_sub(Duration::from_micros(random.below(half_us.max(1))))
+    }
+
+    /// Waits before attempt number `attempt`.
+    pub(crate) async fn pause(&self, env: &Env, attempt: u32) {
+        let delay = self.delay(&*env.random, attempt);
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
     }
 }
 

@@ -22,5 +22,17 @@ pub use chunks::{ChunkedBody, Chunks, IntoChunks};
 pub use messages::{Malformed, Messages};
 pub use pieces::Pieces;
 
+/// The methods that are streams, as both sides name them.
+pub mod path {
+    /// Messages to a broker.
+    pub const PRODUCE: &str = "/geminga.v1.Messaging/Produce";
+    /// Messages from a broker.
+    pub const CONSUME: &str = "/geminga.v1.Messaging/Consume";
+    /// Entries to a bookie.
+    pub const APPEND: &str = "/geminga.v1.Bookie/Append";
+    /// Entries from a bookie.
+    pub const READ: &str = "/geminga.v1.Bookie/Read";
+}
+
 /// gRPC's frame around a message: a flag and the message's length.
 const HEADER_BYTES: usize = 5;

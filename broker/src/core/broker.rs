@@ -21,7 +21,6 @@ use std::sync::{Arc, Weak};
 
 use geminga_ledger::store::LedgerStore;
 use geminga_meta::bundle::{BundleId, HashRange};
-use geminga_meta::read::ReadError;
 use geminga_meta::store::{MetadataStore, StoreError};
 use geminga_proto::env::Env;
 use geminga_proto::topic_name::TopicName;
@@ -67,9 +66,8 @@ impl StartError {
     #[must_use]
     pub fn store_error(&self) -> Option<&StoreError> {
         match self {
-            Self::Ownership(OwnershipError::Store(error)) => Some(error),
-            Self::Ownership(OwnershipError::Read(ReadError::Store(error))) => Some(error),
-            Self::Config(_) | Self::Ownership(_) | Self::Bootstrap(_) => None,
+            Self::Ownership(error) => error.store_error(),
+            Self::Config(_) | Self::Bootstrap(_) => None,
         }
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use geminga_meta::bundle::BundleId;
 use geminga_meta::keys;
 use geminga_meta::store::Compare;
+use geminga_meta::update_loop::RetryPolicy;
 use geminga_proto::env::Random;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -85,18 +86,13 @@ impl Bundle {
     }
 }
 
-/// The pause after the first failure to open a state log; it doubles up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// How long a state log isn't tried again that could not be opened `failures` times in a row. Half
-/// of it is random: what is wrong with one is often wrong with many.
-fn pause_after(failures: u32, random: &dyn Random) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
-    let half_us = u64::try_from(whole.as_micros() / 2).unwrap_or(0);
-    Duration::from_micros(half_us + random.below(half_us + 1))
-}
+/// How often a state log is tried that could not be opened. What is wrong with one is often wrong
+/// with many.
+const AGAIN: RetryPolicy = RetryPolicy {
+    attempts: u32::MAX,
+    first_delay: Duration::from_millis(100),
+    max_delay: Duration::from_secs(5),
+};
 
 /// Why a bundle can't be served although it is this broker's.
 #[derive(Debug)]
@@ -159,7 +155,7 @@ impl BundleSlot {
         let mut trouble = self.trouble.lock();
         let failures = trouble.take().map_or(0, |trouble| trouble.failures) + 1;
         opened.map_err(|error| {
-            let again_at = Instant::now() + pause_after(failures, random);
+            let again_at = Instant::now() + AGAIN.delay(random, failures.saturating_add(1));
             let (why, error) = (error.to_string(), state_log_error(error));
             *trouble = Some(Trouble { why, error: error.clone(), failures, again_at });
             error
@@ -266,25 +262,25 @@ mod tests {
     async fn a_state_log_that_fails_is_tried_ever_less_often_until_it_opens() {
         let (slot, random) = (BundleSlot::default(), SeededRandom::new(1));
         assert!(slot.is_held_back().is_none());
-        let mut whole = FIRST_PAUSE;
+        let mut whole = AGAIN.first_delay;
         for _ in 0..40 {
             let pause = fail(&slot, &random);
             assert!(pause >= whole / 2 && pause <= whole, "{pause:?} of {whole:?}");
             assert_eq!(slot.is_held_back(), Some(unavailable(slot.trouble().expect("why"))));
             tokio::time::advance(pause).await;
             assert_eq!((slot.is_held_back(), slot.again_in()), (None, Duration::ZERO));
-            whole = (whole * 2).min(LONGEST_PAUSE);
+            whole = (whole * 2).min(AGAIN.max_delay);
         }
         assert_eq!(slot.opened(Ok(7), &random), Ok(7));
         assert_eq!(slot.trouble(), None);
-        assert!(fail(&slot, &random) <= FIRST_PAUSE);
+        assert!(fail(&slot, &random) <= AGAIN.first_delay);
     }
 
     #[test]
     fn pauses_differ() {
         let random = SeededRandom::new(2);
         let pauses: std::collections::BTreeSet<_> =
-            (0..100).map(|_| pause_after(20, &random)).collect();
+            (0..100).map(|_| AGAIN.delay(&random, 20)).collect();
         assert!(pauses.len() > 50);
     }
 }

@@ -24,7 +24,7 @@ pub struct Outage {
     pub why: String,
 }
 
-/// What a keep-alive that failed says of the store.
+/// What a question that had no answer says of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     /// Not enough yet: ask again.
@@ -35,30 +35,30 @@ enum Verdict {
 
 /// What has failed since the last answer.
 ///
-/// The store is away once two keep-alives in a row have failed, which are sent one after the other
+/// The store is away once two questions in a row had no answer, which are asked one after the other
 /// with a pause between; or one, if the lease may have ended by then, so that others may have taken
 /// over. A single request that fails never makes an outage, nor do many that one event has broken.
 #[derive(Debug, Default)]
 struct Suspicion {
     /// Anything at all.
     arisen: bool,
-    keep_alives: u32,
+    questions: u32,
 }
 
 impl Suspicion {
-    /// A request other than a keep-alive failed. Answers whether to ask at once.
+    /// A request other than a question failed. Answers whether to ask at once.
     fn request_failed(&mut self) -> bool {
         !std::mem::replace(&mut self.arisen, true)
     }
 
-    /// A keep-alive failed; `lapsed`: the lease may have ended.
-    fn keep_alive_failed(&mut self, lapsed: bool) -> Verdict {
+    /// A question had no answer; `lapsed`: the lease may have ended.
+    fn question_failed(&mut self, lapsed: bool) -> Verdict {
         self.arisen = true;
-        self.keep_alives = self.keep_alives.saturating_add(1);
-        if lapsed || self.keep_alives > 1 { Verdict::Away } else { Verdict::Doubtful }
+        self.questions = self.questions.saturating_add(1);
+        if lapsed || self.questions > 1 { Verdict::Away } else { Verdict::Doubtful }
     }
 
-    /// A keep-alive was answered, and what else was asked.
+    /// All that was asked was answered.
     fn answered(&mut self) {
         *self = Self::default();
     }
@@ -121,8 +121,8 @@ impl MetadataHealth {
 
     /// A question got no answer; `lapsed`: the lease may have ended.
     pub fn failed(&self, env: &Env, lapsed: bool, why: &dyn Display) {
-        if self.suspicion.lock().keep_alive_failed(lapsed) == Verdict::Doubtful {
-            tracing::debug!(error = %why, "a keep-alive failed; it is sent again");
+        if self.suspicion.lock().question_failed(lapsed) == Verdict::Doubtful {
+            tracing::debug!(error = %why, "a question had no answer; it is asked again");
             return;
         }
         self.outage.send_if_modified(|outage| {
@@ -165,14 +165,14 @@ mod tests {
             assert!(!suspicion.request_failed(), "it was asked already");
             suspicion.answered();
         }
-        assert_eq!(suspicion.keep_alive_failed(false), Verdict::Doubtful);
+        assert_eq!(suspicion.question_failed(false), Verdict::Doubtful);
         assert!(!suspicion.request_failed(), "it is sent again anyway");
-        assert_eq!(suspicion.keep_alive_failed(false), Verdict::Away);
+        assert_eq!(suspicion.question_failed(false), Verdict::Away);
     }
 
     #[test]
     fn without_an_answer_for_a_leases_length_nothing_is_waited_for() {
-        assert_eq!(Suspicion::default().keep_alive_failed(true), Verdict::Away);
+        assert_eq!(Suspicion::default().question_failed(true), Verdict::Away);
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,7 +208,7 @@ mod tests {
                     Event::Answered => suspicion.answered(),
                     Event::RequestFailed => prop_assert_eq!(suspicion.request_failed(), !any),
                     Event::KeepAliveFailed => {
-                        let is_away = suspicion.keep_alive_failed(false) == Verdict::Away;
+                        let is_away = suspicion.question_failed(false) == Verdict::Away;
                         prop_assert_eq!(is_away, keep_alives >= 1);
                     }
                 }

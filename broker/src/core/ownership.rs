@@ -82,6 +82,17 @@ pub enum OwnershipError {
     Contended,
 }
 
+impl OwnershipError {
+    /// Why the store failed, if that is all.
+    #[must_use]
+    pub fn store_error(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) | Self::Read(ReadError::Store(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 /// Who has a bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {

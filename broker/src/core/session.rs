@@ -199,7 +199,8 @@ impl Session {
             }
             match written {
                 // Somebody was faster, or etcd slower than the lease.
-                Ok(_) | Err(OwnershipError::Store(StoreError::LeaseLost)) => {}
+                Ok(_) => {}
+                Err(error) if error.store_error() == Some(&StoreError::LeaseLost) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -308,7 +309,7 @@ impl Session {
                     ttl
                 }
                 // That doesn't pass.
-                Err(error @ OwnershipError::Store(StoreError::Replaced(_))) => {
+                Err(error) if matches!(error.store_error(), Some(StoreError::Replaced(_))) => {
                     context.health.failed(&context.env, true, &error);
                     HOPELESS
                 }

@@ -22,6 +22,7 @@ use anyhow::Context;
 use geminga_bookie::bookie::Bookie;
 use geminga_bookie::gc::{self, Collector};
 use geminga_bookie::registration::{Checked, Registration, RegistrationConfig};
+use geminga_broker::frontend::admin::Readiness;
 use geminga_meta::store::{EtcdStore, MetadataStore};
 use geminga_proto::env::Env;
 use geminga_proto::id::BookieId;
@@ -45,7 +46,7 @@ pub struct BookieServer {
     zone: String,
     data_dir: PathBuf,
     bookie: Bookie,
-    probes: Probes,
+    readiness: Readiness,
     /// Until it joins its cluster.
     aside: Option<Aside>,
     /// From then on.
@@ -86,11 +87,12 @@ impl BookieServer {
         let mut parts = Parts::new();
         let mut registry = Registry::default();
         metrics::register(&mut registry, bookie.clone());
-        let probes = Probes::new(registry);
+        let readiness = Readiness::default();
+        let probes = Probes::new(registry, readiness.clone());
         let metrics = Some(metrics_port.advertised);
-        let watched = watch_metadata(etcd, bookie.clone(), probes.clone(), parts.stopped());
+        let watched = watch_metadata(etcd, bookie.clone(), readiness.clone(), parts.stopped());
         parts.spawn("watch of the metadata", watched);
-        let served = probes::serve(metrics_port.listener, probes.clone(), parts.stopped());
+        let served = probes::serve(metrics_port.listener, probes, parts.stopped());
         parts.spawn("metrics port", served);
         let config = RegistrationConfig {
             address: address.clone(),
@@ -101,7 +103,7 @@ impl BookieServer {
         let zone = config.zone.clone();
         let aside = Some(Aside { port, config, store, env });
         let addresses = Addresses { bookie: Some(address), metrics, ..Addresses::default() };
-        Ok(Self { addresses, zone, data_dir, bookie, probes, aside, registration: None, parts })
+        Ok(Self { addresses, zone, data_dir, bookie, readiness, aside, registration: None, parts })
     }
 }
 
@@ -109,7 +111,7 @@ impl BookieServer {
 async fn watch_metadata(
     etcd: Arc<EtcdStore>,
     bookie: Bookie,
-    probes: Probes,
+    readiness: Readiness,
     stopped: impl Future<Output = ()>,
 ) {
     let replaced = etcd.replaced();
@@ -123,7 +125,7 @@ async fn watch_metadata(
                  and then start it again, with bookie.accept_older_metadata"
             );
             tracing::error!("{why}");
-            probes.set_trouble(&why);
+            readiness.refuse(&why);
         }
     }
     if let Err(error) = gc::note_replaced(&bookie).await {
@@ -150,7 +152,7 @@ impl Server for BookieServer {
     }
 
     fn set_ready(&self) {
-        self.probes.set_ready(true);
+        self.readiness.set(true);
         tracing::info!(
             bookie = %self.bookie.identity().bookie,
             address = self.addresses.bookie,
@@ -169,7 +171,7 @@ impl Server for BookieServer {
     /// # Errors
     /// The log didn't close cleanly; the next start replays it.
     async fn close(mut self) -> anyhow::Result<()> {
-        self.probes.set_ready(false);
+        self.readiness.set(false);
         if let Some(registration) = self.registration {
             registration.close().await;
         }

@@ -5,10 +5,10 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use geminga_broker::frontend::admin::Readiness;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
@@ -32,25 +32,13 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 #[derive(Debug, Clone)]
 pub(super) struct Probes {
     registry: Arc<Registry>,
-    ready: Arc<AtomicBool>,
-    /// Why it never will be again.
-    trouble: Arc<OnceLock<String>>,
+    readiness: Readiness,
 }
 
 impl Probes {
-    /// Shows these figures; not ready yet.
-    pub fn new(registry: Registry) -> Self {
-        Self { registry: Arc::new(registry), ready: Arc::default(), trouble: Arc::default() }
-    }
-
-    /// Says on `/readyz` whether everything serves.
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Release);
-    }
-
-    /// Says on `/readyz` that somebody has to look, and why, until the process ends.
-    pub fn set_trouble(&self, why: &str) {
-        self.trouble.get_or_init(|| why.to_owned());
+    /// Shows these figures, and on `/readyz` this.
+    pub fn new(registry: Registry, readiness: Readiness) -> Self {
+        Self { registry: Arc::new(registry), readiness }
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
@@ -59,12 +47,9 @@ impl Probes {
         }
         match path.trim_end_matches('/') {
             "/livez" => plain(StatusCode::OK, "ok"),
-            "/readyz" => match (self.trouble.get(), self.ready.load(Ordering::Acquire)) {
-                (Some(why), _) => {
-                    plain(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}"))
-                }
-                (None, true) => plain(StatusCode::OK, "ok"),
-                (None, false) => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+            "/readyz" => match self.readiness.why_not() {
+                None => plain(StatusCode::OK, "ok"),
+                Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
             },
             "/metrics" => {
                 let mut text = String::new();
@@ -153,18 +138,19 @@ mod tests {
         let gauge = prometheus_client::metrics::gauge::Gauge::<i64>::default();
         registry.register("geminga_bookie_ledgers", "Ledgers", gauge.clone());
         gauge.set(7);
-        let probes = Probes::new(registry);
+        let readiness = Readiness::default();
+        let probes = Probes::new(registry, readiness.clone());
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let serving = tokio::spawn(serve(listener, probes.clone(), async { drop(stopped.await) }));
+        let serving = tokio::spawn(serve(listener, probes, async { drop(stopped.await) }));
         assert!(get(&address, "/livez").await.starts_with("HTTP/1.1 200"));
         assert!(get(&address, "/readyz").await.starts_with("HTTP/1.1 503"));
-        probes.set_ready(true);
+        readiness.set(true);
         assert!(get(&address, "/readyz").await.starts_with("HTTP/1.1 200"));
         let metrics = get(&address, "/metrics").await;
         assert!(metrics.contains("geminga_bookie_ledgers 7"), "{metrics}");
         assert!(get(&address, "/admin/v2/tenants").await.starts_with("HTTP/1.1 404"));
-        probes.set_trouble("the disk is wet");
-        probes.set_ready(true);
+        readiness.refuse("the disk is wet");
+        readiness.set(true);
         let trouble = get(&address, "/readyz").await;
         assert!(trouble.starts_with("HTTP/1.1 503") && trouble.contains("wet"), "{trouble}");
         assert!(get(&address, "/livez").await.starts_with("HTTP/1.1 200"));

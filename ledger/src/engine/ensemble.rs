@@ -284,8 +284,7 @@ impl AppendEngine {
         if self.ended.is_some() || !matches!(self.change, Change::Reading { .. }) {
             return;
         }
-        let Change::Reading { attempt, .. } = std::mem::replace(&mut self.change, Change::Idle)
-        else {
+        let Change::Reading { attempt } = std::mem::replace(&mut self.change, Change::Idle) else {
             return;
         };
         match answer {
@@ -465,11 +464,11 @@ impl AppendEngine {
     }
 
     pub(super) fn tick_change(&mut self, out: &mut Vec<Command>) {
-        if matches!(self.change, Change::Committing { .. } | Change::Reading { .. }) {
+        if self.change.attempt().is_some() || matches!(self.change, Change::Reading { .. }) {
             self.tick_probing(out);
-            return;
+        } else {
+            self.probe_ticks = 0;
         }
-        self.probe_ticks = 0;
         let Change::Waiting { ticks_left, attempt, read_first } = &mut self.change else { return };
         if *ticks_left > 1 {
             *ticks_left -= 1;

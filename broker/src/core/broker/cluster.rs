@@ -17,6 +17,7 @@ use crate::core::admin::AdminError;
 use crate::core::cluster_info::{
     BookieInfo, BookieUp, BrokerInfo, BundleInfo, ClusterStatus, Concern, OwnerInfo, Problem,
 };
+use crate::core::ownership::Holder;
 
 /// Ledgers that are looked at for missing copies. Beyond them, a status says how far it looked.
 const LEDGERS_LOOKED_AT: usize = 20_000;
@@ -181,13 +182,16 @@ impl Broker {
         for (bundle, why) in self.inner.ownership.owned().1 {
             let why = format!(
                 "nobody can tell who owns it, so nobody takes it over: {why}; when no broker \
-                 serves it, delete that key"
+                 serves it, delete that key below the cluster's prefix in etcd"
             );
             problems.push(problem(Concern::Bundle, &bundle.to_string(), why));
         }
         for namespace in self.inner.namespaces.all() {
             for (bundle, slot) in namespace.slots() {
-                if let Some(why) = slot.trouble() {
+                // It stays with the slot until somebody wants the bundle of this broker again.
+                let elsewhere =
+                    matches!(self.inner.ownership.holder(&bundle), Ok(Holder::Other(_)));
+                if let Some(why) = slot.trouble().filter(|_| !elsewhere) {
                     let why = format!("its topics are unavailable: {why}");
                     problems.push(problem(Concern::Bundle, &bundle.to_string(), why));
                 }

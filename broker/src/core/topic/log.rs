@@ -105,6 +105,12 @@ pub struct Log {
 }
 
 impl Log {
+    /// Whether another ledger may follow the current one now.
+    #[must_use]
+    pub fn may_roll(&self) -> bool {
+        self.next.is_none() && self.closing.is_none() && !self.storage_full
+    }
+
     /// The storage of a loaded topic, without an open ledger.
     #[must_use]
     pub fn new(ledgers: ManagedLedger) -> Self {

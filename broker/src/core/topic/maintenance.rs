@@ -221,8 +221,11 @@ impl Topic {
         if draining {
             return log.queue.is_empty().then_some(Job::Retire);
         }
-        let wider = std::mem::take(&mut log.wider) == Wider::Due && self.could_be_wider(log, now);
-        if wider || self.wants_roll(log, now) {
+        let due = log.wider == Wider::Due;
+        if due {
+            log.wider = Wider::No;
+        }
+        if (due && self.could_be_wider(log, now)) || self.wants_roll(log, now) {
             return Some(Job::Open(log.next_generation()));
         }
         let trim = self.trimmable(state);
@@ -235,10 +238,9 @@ impl Topic {
         let config = &self.context.config;
         let Some(current) = &log.current else { return false };
         let full = current.bytes >= config.ledger_max_bytes;
-        let (used, age) = (current.entries > 0, now.saturating_sub(current.opened));
-        let old = used && age > config.ledger_max_age;
-        let free = log.next.is_none() && log.closing.is_none() && !log.storage_full;
-        free && (full || old)
+        let age = now.saturating_sub(current.opened);
+        let old = current.entries > 0 && age > config.ledger_max_age;
+        log.may_roll() && (full || old)
     }
 
     /// An idle ledger is closed without a successor: the next publish creates one. So retention

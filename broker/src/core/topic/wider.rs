@@ -15,9 +15,7 @@ impl Topic {
     pub(super) fn could_be_wider(&self, log: &Log, now: Monotonic) -> bool {
         let Some(current) = &log.current else { return false };
         let (context, age) = (&self.context, now.saturating_sub(current.opened));
-        let free = log.next.is_none() && log.closing.is_none() && !log.storage_full;
-        context.ledgers.is_narrow(&current.writer)
-            && (free && log.failed.is_none() && current.entries > 0)
+        (log.may_roll() && log.failed.is_none() && current.entries > 0)
             && Widening::is_old_enough(age)
             && !context.health.is_away()
             && context.ledgers.could_be_wider(&current.writer)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use geminga_meta::bundle::HashRange;
 use geminga_proto::stream::{
-    ChunkedBody, Messages, NoMessages, RequestBody as _, WholeBodies, respond,
+    ChunkedBody, Messages, NoMessages, RequestBody as _, WholeBodies, path, respond,
 };
 use geminga_proto::v1;
 use geminga_proto::v1::ErrorCode;
@@ -23,7 +23,7 @@ use crate::frontend::grpc::queues::Registration;
 use crate::frontend::grpc::{convert, error};
 
 /// The methods that are streams.
-const STREAMS: &[&str] = &["/geminga.v1.Messaging/Produce", "/geminga.v1.Messaging/Consume"];
+const STREAMS: &[&str] = &[path::PRODUCE, path::CONSUME];
 /// Characters of a client's name that are logged.
 const LOGGED_NAME: usize = 80;
 

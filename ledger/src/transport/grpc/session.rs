@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use geminga_proto::append_wire::AppendBatch;
 use geminga_proto::id::BookieId;
 use geminga_proto::storage::BookieError;
-use geminga_proto::stream::{self, IntoChunks, Messages};
+use geminga_proto::stream::{self, IntoChunks, Messages, path};
 use geminga_proto::v1::bookie_client::BookieClient;
 use geminga_proto::{BOOKIE_HEADER, CLUSTER_HEADER, PROTOCOL, v1};
 use prost::Message;
@@ -35,8 +35,6 @@ use crate::transport::grpc::wire;
 /// HTTP/2 windows: large enough that one round trip's worth of bytes fits at several GB/s.
 const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 const FRAME_BYTES: u32 = 1024 * 1024;
-const APPEND: &str = "/geminga.v1.Bookie/Append";
-const READ: &str = "/geminga.v1.Bookie/Read";
 /// Messages handed to a stream before its peer has taken them.
 const STREAM_DEPTH: usize = 4;
 
@@ -250,9 +248,9 @@ async fn connect(connection: &Connection) -> Result<Streams, Broken> {
             .max_decoding_message_size(config.max_message_bytes);
         shake_hands(connection, &mut client).await?;
         let (appends, batches) = mpsc::channel(STREAM_DEPTH);
-        let append_answers = addressee.open(channel.clone(), APPEND, batches, config).await?;
+        let append_answers = addressee.open(channel.clone(), path::APPEND, batches, config).await?;
         let (reads, batches) = mpsc::channel(STREAM_DEPTH);
-        let read_answers = addressee.open(channel, READ, batches, config).await?;
+        let read_answers = addressee.open(channel, path::READ, batches, config).await?;
         Ok(Streams { client, appends, append_answers, reads, read_answers })
     };
     tokio::time::timeout(config.connect_timeout(), opening).await.map_err(|_| Broken::Timeout)?

@@ -139,10 +139,7 @@ impl Exchange {
             Ok(outcome(answer.succeeded(), revision))
         };
         let before = self.identity.highest();
-        match self.pool.call(Kind::Write, write).await {
-            Err(StoreError::Full(why)) => Err(self.settle_full(before, why).await),
-            answer => answer,
-        }
+        self.settled(before, self.pool.call(Kind::Write, write).await).await
     }
 
     /// Applies several transactions, each by itself, none of which writes what another one writes
@@ -170,16 +167,18 @@ impl Exchange {
             parts.iter().map(part).collect()
         };
         let before = self.identity.highest();
-        match self.pool.call(Kind::Write, write).await {
-            Err(StoreError::Full(why)) => Err(self.settle_full(before, why).await),
-            answer => answer,
-        }
+        self.settled(before, self.pool.call(Kind::Write, write).await).await
     }
 
     /// Was a transaction done that etcd has refused as full? etcd looks at its quota before it
     /// lets one in, and again after it has applied it, and says the same both times. Either way
     /// nothing of it is on its way any more.
-    async fn settle_full(&self, before: Revision, why: String) -> StoreError {
+    async fn settled<T>(
+        &self,
+        before: Revision,
+        answer: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let Err(StoreError::Full(why)) = answer else { return answer };
         let read = async |mut place: Place| {
             let floor = self.identity.highest();
             let key = self.root.key(keys::CLUSTER);
@@ -187,7 +186,7 @@ impl Exchange {
             let answer = place.connection.kv.get(key, Some(options)).await.map_err(failure)?;
             self.answered(answer.header(), floor)
         };
-        full_error(before, self.pool.call(Kind::Idempotent, read).await, why)
+        Err(full_error(before, self.pool.call(Kind::Idempotent, read).await, why))
     }
 }
 

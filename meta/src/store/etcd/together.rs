@@ -23,7 +23,7 @@ use crate::store::{Compare, Op, StoreError, Txn};
 /// Requests under way at a time. With one, all would wait for the slowest, and those that can't go
 /// together, since they are about one key, for each other's turn at etcd's disk; with many, few
 /// would go together.
-const LANES: usize = 8;
+const MOST_UNDER_WAY: usize = 8;
 /// Reads that go together.
 const MOST_READS: usize = 64;
 /// Transactions that go together. etcd counts them, and allows each as many operations as are then
@@ -135,6 +135,7 @@ struct Waiting<I, A> {
 
 #[derive(Debug)]
 struct State<I, A> {
+    /// In the order of their numbers.
     waiting: VecDeque<Waiting<I, A>>,
     under_way: usize,
     next_number: u64,
@@ -154,8 +155,9 @@ impl<I: Joins, A> State<I, A> {
                 left.push_back(next);
             }
         }
-        left.append(&mut self.waiting);
-        self.waiting = left;
+        for one in left.into_iter().rev() {
+            self.waiting.push_front(one);
+        }
         taken
     }
 }
@@ -176,12 +178,12 @@ pub(super) struct Lane<I, A> {
 }
 
 /// The place of one that sends. It is given back whatever becomes of that.
-struct Place<I, A> {
+struct Sending<I, A> {
     state: Arc<Mutex<State<I, A>>>,
     given_back: bool,
 }
 
-impl<I: Joins, A> Place<I, A> {
+impl<I: Joins, A> Sending<I, A> {
     /// Those that go next. If nothing waits, gives the place back, and so that whoever comes then
     /// finds it free.
     fn next(&mut self) -> Option<Vec<Waiting<I, A>>> {
@@ -198,7 +200,7 @@ impl<I: Joins, A> Place<I, A> {
     }
 }
 
-impl<I, A> Drop for Place<I, A> {
+impl<I, A> Drop for Sending<I, A> {
     fn drop(&mut self) {
         if !self.given_back {
             self.state.lock().under_way -= 1;
@@ -232,23 +234,22 @@ impl<I: Joins, A: Send + 'static> Lane<I, A> {
             let number = state.next_number;
             state.next_number += 1;
             state.waiting.push_back(Waiting { number, item, answer });
-            let begins = state.under_way < LANES;
+            let begins = state.under_way < MOST_UNDER_WAY;
             state.under_way += usize::from(begins);
             (number, begins)
         };
         if begins {
-            let place = Place { state: Arc::clone(&self.state), given_back: false };
+            let sending = Sending { state: Arc::clone(&self.state), given_back: false };
             // In a task of its own: who gives up takes none of the others along.
-            tokio::spawn(send_all(place, send));
+            tokio::spawn(send_all(sending, send));
         }
         if let Ok(answered) = timeout_at(deadline, &mut answered).await {
             // Else sending broke down.
             return answered.map_err(|_| Unanswered::Lost);
         }
         let mut state = self.state.lock();
-        let before = state.waiting.len();
-        state.waiting.retain(|waiting| waiting.number != number);
-        let is_unsent = state.waiting.len() < before;
+        let found = state.waiting.binary_search_by_key(&number, |waiting| waiting.number);
+        let is_unsent = found.is_ok_and(|at| state.waiting.remove(at).is_some());
         drop(state);
         // Or it was answered at this very moment.
         let last = answered.try_recv().map_err(|_| Unanswered::Lost);
@@ -257,12 +258,12 @@ impl<I: Joins, A: Send + 'static> Lane<I, A> {
 }
 
 /// Sends until nothing waits.
-async fn send_all<I: Joins, A, F>(mut place: Place<I, A>, send: impl Fn(Vec<I>) -> F)
+async fn send_all<I: Joins, A, F>(mut sending: Sending<I, A>, send: impl Fn(Vec<I>) -> F)
 where
     A: Send + 'static,
     F: Future<Output = Vec<A>> + Send + 'static,
 {
-    while let Some(taken) = place.next() {
+    while let Some(taken) = sending.next() {
         let (items, answers): (Vec<_>, Vec<_>) =
             taken.into_iter().map(|waiting| (waiting.item, waiting.answer)).unzip();
         // A panic in there is heard by those whom it is about, and by nobody else.

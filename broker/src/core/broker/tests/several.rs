@@ -166,9 +166,10 @@ async fn while_the_metadata_is_away_owners_go_on_and_lookups_are_answered_from_t
     assert!(is_here(&a, "orders").await);
     publish(&a, &producer, 2, &texts("m", 40)).await;
     receipts(&ear, 42).await;
-    // Its bookie is asked whether somebody has fenced the state log, more than once.
+    // Its bookie is asked whether somebody has fenced the state log. The second of two questions
+    // is asked once the first one's answer has been judged.
     let asked = cluster.probes();
-    eventually("the next question", async || cluster.probes() > asked).await;
+    eventually("the next questions", async || cluster.probes() >= asked + 2).await;
     cluster.meta.faults().set_down(false);
     eventually("the end of the outage", async || {
         let found = a.cluster_status().await;

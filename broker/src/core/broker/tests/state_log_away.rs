@@ -1,11 +1,30 @@
 //! A bundle whose state log can't be opened for a while, and which many want.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::support::eventually;
+use geminga_meta::record::BrokerRecord;
+
+use super::support::{eventually, receipts, together};
 use crate::core::api::{OpenProducerError, TopicError};
+use crate::core::broker::Broker;
 use crate::core::cluster_info::Concern;
+use crate::core::config::BrokerConfig;
 use crate::testing::{Cluster, Ear, consumer, open, producer, publish, texts};
+
+async fn is_in_trouble(broker: &Broker) -> bool {
+    let found = broker.cluster_status().await;
+    found.problems.iter().any(|problem| problem.concern == Concern::Bundle)
+}
+
+/// Wants the topic until its bundle has become this broker's, which can't open it.
+async fn wanted_in_vain(broker: &Broker) {
+    eventually("the trouble", async || {
+        let opened = broker.open_producer(open("orders"), Arc::new(Ear::default()) as _).await;
+        matches!(opened, Err(OpenProducerError::Topic(TopicError::Unavailable(_))))
+    })
+    .await;
+}
 
 #[tokio::test]
 async fn a_state_log_that_cannot_be_opened_is_tried_ever_less_often_however_many_want_it() {
@@ -19,11 +38,8 @@ async fn a_state_log_that_cannot_be_opened_is_tried_ever_less_often_however_many
     (0..3).for_each(|index| cluster.set_up(index, false));
     a_door.set_open(false);
     cluster.end_session("a").await;
-    eventually("the trouble", async || {
-        let found = b.cluster_status().await;
-        found.problems.iter().any(|problem| problem.concern == Concern::Bundle)
-    })
-    .await;
+    wanted_in_vain(&b).await;
+    assert!(is_in_trouble(&b).await);
     let read = || door.requests().iter().filter(|one| one.contains("bundles/")).count();
     let (before, began) = (read(), Instant::now());
     let wanting: Vec<_> = (0..20)
@@ -32,8 +48,7 @@ async fn a_state_log_that_cannot_be_opened_is_tried_ever_less_often_however_many
             tokio::spawn(async move {
                 let mut refused = 0;
                 while began.elapsed() < Duration::from_secs(1) {
-                    let opened =
-                        b.open_producer(open("orders"), std::sync::Arc::new(Ear::default()));
+                    let opened = b.open_producer(open("orders"), Arc::new(Ear::default()));
                     match opened.await {
                         Err(OpenProducerError::Topic(TopicError::Unavailable(_))) => refused += 1,
                         other => panic!("without its state log: {other:?}"),
@@ -54,13 +69,43 @@ async fn a_state_log_that_cannot_be_opened_is_tried_ever_less_often_however_many
     (0..3).for_each(|index| cluster.set_up(index, true));
     let mut opened = None;
     eventually("service", async || {
-        let ear = std::sync::Arc::new(Ear::default());
-        opened = b.open_producer(open("orders"), std::sync::Arc::clone(&ear) as _).await.ok();
+        let ear = Arc::new(Ear::default());
+        opened = b.open_producer(open("orders"), Arc::clone(&ear) as _).await.ok();
         opened.is_some()
     })
     .await;
-    assert!(b.cluster_status().await.problems.iter().all(|one| one.concern != Concern::Bundle));
+    assert!(!is_in_trouble(&b).await);
     drop(opened);
     b.shutdown().await;
+    drop(a);
+}
+
+#[tokio::test]
+async fn a_bundle_that_another_broker_serves_is_no_problem_of_the_one_that_could_not() {
+    let cluster = Cluster::with_bookies(3, 3, 2);
+    let (a, door) = cluster.broker_behind_door(Cluster::config_of("a")).await;
+    let (first, ear) = producer(&a, "orders").await;
+    let (_worker, _) = consumer(&a, "orders", "work").await;
+    publish(&a, &first, 0, &texts("m", 1)).await;
+    receipts(&ear, 1).await;
+    let b = cluster.broker(Cluster::config_of("b")).await;
+    (0..3).for_each(|index| cluster.set_up(index, false));
+    door.set_open(false);
+    cluster.end_session("a").await;
+    wanted_in_vain(&b).await;
+    assert!(is_in_trouble(&b).await);
+    // One that gets nearly all bundles once they are nobody's.
+    let weight = BrokerRecord::MAX_WEIGHT;
+    let c = cluster.broker(BrokerConfig { weight, ..Cluster::config_of("c") }).await;
+    together(&[&b, &c]).await;
+    (0..3).for_each(|index| cluster.set_up(index, true));
+    cluster.end_session("b").await;
+    eventually("service", async || {
+        c.open_producer(open("orders"), Arc::new(Ear::default()) as _).await.is_ok()
+    })
+    .await;
+    eventually("the end of the trouble", async || !is_in_trouble(&b).await).await;
+    b.shutdown().await;
+    c.shutdown().await;
     drop(a);
 }

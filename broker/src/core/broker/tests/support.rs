@@ -1,7 +1,6 @@
 //! What the scenarios have in common: waiting, and how far a topic or a cluster has got.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use geminga_meta::store::memory::{Fault, Request};
 use geminga_meta::store::{KeyValue, MetadataStore, Op, Txn};
@@ -9,21 +8,11 @@ use geminga_proto::id::{LedgerId, Position};
 
 use crate::core::api::Lookup;
 use crate::core::broker::{Broker, Producer};
+pub use crate::testing::eventually;
 use crate::testing::{Cluster, Ear, consumer, producer, publish, texts, topic};
 
 /// More bytes of credit than a test uses.
 pub const ALL: u64 = u64::MAX / 4;
-
-/// Waits until `done` says so.
-pub async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    for _ in 0..2_000 {
-        if done().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never came: {what}");
-}
 
 pub fn positions(ear: &Ear) -> Vec<Position> {
     ear.look(|heard| heard.deliveries.iter().map(|delivery| delivery.position).collect())

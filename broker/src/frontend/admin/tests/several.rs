@@ -1,10 +1,8 @@
 //! Several brokers: who is asked, and who answers.
 
-use std::time::Duration;
-
 use super::*;
 use crate::core::api::Lookup;
-use crate::testing::topic;
+use crate::testing::{eventually, topic};
 use serde_json::json;
 
 /// Two brokers that see each other; the first owns the topic's bundle.
@@ -14,7 +12,7 @@ async fn two() -> (Cluster, Api, Api, String) {
     let mut producer = a.producer("orders").await;
     producer.publish("x").await;
     let b = Api::over(&cluster, Cluster::config_of("b")).await;
-    until("brokers see each other", async || {
+    eventually("brokers see each other", async || {
         a.broker.brokers().len() == 2 && b.broker.lookup(&topic("orders")).await != Ok(Lookup::Here)
     })
     .await;
@@ -23,16 +21,6 @@ async fn two() -> (Cluster, Api, Api, String) {
         bundles["bundles"].as_array().expect("a list").iter().find(|one| one["owner"] == "a");
     let bundle = owned.expect("one")["bundle"].as_str().expect("text").to_owned();
     (cluster, a, b, bundle)
-}
-
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    for _ in 0..2_000 {
-        if done().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never came: {what}");
 }
 
 impl Api {
@@ -83,7 +71,7 @@ async fn bundles_are_unloaded_by_name_and_a_namespace_by_each_of_its_owners() {
     let (_cluster, a, b, bundle) = two().await;
     let namespace = "/admin/v2/namespaces/public/default";
     a.done(&format!("PUT {namespace}/{bundle}/unload"), "").await;
-    until("an owner", async || {
+    eventually("an owner", async || {
         let bundles = a.get("/admin/v2/geminga/namespaces/public/default/bundles").await;
         let bundles = bundles["bundles"].as_array().expect("a list").clone();
         bundles.iter().any(|one| one["bundle"] == *bundle && !one["owner"].is_null())
@@ -124,7 +112,8 @@ async fn the_cluster_is_shown_with_its_brokers_and_none_of_them_leads() {
     assert_eq!((&status["status"], &status["problems"]), (&json!("healthy"), &json!([])));
     assert_eq!((&status["asked"], &status["brokers"]), (&json!("b"), &json!(2)));
     a.broker.shutdown().await;
-    until("one broker", async || b.get("/admin/v2/geminga/cluster").await["brokers"] == 1).await;
+    eventually("one broker", async || b.get("/admin/v2/geminga/cluster").await["brokers"] == 1)
+        .await;
 }
 
 #[tokio::test]
@@ -132,7 +121,7 @@ async fn a_cluster_without_its_metadata_is_degraded_since_then() {
     let (cluster, a, _b, _) = two().await;
     cluster.meta.faults().set_down(true);
     cluster.meta.lose_watches();
-    until("the outage", async || {
+    eventually("the outage", async || {
         let status = a.get("/admin/v2/geminga/cluster").await;
         let problems = status["problems"].as_array().expect("a list").clone();
         problems.iter().any(|one| one["what"] == "metadata" && one["since_ms"].is_u64())
@@ -141,7 +130,7 @@ async fn a_cluster_without_its_metadata_is_degraded_since_then() {
     let status = a.get("/admin/v2/geminga/cluster").await;
     assert_eq!((&status["status"], &status["brokers"]), (&json!("degraded"), &json!(2)));
     cluster.meta.faults().set_down(false);
-    until("the end of the outage", async || {
+    eventually("the end of the outage", async || {
         a.get("/admin/v2/geminga/cluster").await["status"] == "healthy"
     })
     .await;

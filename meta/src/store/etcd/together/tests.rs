@@ -193,19 +193,19 @@ async fn those_that_wait_go_together_and_each_hears_its_own_answer() {
         })
     };
     let mut asking = Vec::new();
-    for number in 0..LANES {
+    for number in 0..MOST_UNDER_WAY {
         asking.push(ask(number));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    asking.extend((LANES..10).map(ask));
+    asking.extend((MOST_UNDER_WAY..10).map(ask));
     tokio::time::sleep(Duration::from_millis(1)).await;
     // Who finds a place goes at once and alone.
-    assert_eq!(gate.sent(), [1; LANES]);
-    for _ in 0..=LANES {
+    assert_eq!(gate.sent(), [1; MOST_UNDER_WAY]);
+    for _ in 0..=MOST_UNDER_WAY {
         gate.open.notify_one();
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(gate.sent(), [&[1; LANES][..], &[10 - LANES]].concat());
+    assert_eq!(gate.sent(), [&[1; MOST_UNDER_WAY][..], &[10 - MOST_UNDER_WAY]].concat());
     for (number, answer) in asking.into_iter().enumerate() {
         assert_eq!(answer.await.expect("no panic"), Ok(format!("k{number}")));
     }
@@ -223,7 +223,7 @@ async fn who_waits_too_long_hears_whether_it_was_sent() {
         })
     };
     let mut sent = Vec::new();
-    for _ in 0..LANES {
+    for _ in 0..MOST_UNDER_WAY {
         sent.push(ask("sent", 10));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -236,7 +236,7 @@ async fn who_waits_too_long_hears_whether_it_was_sent() {
     // Those that are answered late free their places.
     gate.open.notify_waiters();
     tokio::time::sleep(Duration::from_millis(1)).await;
-    assert_eq!((gate.sent().len(), lane.state.lock().under_way), (LANES, 0));
+    assert_eq!((gate.sent().len(), lane.state.lock().under_way), (MOST_UNDER_WAY, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -252,7 +252,7 @@ async fn a_panic_while_sending_is_heard_and_those_that_wait_are_sent() {
         tokio::spawn(async move { lane.ask(key, in_a_minute(), send).await })
     };
     let mut panicked = Vec::new();
-    for _ in 0..LANES {
+    for _ in 0..MOST_UNDER_WAY {
         panicked.push(ask("bad"));
         // Each goes at once and alone.
         tokio::time::sleep(Duration::from_millis(1)).await;
