@@ -180,6 +180,17 @@ impl CursorState {
         }
     }
 
+    /// Where a topic that ends at `end` has to put the cursor if this acknowledges messages that
+    /// it doesn't have: else the next ones would get their indexes and be skipped. Messages that
+    /// were acknowledged one by one may come again.
+    #[must_use]
+    pub fn set_back_to(&self, end: Frontier) -> Option<Frontier> {
+        if self.next_unacked > end.index {
+            return Some(end);
+        }
+        self.acked.next_member(end.index.0).map(|_| self.frontier)
+    }
+
     /// Messages below `next_index` that are not acknowledged.
     #[must_use]
     pub fn backlog_messages(&self, next_index: MessageIndex) -> u64 {

@@ -257,3 +257,22 @@ fn fifty_thousand_holes_are_kept_and_closed_again() {
     }
     assert_eq!(cursor.backlog_messages(MessageIndex(HOLES * 2)), 0);
 }
+
+#[test]
+fn a_cursor_that_knows_more_than_its_topic_is_set_back_to_what_the_topic_has() {
+    let at = |index, entry| Frontier {
+        index: MessageIndex(index),
+        position: Position::new(LedgerId(3), EntryId(entry)),
+    };
+    let end = at(20, 5);
+    let mut cursor = CursorState::new(at(10, 2));
+    assert_eq!(cursor.set_back_to(end), None);
+    let mut acked = |from, to| {
+        let acked = vec![IndexRange::new(from, to)];
+        cursor.apply(&CursorChange::Ack(CursorDelta { acked, ..CursorDelta::default() }));
+        cursor.set_back_to(end)
+    };
+    assert_eq!(acked(12, 20), None, "up to the last one");
+    assert_eq!(acked(20, 21), Some(at(10, 2)), "one by one: those before come again");
+    assert_eq!(acked(10, 12), Some(end), "all that there is, and one more");
+}
