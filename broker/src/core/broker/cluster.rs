@@ -4,6 +4,7 @@
 //! bookies and ledgers are read.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use geminga_meta::bundle::BundleId;
@@ -158,17 +159,16 @@ impl Broker {
     fn metadata_problems(&self, problems: &mut Vec<Problem>) {
         let inner = &self.inner;
         if let Some(outage) = inner.context.health.outage() {
-            let doubt = if inner.ownership.session.is_in_doubt() {
-                "; its lease may have ended, so other brokers may have taken its bundles over"
+            let rest = if inner.stopping.load(Ordering::Acquire) {
+                "it serves nothing any more"
+            } else if inner.ownership.session.is_in_doubt() {
+                "open ledgers go on, nothing new is opened, taken over, trimmed or deleted; its \
+                 lease may have ended, so other brokers may have taken its bundles over"
             } else {
-                ""
+                "open ledgers go on, nothing new is opened, taken over, trimmed or deleted"
             };
-            let why = format!(
-                "broker {} gets no answer ({}): open ledgers go on, nothing new is opened, taken \
-                 over, trimmed or deleted{doubt}",
-                self.config().broker_id,
-                outage.why
-            );
+            let (broker, why) = (&self.config().broker_id, &outage.why);
+            let why = format!("broker {broker} gets no answer ({why}): {rest}");
             let since_ms = Some(outage.since_ms);
             let subject = "store".to_owned();
             problems.push(Problem { concern: Concern::Metadata, subject, why, since_ms });

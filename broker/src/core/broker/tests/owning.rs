@@ -15,6 +15,7 @@ use super::support::{
 };
 use crate::core::api::{Lookup, TopicError};
 use crate::core::broker::Broker;
+use crate::core::cluster_info::Concern;
 use crate::core::config::BrokerConfig;
 use crate::core::topic::{Create, Topic};
 use crate::testing::{Cluster, Ear, ack, consumer, open, producer, publish, texts, topic};
@@ -96,6 +97,10 @@ async fn an_abandoned_broker_tells_its_clients_at_once_and_writes_no_metadata() 
     });
     broker.abandon();
     ear.look(|heard| assert_eq!(heard.closed, [TopicError::ShuttingDown]));
+    broker.inner.context.health.failed(&cluster.env(), true, &"set back");
+    let found = broker.cluster_status().await;
+    let metadata = found.problems.iter().find(|one| one.concern == Concern::Metadata);
+    assert!(metadata.is_some_and(|one| one.why.contains("serves nothing")), "{metadata:?}");
     broker.shutdown().await;
     assert_eq!(asked.load(Ordering::Relaxed), 0);
     let refused = broker.open_producer(open("orders"), Arc::new(Ear::default()) as _).await;
