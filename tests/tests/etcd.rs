@@ -32,7 +32,8 @@ fn config(etcd: &Etcd) -> EtcdConfig {
 }
 
 async fn connect(config: EtcdConfig) -> Arc<EtcdStore> {
-    Arc::new(EtcdStore::connect(config, Env::system()).await.expect("etcd answers"))
+    let store = EtcdStore::connect_within(config, Env::system(), PATIENCE).await;
+    Arc::new(store.expect("etcd answers"))
 }
 
 /// A client of etcd for what the store has no business with.

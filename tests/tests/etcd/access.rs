@@ -154,8 +154,9 @@ async fn certificates_are_checked_by_both_sides() {
         EtcdStore::connect(config, Env::system())
     };
     let ours = certificates.authority_pem();
-    let store = with(ours.clone(), Some(certificates.issue())).await.expect("all is right");
-    put(&store, "a", "1").await.expect("written");
+    let mut right = config(&etcd);
+    right.tls = Some(EtcdTls { ca_pem: ours.clone(), identity: Some(certificates.issue()) });
+    put(&*connect(right).await, "a", "1").await.expect("written");
 
     let strangers = Certificates::new(home.path().to_owned());
     let wrong_server = with(strangers.authority_pem(), Some(certificates.issue())).await;
