@@ -358,11 +358,12 @@ impl Topic {
         let end = Frontier { index: end_index, position: tail };
         subscriptions.had_any = !stored.is_empty();
         for stored in stored {
-            let behind = stored.cursor.frontier.index < start_index;
             let set_back = stored.cursor.set_back_to(end);
-            let (end, limits) = (log.end(), self.dispatch_limits());
-            let subscription = Subscription::new(&stored.name, stored.cursor, end, limits);
+            let behind = set_back.unwrap_or(stored.cursor.frontier).index < start_index;
+            let limits = self.dispatch_limits();
+            let subscription = Subscription::new(&stored.name, stored.cursor, log.end(), limits);
             let mut slot = Box::new(SubscriptionSlot::new(stored.id, subscription));
+            let mut commands = Vec::new();
             if let Some(to) = set_back {
                 tracing::warn!(
                     topic = %self.name,
@@ -371,16 +372,14 @@ impl Topic {
                     "it has acknowledged messages that the topic doesn't have: the metadata were \
                      set back, or data was lost; it goes on with what the topic has"
                 );
-                let mut commands = Vec::new();
                 slot.subscription.reset(to, &mut commands);
-                self.execute(log, &mut slot, traffic, &mut commands, None);
-            } else if behind {
+            }
+            if behind {
                 // What retention took from it doesn't count as its backlog.
-                let mut commands = Vec::new();
                 let to = Frontier { index: start_index, position: start };
                 slot.subscription.skip_to(to, &mut commands);
-                self.execute(log, &mut slot, traffic, &mut commands, None);
             }
+            self.execute(log, &mut slot, traffic, &mut commands, None);
             subscriptions.slots.insert(stored.name, slot);
         }
     }

@@ -10,36 +10,38 @@ use crate::core::api::{OpenProducerError, TopicError};
 use crate::core::broker::Broker;
 use crate::core::cluster_info::Concern;
 use crate::core::config::BrokerConfig;
-use crate::testing::{Cluster, Ear, consumer, open, producer, publish, texts};
+use crate::testing::{Cluster, Door, Ear, consumer, open, producer, publish, texts};
 
 async fn is_in_trouble(broker: &Broker) -> bool {
     let found = broker.cluster_status().await;
     found.problems.iter().any(|problem| problem.concern == Concern::Bundle)
 }
 
-/// Wants the topic until its bundle has become this broker's, which can't open it.
-async fn wanted_in_vain(broker: &Broker) {
+/// A broker that has lost its session, and the next one, which can't open the state log of the
+/// topic's bundle: no bookie is up. With the next one's door.
+async fn stuck(cluster: &Cluster) -> (Broker, Broker, Arc<Door>) {
+    let (a, a_door) = cluster.broker_behind_door(Cluster::config_of("a")).await;
+    let (first, ear) = producer(&a, "orders").await;
+    let (_worker, _) = consumer(&a, "orders", "work").await;
+    publish(&a, &first, 0, &texts("m", 1)).await;
+    receipts(&ear, 1).await;
+    let (b, door) = cluster.broker_behind_door(Cluster::config_of("b")).await;
+    (0..3).for_each(|index| cluster.set_up(index, false));
+    a_door.set_open(false);
+    cluster.end_session("a").await;
     eventually("the trouble", async || {
-        let opened = broker.open_producer(open("orders"), Arc::new(Ear::default()) as _).await;
+        let opened = b.open_producer(open("orders"), Arc::new(Ear::default()) as _).await;
         matches!(opened, Err(OpenProducerError::Topic(TopicError::Unavailable(_))))
     })
     .await;
+    assert!(is_in_trouble(&b).await);
+    (a, b, door)
 }
 
 #[tokio::test]
 async fn a_state_log_that_cannot_be_opened_is_tried_ever_less_often_however_many_want_it() {
     let cluster = Cluster::with_bookies(3, 3, 2);
-    let (a, a_door) = cluster.broker_behind_door(Cluster::config_of("a")).await;
-    let (first, ear) = producer(&a, "orders").await;
-    let (_worker, _) = consumer(&a, "orders", "work").await;
-    publish(&a, &first, 0, &texts("m", 1)).await;
-    ear.until("a receipt", |heard| heard.receipts.len() == 1).await;
-    let (b, door) = cluster.broker_behind_door(Cluster::config_of("b")).await;
-    (0..3).for_each(|index| cluster.set_up(index, false));
-    a_door.set_open(false);
-    cluster.end_session("a").await;
-    wanted_in_vain(&b).await;
-    assert!(is_in_trouble(&b).await);
+    let (a, b, door) = stuck(&cluster).await;
     let read = || door.requests().iter().filter(|one| one.contains("bundles/")).count();
     let (before, began) = (read(), Instant::now());
     let wanting: Vec<_> = (0..20)
@@ -83,17 +85,7 @@ async fn a_state_log_that_cannot_be_opened_is_tried_ever_less_often_however_many
 #[tokio::test]
 async fn a_bundle_that_another_broker_serves_is_no_problem_of_the_one_that_could_not() {
     let cluster = Cluster::with_bookies(3, 3, 2);
-    let (a, door) = cluster.broker_behind_door(Cluster::config_of("a")).await;
-    let (first, ear) = producer(&a, "orders").await;
-    let (_worker, _) = consumer(&a, "orders", "work").await;
-    publish(&a, &first, 0, &texts("m", 1)).await;
-    receipts(&ear, 1).await;
-    let b = cluster.broker(Cluster::config_of("b")).await;
-    (0..3).for_each(|index| cluster.set_up(index, false));
-    door.set_open(false);
-    cluster.end_session("a").await;
-    wanted_in_vain(&b).await;
-    assert!(is_in_trouble(&b).await);
+    let (a, b, _) = stuck(&cluster).await;
     // One that gets nearly all bundles once they are nobody's.
     let weight = BrokerRecord::MAX_WEIGHT;
     let c = cluster.broker(BrokerConfig { weight, ..Cluster::config_of("c") }).await;
