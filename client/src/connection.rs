@@ -8,7 +8,6 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_proto::env::Env;
 use geminga_proto::stream::{self, Messages};
 use geminga_proto::v1;
 use geminga_proto::v1::messaging_client::MessagingClient;
@@ -170,7 +169,6 @@ impl Connection {
         url: &str,
         settings: &ConnectSettings,
         expected_cluster: Option<String>,
-        env: &Env,
     ) -> Result<Arc<Self>, ClientError> {
         let failed = |why: String| ClientError::Connect { url: url.to_owned(), why };
         // The client's own addresses were checked: this is one that a broker gave.
@@ -214,7 +212,6 @@ impl Connection {
             streams: Arc::clone(&connection.streams),
             grpc: connection.grpc.clone(),
             request,
-            clock: Arc::clone(&env.clock),
         };
         tokio::spawn(watchman.run());
         Ok(Arc::new(connection))

@@ -2,8 +2,13 @@
 //! gone, refuses nothing: it just says nothing.
 //!
 //! [`Watch`] decides, without I/O or clock. While somebody waits for an answer and nothing is heard
-//! for [`QUIET`], the broker is pinged; if that, too, is unanswered for [`PING_PATIENCE`], it is
-//! *doubtful*, until something is heard. [`Vitals`] carries this between the connection's tasks.
+//! for [`QUIET`] looks, the broker is pinged; if that, too, is unanswered for [`PING_PATIENCE`]
+//! looks, it is *doubtful*, until something is heard. [`Vitals`] carries this between the
+//! connection's tasks.
+//!
+//! Time is counted in looks, [`TICK`] apart, not read from a clock: while this process itself stands
+//! still (a laptop that sleeps, a machine with too much to do) it looks at nothing and reads no
+//! answers, so what passes then says nothing about the broker.
 //!
 //! Invariants: anything heard is a sign of life; a connection for whose answers nobody waits isn't
 //! pinged and costs no timer (the transport's own keep-alive, which is slower, looks after it);
@@ -12,13 +17,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use geminga_proto::env::Monotonic;
 use tokio::sync::{Notify, watch};
 
-/// Silence after which the broker is pinged, if somebody waits.
-const QUIET: Duration = Duration::from_millis(625);
-/// A ping without an answer for so long makes the broker doubtful.
-const PING_PATIENCE: Duration = Duration::from_millis(250);
+/// Looks of silence after which the broker is pinged, if somebody waits: 625 ms.
+const QUIET: u32 = 5;
+/// Looks after which a ping without an answer makes the broker doubtful: 250 ms.
+const PING_PATIENCE: u32 = 2;
 /// How often a connection is looked at for whose answers somebody waits.
 pub(crate) const TICK: Duration = Duration::from_millis(125);
 
@@ -37,43 +41,41 @@ pub(crate) enum Step {
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     heard: u64,
-    /// Since when nothing was heard while somebody waited.
-    quiet_since: Option<Monotonic>,
-    pinged_at: Option<Monotonic>,
+    /// Looks since the one from which on nothing was heard while somebody waited.
+    quiet: Option<u32>,
+    /// Looks since the ping that is unanswered.
+    pinged: Option<u32>,
 }
 
 impl Watch {
     /// A look at the connection: how many signs of life there were in all, and whether somebody
     /// waits for an answer.
-    pub(crate) fn look(
-        &mut self,
-        now: Monotonic,
-        heard: u64,
-        waits: impl FnOnce() -> bool,
-    ) -> Step {
+    pub(crate) fn look(&mut self, heard: u64, waits: impl FnOnce() -> bool) -> Step {
         if heard != self.heard {
-            *self = Self { heard, quiet_since: Some(now), pinged_at: None };
+            *self = Self { heard, quiet: Some(0), pinged: None };
             return Step::Look;
         }
-        if self.pinged_at.is_some() {
+        if let Some(looks) = &mut self.pinged {
             // Its answer is waited for, too: until it comes, nothing else says that all is well.
+            *looks = looks.saturating_add(1);
             return Step::Look;
         }
         if !waits() {
-            self.quiet_since = None;
+            self.quiet = None;
             return Step::Park;
         }
-        let since = *self.quiet_since.get_or_insert(now);
-        if now.saturating_sub(since) < QUIET {
+        let looks = self.quiet.map_or(0, |looks| looks + 1);
+        self.quiet = Some(looks);
+        if looks < QUIET {
             return Step::Look;
         }
-        self.pinged_at = Some(now);
+        self.pinged = Some(0);
         Step::Ping
     }
 
     /// True while a ping is unanswered for too long.
-    pub(crate) fn is_doubtful(&self, now: Monotonic) -> bool {
-        self.pinged_at.is_some_and(|at| now.saturating_sub(at) >= PING_PATIENCE)
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.pinged.is_some_and(|looks| looks >= PING_PATIENCE)
     }
 }
 

@@ -143,7 +143,7 @@ impl Shared {
             return at_hand;
         }
         let expected = self.state.lock().cluster_id.clone();
-        let opened = Connection::open(&url, &self.settings, expected, &self.env).await;
+        let opened = Connection::open(&url, &self.settings, expected).await;
         let mut state = self.state.lock();
         if state.closed {
             return Err(ClientError::Closed);

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use geminga_proto::env::Clock;
 use geminga_proto::v1;
 use geminga_proto::v1::messaging_client::MessagingClient;
 use tonic::transport::Channel;
@@ -21,7 +20,6 @@ pub(super) struct Watchman {
     pub grpc: MessagingClient<Channel>,
     /// A ping is another handshake: the least that every broker answers.
     pub request: v1::HandshakeRequest,
-    pub clock: Arc<dyn Clock>,
 }
 
 impl Watchman {
@@ -45,9 +43,8 @@ impl Watchman {
             loop {
                 // First of all: what is answered at once needs no look, however much of it comes.
                 tokio::time::sleep(TICK).await;
-                let now = self.clock.monotonic();
-                let step = watch.look(now, self.vitals.signs(), || self.somebody_waits());
-                self.vitals.set_doubtful(watch.is_doubtful(now));
+                let step = watch.look(self.vitals.signs(), || self.somebody_waits());
+                self.vitals.set_doubtful(watch.is_doubtful());
                 match step {
                     Step::Look => {}
                     Step::Ping => self.ping(),
