@@ -1,22 +1,31 @@
 //! [`Payloads`]: bytes that don't compress, without making them anew for each message; and the
 //! stamp that tells when a message was due.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use geminga_proto::env::Random;
 
-/// Where the slices of unstamped payloads begin varies by so much.
+/// Where the payloads' slices of the random bytes begin varies by so much.
 const VARIETY_BYTES: usize = 64 * 1024;
 /// The run's number and the time since the run's start in nanoseconds.
 pub(super) const STAMP_BYTES: usize = 16;
 
+/// So many stamped payloads differ, at least.
+const LEAST_LENT: usize = 4;
+
 /// Payloads of one size.
+///
+/// Stamped ones are written where earlier ones were, once the client has let go of those: what
+/// generates the load shouldn't take the memory's bandwidth from what is measured.
 #[derive(Debug, Clone)]
 pub(super) struct Payloads {
     pool: Bytes,
     size: usize,
     at: usize,
+    /// Stamped payloads, the oldest first.
+    lent: VecDeque<Bytes>,
 }
 
 impl Payloads {
@@ -26,7 +35,7 @@ impl Payloads {
         while pool.len() < size + VARIETY_BYTES {
             pool.put_u64(random.next_u64());
         }
-        Self { pool: pool.freeze(), size, at: 0 }
+        Self { pool: pool.freeze(), size, at: 0, lent: VecDeque::new() }
     }
 
     /// The next payload; it shares its bytes with others.
@@ -36,14 +45,27 @@ impl Payloads {
         self.pool.slice(self.at..self.at + self.size)
     }
 
-    /// The next payload, stamped.
+    /// The next payload, stamped. Its size must have room for the stamp.
     pub fn stamped(&mut self, stamp: Stamp) -> Bytes {
-        let shared = self.shared();
-        let mut bytes = BytesMut::with_capacity(self.size);
-        bytes.put_u64(stamp.run);
-        bytes.put_u64(u64::try_from(stamp.due.as_nanos()).unwrap_or(u64::MAX));
-        bytes.extend_from_slice(shared.get(STAMP_BYTES..).unwrap_or_default());
-        bytes.freeze()
+        let mut bytes = self.own();
+        let due = u64::try_from(stamp.due.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(mut place) = bytes.get_mut(..STAMP_BYTES) {
+            place.put_u64(stamp.run);
+            place.put_u64(due);
+        }
+        let bytes = bytes.freeze();
+        self.lent.push_back(bytes.clone());
+        bytes
+    }
+
+    /// A payload that nobody shares.
+    fn own(&mut self) -> BytesMut {
+        let returned = if self.lent.len() >= LEAST_LENT.max(VARIETY_BYTES / self.size.max(1)) {
+            self.lent.pop_front().and_then(|oldest| oldest.try_into_mut().ok())
+        } else {
+            None
+        };
+        returned.unwrap_or_else(|| BytesMut::from(&self.shared()[..]))
     }
 }
 
@@ -86,5 +108,22 @@ mod tests {
         let stamped = payloads.stamped(stamp);
         assert_eq!((stamped.len(), Stamp::read(&stamped)), (100, Some(stamp)));
         assert_eq!(Stamp::read(b"too short"), None);
+    }
+
+    #[test]
+    fn a_stamped_payload_is_written_over_only_when_it_was_given_back() {
+        let mut payloads = Payloads::new(VARIETY_BYTES, &SeededRandom::new(1));
+        let mut stamp =
+            |nanos| payloads.stamped(Stamp { run: 1, due: Duration::from_nanos(nanos) });
+        let kept = stamp(0);
+        let returned = stamp(1);
+        let place = returned.as_ptr();
+        drop(returned);
+        let rest: Vec<Bytes> = (2..6).map(stamp).collect();
+        let due = |payload: &Bytes| Stamp::read(payload).map(|stamp| stamp.due.as_nanos());
+        assert_eq!(due(&kept), Some(0));
+        assert_eq!(rest.iter().map(due).collect::<Vec<_>>(), [2, 3, 4, 5].map(Some));
+        assert_ne!(rest[2].as_ptr(), kept.as_ptr());
+        assert_eq!(rest[3].as_ptr(), place, "the second was given back, the first is kept");
     }
 }
