@@ -174,7 +174,7 @@ async fn an_owner_that_was_taken_over_from_hears_so_and_changes_nothing_any_more
     assert_eq!(backlog(&third, 10), [named("a", 9)]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_ledger_that_fails_under_its_owner_is_recovered_and_followed_by_another() {
     let world = World::new();
     let log = world.open(StateLogConfig::default()).await.expect("opens");
