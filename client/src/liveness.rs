@@ -6,9 +6,9 @@
 //! looks, it is *doubtful*, until something is heard. [`Vitals`] carries this between the
 //! connection's tasks.
 //!
-//! Time is counted in looks, [`TICK`] apart, not read from a clock: while this process itself stands
-//! still (a laptop that sleeps, a machine with too much to do) it looks at nothing and reads no
-//! answers, so what passes then says nothing about the broker.
+//! Time is counted in looks, [`TICK`] apart, not read from a clock: while this process itself
+//! stands still (a laptop that sleeps, a machine with too much to do) it looks at nothing and reads
+//! no answers, so what passes then says nothing about the broker.
 //!
 //! Invariants: anything heard is a sign of life; a connection for whose answers nobody waits isn't
 //! pinged and costs no timer (the transport's own keep-alive, which is slower, looks after it);

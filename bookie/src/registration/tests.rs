@@ -50,8 +50,8 @@ async fn put<R: Record>(store: &MemoryStore, key: &str, record: &R) {
     store.txn(Txn::default().put(key, value)).await.expect("written");
 }
 
-/// The time of the test's runtime. While that is paused, leases last however long the test's process
-/// stands still.
+/// The time of the test's runtime. While that is paused, leases last however long the process of
+/// the test stands still.
 #[derive(Debug)]
 struct RuntimeClock(tokio::time::Instant);
 
