@@ -114,8 +114,8 @@ pub enum CookieError {
     /// The metadata knows this bookie, but the disk has no cookie.
     #[error(
         "bookie {bookie} is known, but {directory} is empty: its disk was wiped or isn't \
-         mounted. Put the right disk in place, or start this one under a new name and let \
-         repair copy what the old one held"
+         mounted. Put the right disk in place, or start this one under a new name; what the old \
+         one held has a copy less then"
     )]
     Wiped {
         /// The disk.

@@ -40,7 +40,7 @@ pub enum OpenError {
     /// Both copies of the manifest are missing or damaged.
     #[error(
         "{directory} has held a log, but {manifest} are missing or damaged: restore one of them, \
-         or give this node a new directory and identity and let repair copy its ledgers",
+         or give this node a new directory and a new name; its ledgers have a copy less then",
         manifest = crate::log::manifest_names()
     )]
     ManifestLost {

@@ -16,7 +16,8 @@ pub mod standalone;
 /// Shown at the end of `geminga --help`.
 const AFTER_HELP: &str = "\
 Exit codes:
-  0    everything that was asked for is done; a server: it was ended by a signal, in order
+  0    everything that was asked for is done, or as much as a reader of the output wanted; a server:
+       it was ended by a signal, in order
   1    it failed; the error says what, why and what to do
   2    the command line or a setting is wrong; nothing was started
   3    no progress within --timeout

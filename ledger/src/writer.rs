@@ -320,8 +320,13 @@ impl WriterShared {
             let answer = match loaded {
                 Ok(found) => MetadataAnswer::Found(found),
                 Err(LoadError::Absent) => MetadataAnswer::Absent,
-                Err(error) => {
-                    tracing::warn!(ledger = %me.id, ?error, "a ledger's record can't be read");
+                // A store that is out of reach says so itself.
+                Err(LoadError::Store(error)) => {
+                    tracing::debug!(ledger = %me.id, %error, "a ledger's record isn't read");
+                    MetadataAnswer::Unavailable
+                }
+                Err(LoadError::Damaged(why)) => {
+                    tracing::warn!(ledger = %me.id, why, "a ledger's record can't be read");
                     MetadataAnswer::Unavailable
                 }
             };

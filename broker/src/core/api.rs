@@ -210,8 +210,8 @@ pub enum TopicError {
     /// It is being deleted, or was.
     #[error("the topic was deleted")]
     Deleted,
-    /// The broker is shutting down.
-    #[error("the broker is shutting down")]
+    /// The broker is shutting down, or has given up what it served for good.
+    #[error("the broker serves nothing any more")]
     ShuttingDown,
     /// What was asked for isn't built.
     #[error("{0} is not supported")]

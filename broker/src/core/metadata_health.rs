@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 pub struct Outage {
     /// Since when, by the wall clock.
     pub since_ms: u64,
-    /// What was heard first.
+    /// What was heard last.
     pub why: String,
 }
 
@@ -126,7 +126,9 @@ impl MetadataHealth {
             return;
         }
         self.outage.send_if_modified(|outage| {
-            if outage.is_some() {
+            if let Some(outage) = outage {
+                // What is wrong now may be something else than at first.
+                outage.why = why.to_string();
                 return false;
             }
             tracing::info!(
@@ -228,6 +230,8 @@ mod tests {
         assert!(!health.is_away());
         health.failed(&env, false, &"lost again");
         assert_eq!(health.outage().map(|outage| outage.why), Some("lost again".to_owned()));
+        health.failed(&env, true, &"replaced");
+        assert_eq!(health.outage().map(|outage| outage.why), Some("replaced".to_owned()));
         health.answered(&env);
         assert!(!health.is_away());
     }

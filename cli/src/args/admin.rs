@@ -2,7 +2,10 @@
 
 use std::convert::Infallible;
 
+use clap::builder::RangedI64ValueParser;
 use clap::{ArgGroup, Args, Subcommand};
+use geminga_meta::record::NamespaceRecord;
+use geminga_proto::topic_name::{NameError, NamespaceName};
 
 use super::{ClientArgs, OutputFormat};
 
@@ -62,6 +65,7 @@ pub enum TopicsCommand {
     #[command(after_help = "Example: geminga admin topics list public/default")]
     List {
         /// tenant/namespace [default: that of --tenant and --namespace]
+        #[arg(value_parser = namespace_name)]
         namespace: Option<String>,
     },
     /// Rates, sizes, producers and subscriptions of a topic
@@ -151,6 +155,17 @@ Examples:
         #[arg(long)]
         force: bool,
     },
+}
+
+/// As many bundles as a namespace can have.
+fn bundle_count() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=NamespaceRecord::MAX_BUNDLES as i64)
+}
+
+/// A namespace's whole name.
+fn namespace_name(text: &str) -> Result<String, String> {
+    let name: NamespaceName = text.parse().map_err(|error: NameError| error.to_string())?;
+    Ok(name.to_string())
 }
 
 fn no_partitions(_count: &str) -> Result<Infallible, String> {
@@ -249,21 +264,24 @@ pub enum NamespacesCommand {
     #[command(after_help = "Example: geminga admin namespaces create acme/shop --bundles 4")]
     Create {
         /// tenant/namespace
+        #[arg(value_parser = namespace_name)]
         namespace: String,
         /// Number of bundles [default: the broker's]
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = bundle_count())]
         bundles: Option<u32>,
     },
     /// A namespace's policies
     #[command(after_help = "Example: geminga admin namespaces policies acme/shop")]
     Policies {
         /// tenant/namespace
+        #[arg(value_parser = namespace_name)]
         namespace: String,
     },
     /// Delete a namespace that has no topics
     #[command(after_help = "Example: geminga admin namespaces delete acme/shop")]
     Delete {
         /// tenant/namespace
+        #[arg(value_parser = namespace_name)]
         namespace: String,
     },
 }
@@ -312,6 +330,7 @@ pub enum BundlesCommand {
     #[command(after_help = "Example: geminga admin bundles list public/default")]
     List {
         /// tenant/namespace [default: that of --tenant and --namespace]
+        #[arg(value_parser = namespace_name)]
         namespace: Option<String>,
     },
     /// Take a bundle, or all of a namespace, from its owner; the next one takes over at once
@@ -320,10 +339,12 @@ pub enum BundlesCommand {
 Examples:
   geminga admin bundles unload public/default 00000000-3fffffff
   geminga admin bundles unload public/default --all",
+        override_usage = "geminga admin bundles unload [OPTIONS] <NAMESPACE> <BUNDLE|--all>",
         group(ArgGroup::new("which").required(true).args(["bundle", "all"]))
     )]
     Unload {
         /// tenant/namespace
+        #[arg(value_parser = namespace_name)]
         namespace: String,
         /// The bundle, as `bundles list` names it
         bundle: Option<String>,

@@ -47,7 +47,7 @@ pub struct ProduceArgs {
     /// How long a message may wait for its receipt
     #[arg(long, value_name = "TIME", value_parser = parse_some_duration, default_value = "30s")]
     pub timeout: Duration,
-    /// What the summary on stdout looks like
+    /// What the summary looks like: text goes to stderr, JSON to stdout
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value = "text")]
     pub output: OutputFormat,
     /// Where the cluster is.

@@ -10,6 +10,8 @@ use super::layers::{Layers, Origin, nearest};
 const PREFIX: &str = "GEMINGA_";
 /// Not a setting: names the file that settings are in.
 const CONFIG: &str = "GEMINGA_CONFIG";
+/// Not a setting: names the binary to scripts, from whose shells this one may be run.
+const BINARY: &str = "GEMINGA_BIN";
 
 /// The variable of a setting.
 pub(super) fn variable(key: &str) -> String {
@@ -24,7 +26,8 @@ pub(super) fn overlay(
     let known: Vec<(String, String)> =
         layers.values.keys().map(|key| (variable(key), key.clone())).collect();
     for (name, value) in environment {
-        if !name.starts_with(PREFIX) || name == CONFIG || is_from_kubernetes(name, value) {
+        let ours = name.starts_with(PREFIX) && name != CONFIG && name != BINARY;
+        if !ours || is_from_kubernetes(name, value) {
             continue;
         }
         let origin = Origin::Environment(name.clone());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use geminga_meta::keys;
 use geminga_meta::record::{CounterRecord, Nonce, Record, TenantRecord};
 use geminga_meta::store::etcd::ConnectError;
-use geminga_meta::store::{Compare, LeaseId, MAX_TXN_BYTES, Revision, WatchError};
+use geminga_meta::store::{Compare, LeaseId, MAX_TXN_BYTES, Revision, TxnOutcome, WatchError};
 use geminga_meta::update_loop::{Change, Current, RetryPolicy, UpdateError, update};
 use geminga_meta::watch_cache::{CacheError, WatchCache};
 use geminga_proto::topic_name::TenantName;
@@ -296,6 +296,13 @@ async fn a_full_etcd_says_so_and_what_to_do_and_still_deletes_and_keeps_leases()
     let etcd = Etcd::start_with(home.path(), &small);
     let store = connect(config(&etcd)).await;
     let lease = store.grant_lease(Duration::from_secs(60)).await.expect("granted");
+    // What can't hold writes nothing, and is refused as any write is: so a broker asks.
+    let never = [Compare::Absent("k".to_owned()), Compare::Present("k".to_owned())];
+    let never = Txn { compares: never.into(), ..Txn::default() }.put("k", "v");
+    let before = store.last_revision();
+    let asked = store.txn(never.clone()).await;
+    assert!(matches!(asked, Ok(TxnOutcome::Conflict(_))), "{asked:?}");
+    assert_eq!((store.get("k").await, store.last_revision()), (Ok(None), before));
     let large = vec![7; MAX_TXN_BYTES / 2];
     let mut written = 0;
     let full = loop {
@@ -312,6 +319,8 @@ async fn a_full_etcd_says_so_and_what_to_do_and_still_deletes_and_keeps_leases()
         assert!(why.contains(word), "{word} is not named: {why}");
     }
     assert!(matches!(put(&*store, "small", "v").await, Err(StoreError::Full(_))));
+    let asked = store.txn(never).await;
+    assert!(matches!(asked, Err(StoreError::Full(_))), "{asked:?}");
     // Nor do those pass that go to etcd together.
     let many = (0..20).map(|number| {
         let store = store.clone();

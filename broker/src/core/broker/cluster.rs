@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use geminga_meta::bundle::BundleId;
 use geminga_meta::keys::{self, Key};
 use geminga_meta::record::{BookieRecord, LedgerRecord, LedgerState, Record, Stored};
-use geminga_meta::store::{MAX_RANGE, StoreError};
+use geminga_meta::store::{Compare, MAX_RANGE, StoreError, Txn};
 use geminga_proto::topic_name::NamespaceName;
 
 use super::Broker;
@@ -147,6 +148,7 @@ impl Broker {
                 None
             }
         };
+        self.writing_problems(&mut problems).await;
         self.bundle_problems(&mut problems);
         if bookies.is_some() {
             self.ledger_problems(&mut problems).await;
@@ -175,6 +177,22 @@ impl Broker {
         } else if !inner.ownership.is_current() {
             let why = "brokers and owners are being read again and may be out of date".to_owned();
             problems.push(problem(Concern::Metadata, "views", why));
+        }
+    }
+
+    /// Whether the store would take a write. What is asked of it can't hold, so nothing is written,
+    /// and no revision taken; one without room refuses it all the same.
+    async fn writing_problems(&self, problems: &mut Vec<Problem>) {
+        let never = [Compare::Absent(keys::CLUSTER.into()), Compare::Present(keys::CLUSTER.into())];
+        let write = Txn { compares: never.into(), ..Txn::default() };
+        let write = write.put(keys::CLUSTER, Bytes::new());
+        let asked = tokio::time::timeout(PATIENCE, self.metadata().txn(write)).await;
+        // What else is wrong with it is told by whoever finds it.
+        if let Ok(Err(error @ StoreError::Full(_))) = asked {
+            let why = format!(
+                "{error}: open ledgers go on, nothing new is opened, taken over, trimmed or deleted"
+            );
+            problems.push(problem(Concern::Metadata, "store", why));
         }
     }
 
@@ -312,7 +330,8 @@ fn bookie_problems(
 #[cfg(test)]
 mod tests {
     use geminga_meta::record::{CookieRecord, Nonce};
-    use geminga_meta::store::{MetadataStore, Txn};
+    use geminga_meta::store::MetadataStore;
+    use geminga_meta::store::memory::{Fault, Request};
     use geminga_proto::id::{BookieId, BrokerId, ClusterId};
 
     use super::*;
@@ -357,6 +376,28 @@ mod tests {
         let found = found.unwrap_or_else(|| panic!("not told: {:?}", status.problems));
         assert_eq!(found.concern, Concern::Metadata);
         assert!(found.why.contains("in time"), "{}", found.why);
+        broker.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_metadata_store_without_room_is_told_and_not_written_to() {
+        let cluster = Cluster::new();
+        let broker = cluster.broker(among_others()).await;
+        let full = async || {
+            let problems = broker.cluster_status().await.problems.into_iter();
+            let of_store = |problem: &Problem| problem.subject == "store";
+            problems.filter(of_store).map(|problem| problem.why).collect::<Vec<_>>()
+        };
+        let stored = cluster.meta.get(keys::CLUSTER).await;
+        assert_eq!(full().await, Vec::<String>::new());
+        assert_eq!(cluster.meta.get(keys::CLUSTER).await, stored);
+        cluster.meta.faults().set_script(|request| match request {
+            Request::Txn(_) => Fault::Full,
+            _ => Fault::None,
+        });
+        let told = full().await;
+        assert!(told.len() == 1 && told[0].contains("is full"), "{told:?}");
+        cluster.meta.faults().clear();
         broker.shutdown().await;
     }
 

@@ -61,7 +61,7 @@ impl MessagingService {
 
     fn refuse_stopping(&self) -> Result<(), Status> {
         if *self.stopping.borrow() {
-            let message = "the broker is shutting down; look the topic up again";
+            let message = "the broker serves nothing any more; look the topic up again";
             return Err(error::status(Code::Unavailable, ErrorCode::ShuttingDown, message));
         }
         Ok(())

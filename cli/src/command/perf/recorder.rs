@@ -141,6 +141,11 @@ impl Recorder {
 
     /// All shards together.
     pub fn recorded(&self) -> Recorded {
+        self.recorded_until(self.window.end)
+    }
+
+    /// All shards together, of a run that was over at `end`, before the window's.
+    pub fn recorded_until(&self, end: Instant) -> Recorded {
         let mut all = Recorded {
             latency_ns: histogram(),
             answered: 0,
@@ -156,7 +161,7 @@ impl Recorder {
             all.bytes += shard.bytes;
             all.errors += shard.errors;
             all.first_error = all.first_error.or_else(|| shard.first_error.clone());
-            let at_the_end = shard.last.map(|last| self.window.end.saturating_duration_since(last));
+            let at_the_end = shard.last.map(|last| end.saturating_duration_since(last));
             let gap = shard.longest_gap.max(at_the_end.unwrap_or_default());
             all.longest_gap = all.longest_gap.max(gap);
         }
@@ -202,5 +207,7 @@ mod tests {
         assert_eq!(recorder.recorded().longest_gap, 33 * second);
         recorder.shard(1).lock().count(now + second, 1);
         assert_eq!(recorder.recorded().longest_gap, 59 * second);
+        let over = recorder.recorded_until(now + 42 * second);
+        assert_eq!(over.longest_gap, 41 * second, "nothing was due any more");
     }
 }

@@ -16,6 +16,8 @@ pub enum Fault {
     None,
     /// It is certainly not done, and its sender hears so: [`StoreError::Unavailable`].
     Unavailable,
+    /// A write that is certainly not done for want of room: [`StoreError::Full`].
+    Full,
     /// It is not done, and its sender can't know: [`StoreError::Unknown`].
     RequestLost,
     /// It is done, and its sender can't know: [`StoreError::Unknown`].
@@ -135,6 +137,7 @@ impl Faults {
         match self.decide(request).await {
             Fault::None => write(),
             Fault::Unavailable | Fault::Silence => Err(unavailable()),
+            Fault::Full => Err(StoreError::Full("an injected fault".to_owned())),
             Fault::RequestLost => Err(StoreError::Unknown("the request was lost".to_owned())),
             Fault::AnswerLost => {
                 // Whatever the answer was, its sender doesn't get it.
