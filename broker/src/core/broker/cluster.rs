@@ -183,6 +183,9 @@ impl Broker {
     /// Whether the store would take a write. What is asked of it can't hold, so nothing is written,
     /// and no revision taken; one without room refuses it all the same.
     async fn writing_problems(&self, problems: &mut Vec<Problem>) {
+        if self.inner.context.health.is_away() {
+            return;
+        }
         let never = [Compare::Absent(keys::CLUSTER.into()), Compare::Present(keys::CLUSTER.into())];
         let write = Txn { compares: never.into(), ..Txn::default() };
         let write = write.put(keys::CLUSTER, Bytes::new());

@@ -110,5 +110,5 @@ async fn a_broker_that_shuts_down_says_so() {
     api.done(&format!("PUT {TOPICS}/t"), "").await;
     api.broker.shutdown().await;
     let reason = api.refused(&format!("GET {TOPICS}/t/stats"), "", 503).await;
-    assert!(reason.contains("shutting down"), "{reason}");
+    assert!(reason.contains("serves nothing any more"), "{reason}");
 }
