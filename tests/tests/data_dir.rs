@@ -68,11 +68,13 @@ fn stored(data: &Path) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<String>) {
     (contents(&data.join("bookie")), rows)
 }
 
-/// Demands a refusal that names both versions and changes nothing.
-fn refuses_the_version(data: &Path, words: &[&str]) {
+/// Demands a refusal that names both versions, of which `known` is the newest that is read, and
+/// changes nothing.
+fn refuses_the_version(data: &Path, known: u32, words: &[&str]) {
     let before = stored(data);
     let text = refused_start(data, &[], words);
-    assert!(text.contains("version 2") && text.contains("up to 1"), "{text}");
+    let newer = format!("version {}", known + 1);
+    assert!(text.contains(&newer) && text.contains(&format!("up to {known}")), "{text}");
     assert!(text.contains("release that wrote it"), "{text}");
     let after = stored(data);
     let names = |files: &BTreeMap<PathBuf, _>| files.keys().cloned().collect::<Vec<_>>();
@@ -91,15 +93,15 @@ fn a_bookies_files_of_a_newer_release_are_refused_by_version_and_left_alone() {
     let bookie = data.join("bookie");
     type SetVersion = fn(&mut [u8], u16);
     let segment = segments(&data).into_iter().next().expect("there is one");
-    let cases: [(PathBuf, SetVersion, &str); 3] = [
-        (bookie.join("cookie"), set_cookie_version, "cookie"),
-        (bookie.join("manifest-b"), set_manifest_version, "manifest"),
-        (segment, set_segment_version, "segment"),
+    let cases: [(PathBuf, SetVersion, u16, &str); 3] = [
+        (bookie.join("cookie"), set_cookie_version, 1, "cookie"),
+        (bookie.join("manifest-b"), set_manifest_version, 2, "manifest"),
+        (segment, set_segment_version, 1, "segment"),
     ];
-    for (path, set_version, word) in cases {
-        change(&path, |bytes| set_version(bytes, 2));
-        refuses_the_version(&data, &[word, "data"]);
-        change(&path, |bytes| set_version(bytes, 1));
+    for (path, set_version, known, word) in cases {
+        change(&path, |bytes| set_version(bytes, known + 1));
+        refuses_the_version(&data, known.into(), &[word, "data"]);
+        change(&path, |bytes| set_version(bytes, known));
     }
     serves(&mut server);
 }
@@ -157,13 +159,13 @@ fn metadata_of_a_newer_release_are_refused_by_version_and_left_alone() {
     let mut server = stopped_with_data(home.path());
     let data = server.data_dir();
     set_store_version(&data, 2);
-    refuses_the_version(&data, &["metadata.redb"]);
+    refuses_the_version(&data, 1, &["metadata.redb"]);
     set_store_version(&data, 1);
     change_cluster(&data, |record| record.format_version = 2);
-    refuses_the_version(&data, &["metadata"]);
+    refuses_the_version(&data, 1, &["metadata"]);
     change_cluster(&data, |record| record.format_version = 1);
     change_cluster(&data, |record| set_record_version(record, 2));
-    refuses_the_version(&data, &["cluster"]);
+    refuses_the_version(&data, 1, &["cluster"]);
     change_cluster(&data, |record| set_record_version(record, 1));
     serves(&mut server);
 }

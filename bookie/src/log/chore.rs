@@ -79,6 +79,7 @@ impl SealJob {
                 }
                 row.last_entry = *entry;
                 row.count += 1;
+                row.stored_bytes += place.stored_bytes();
                 places.push((*entry, *place));
             }
         }
@@ -177,6 +178,7 @@ impl LogState {
                     count: 0,
                     first_entry: EntryId(0),
                     last_entry: EntryId(0),
+                    stored_bytes: 0,
                 })
             })
             .collect();
@@ -213,13 +215,14 @@ impl LogState {
 
     /// Takes a sealed segment with its ledgers into memory.
     pub(crate) fn attach(&mut self, slot: &Slot, sealed: &Sealed, rows: &[Row], readable: bool) {
-        let (mut live, mut live_with_entries) = (0, 0);
+        let (mut live, mut live_with_entries, mut live_bytes) = (0, 0, 0);
         for row in rows {
             // Deleted while the footer was being written.
             let Some(ledger) = self.table.get_mut(&row.ledger) else { continue };
             ledger.insert_ref(sealed.segment, row);
             live += 1;
             live_with_entries += u32::from(row.count > 0);
+            live_bytes += row.stored_bytes;
         }
         let segment = SealedSegment {
             slot: slot.number,
@@ -227,6 +230,7 @@ impl LogState {
             directory_rows: sealed.ledgers,
             live,
             live_with_entries,
+            live_bytes,
             readable,
             damaged: sealed.damaged,
             highest_ledger: sealed.highest_ledger,
@@ -308,7 +312,7 @@ impl LogState {
             .collect();
         ledger.refs.retain(|held| !sources.contains(&held.segment));
         for segment in sources {
-            self.release(segment, false);
+            self.release(segment, 0, 0);
         }
     }
 }

@@ -16,7 +16,9 @@ use crate::device::{AlignedBuffer, BLOCK_BYTES, whole_blocks};
 pub(crate) const PAGE_ENTRIES: u32 = 255;
 
 const MAGIC: u32 = 0x4749_5347;
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// Rows didn't say how many bytes their entries have.
+const VERSION_WITHOUT_BYTES: u16 = 1;
 const HEADER_BYTES: usize = 56;
 const ROW_BYTES: usize = 56;
 const PAGE_HEADER_BYTES: usize = 8;
@@ -43,6 +45,16 @@ impl Place {
     pub(crate) fn offset(self) -> u64 {
         u64::from(self.unit) * OFFSET_UNIT
     }
+
+    /// What the record takes, its header included.
+    pub(crate) fn stored_bytes(self) -> u64 {
+        super::record::stored_bytes(self.payload_bytes as usize) as u64
+    }
+
+    /// Where the record behind it may begin.
+    pub(crate) fn end(self) -> u64 {
+        self.offset() + self.stored_bytes()
+    }
 }
 
 /// What a segment holds of one ledger, and the ledger's state when the segment was sealed.
@@ -58,6 +70,8 @@ pub(crate) struct Row {
     pub count: u32,
     pub first_entry: EntryId,
     pub last_entry: EntryId,
+    /// What the entries take, headers included, in bytes: a multiple of 8.
+    pub stored_bytes: u64,
 }
 
 /// The footer's first block.
@@ -67,6 +81,7 @@ pub(crate) struct FooterHeader {
     pub entries: u32,
     pub data_end: u64,
     directory_crc: u32,
+    version: u16,
 }
 
 /// Blocks that a footer takes.
@@ -124,6 +139,7 @@ impl Row {
         put_u32(out, 40, self.first_index);
         put_u32(out, 44, self.count);
         put_u32(out, 48, if self.fenced { FLAG_FENCED } else { 0 });
+        put_u32(out, 52, u32::try_from(self.stored_bytes / OFFSET_UNIT).unwrap_or(u32::MAX));
     }
 
     /// `None` for what no log would write.
@@ -137,6 +153,7 @@ impl Row {
             count: get_u32(bytes, 44),
             first_entry: EntryId(get_u64(bytes, 24)),
             last_entry: EntryId(get_u64(bytes, 32)),
+            stored_bytes: u64::from(get_u32(bytes, 52)) * OFFSET_UNIT,
         };
         let sensible = row.ledger <= LedgerId::MAX
             && row.token != LedgerToken(0)
@@ -152,8 +169,9 @@ impl FooterHeader {
     pub(crate) fn decode(bytes: &[u8], home: Home, offset: u64) -> Option<Self> {
         let bytes = bytes.get(..HEADER_BYTES)?;
         let crc = crc32c::crc32c_append(home.seed(offset), &bytes[4..HEADER_BYTES]);
+        let version = get_u16(bytes, 8);
         let intact = get_u32(bytes, 4) == MAGIC
-            && get_u16(bytes, 8) == VERSION
+            && matches!(version, VERSION | VERSION_WITHOUT_BYTES)
             && get_u64(bytes, 16) == home.segment.0
             && get_u64(bytes, 24) == offset
             && get_u32(bytes, 0) == crc;
@@ -162,6 +180,7 @@ impl FooterHeader {
             entries: get_u32(bytes, 40),
             data_end: get_u64(bytes, 32),
             directory_crc: get_u32(bytes, 44),
+            version,
         })
     }
 
@@ -173,7 +192,10 @@ impl FooterHeader {
             return None;
         }
         let rows = directory[..bytes].chunks_exact(ROW_BYTES).map(Row::decode);
-        let rows = rows.collect::<Option<Vec<Row>>>()?;
+        let mut rows = rows.collect::<Option<Vec<Row>>>()?;
+        if self.version == VERSION_WITHOUT_BYTES {
+            self.estimate_bytes(&mut rows);
+        }
         let sorted = rows.windows(2).all(|pair| pair[0].ledger < pair[1].ledger);
         let mut next = 0;
         for row in &rows {
@@ -183,6 +205,15 @@ impl FooterHeader {
             next = row.first_index.checked_add(row.count)?;
         }
         (sorted && next == self.entries).then_some(rows)
+    }
+
+    /// An older footer doesn't tell how the segment's bytes are shared: evenly among its entries.
+    fn estimate_bytes(&self, rows: &mut [Row]) {
+        let data = self.data_end.saturating_sub(super::segment::DATA_START);
+        let each = data / u64::from(self.entries.max(1));
+        for row in rows {
+            row.stored_bytes = u64::from(row.count) * each / OFFSET_UNIT * OFFSET_UNIT;
+        }
     }
 
     /// Offset in the segment of the page that holds the entry at `index`.
@@ -257,8 +288,9 @@ mod tests {
             count: per_ledger,
             first_entry: EntryId(0),
             last_entry: EntryId(u64::from(per_ledger) - 1),
+            stored_bytes: u64::from(per_ledger) * 64,
         };
-        let rows = vec![row(0), row(1), Row { count: 0, ..row(2) }];
+        let rows = vec![row(0), row(1), Row { count: 0, stored_bytes: 0, ..row(2) }];
         let entries = (0..2 * per_ledger)
             .map(|at| (EntryId((at % per_ledger).into()), Place::new(4096 + u64::from(at) * 64, 9)))
             .collect();
@@ -277,6 +309,24 @@ mod tests {
         assert_eq!(bytes.len(), 3 * BLOCK_BYTES);
         let parts = [&bytes[..56], &bytes[4096..4096 + 3 * 56], &bytes[8192..8192 + 40]];
         assert_eq!(parts.map(hex).join("\n"), include_str!("golden/footer.hex").trim());
+    }
+
+    #[test]
+    fn a_footer_of_version_1_is_read_with_its_bytes_shared_evenly() {
+        let block = |hex: &str| {
+            let digits = (0..hex.len()).step_by(2).map(|at| &hex[at..at + 2]);
+            let bytes = digits.map(|two| u8::from_str_radix(two, 16).expect("digits"));
+            let mut bytes: Vec<u8> = bytes.collect();
+            bytes.resize(BLOCK_BYTES, 0);
+            bytes
+        };
+        let bytes: Vec<u8> = include_str!("golden/footer-1.hex").lines().flat_map(block).collect();
+        let header = FooterHeader::decode(&bytes, HOME, OFFSET).expect("intact");
+        let rows = header.rows(&bytes[BLOCK_BYTES..], HOME, OFFSET).expect("intact");
+        let each = (36_864 - super::super::segment::DATA_START) / 2;
+        let (mut expected, _) = sample(1);
+        expected[..2].iter_mut().for_each(|row| row.stored_bytes = each);
+        assert_eq!(rows, expected);
     }
 
     #[test]
@@ -369,7 +419,8 @@ mod tests {
             prop_assert!(FooterHeader::decode(&bytes, HOME, OFFSET).is_none());
             prop_assert!(Page::decode(&bytes, HOME, OFFSET).is_none());
             let (ledgers, entries) = (u32::MAX, 1);
-            let header = FooterHeader { ledgers, entries, data_end: 0, directory_crc: 0 };
+            let (data_end, directory_crc, version) = (0, 0, VERSION);
+            let header = FooterHeader { ledgers, entries, data_end, directory_crc, version };
             prop_assert!(header.rows(&bytes, HOME, OFFSET).is_none());
         }
     }

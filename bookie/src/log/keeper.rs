@@ -151,7 +151,8 @@ impl Log {
     }
 
     fn seal(&self, manifest: Manifest, job: &SealJob) -> Result<(), DeviceError> {
-        let (manifest, rows) = seal(self.device.as_ref(), &self.copies, manifest, job)?;
+        let now_ms = self.env.clock.wall_ms();
+        let (manifest, rows) = seal(self.device.as_ref(), &self.copies, manifest, job, now_ms)?;
         self.state.lock().sealed(manifest, job.segment, &rows);
         Ok(())
     }
@@ -236,7 +237,8 @@ impl Log {
         if let Some(slot) = next.and_then(|next| manifest.slot_of_mut(next)) {
             slot.free();
         }
-        seal(self.device.as_ref(), &self.copies, manifest, &job)?;
+        let now_ms = self.env.clock.wall_ms();
+        seal(self.device.as_ref(), &self.copies, manifest, &job, now_ms)?;
         Ok(())
     }
 }
@@ -317,6 +319,7 @@ pub(crate) fn seal(
     copies: &Copies,
     mut manifest: Manifest,
     job: &SealJob,
+    now_ms: u64,
 ) -> Result<(Manifest, Vec<Row>), DeviceError> {
     if job.last_group.sequence > manifest.last_group.sequence {
         manifest.last_group = job.last_group;
@@ -352,6 +355,8 @@ pub(crate) fn seal(
         entries: u32::try_from(places.len()).unwrap_or(u32::MAX),
         highest_ledger: job.highest_ledger,
         damaged: job.damaged,
+        sorted: false,
+        verified_ms: now_ms,
     });
     manifest.store(copies)?;
     if shrink {

@@ -24,7 +24,9 @@ pub(crate) use copies::Copies;
 pub(crate) const FILES: [&str; 2] = ["manifest-a", "manifest-b"];
 
 const MAGIC: u32 = 0x474d_5347;
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
+/// Knew no sorted segments, and not when one was verified.
+const FIRST_VERSION: u16 = 1;
 const HEADER_BYTES: usize = 96;
 const SLOT_BYTES: usize = 64;
 const RANGE_BYTES: usize = 16;
@@ -34,6 +36,7 @@ const MAX_SLOTS: u32 = 1 << 20;
 const LEAST_RANGES: usize = 512;
 const FLAG_WRITTEN: u8 = 1;
 const FLAG_DAMAGED: u8 = 2;
+const FLAG_SORTED: u8 = 4;
 
 /// What a segment file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +65,10 @@ pub(crate) struct Sealed {
     /// Part of it was found damaged when it was sealed after a crash, so that its index may lack
     /// entries.
     pub damaged: bool,
+    /// Written by reclaim, ledger by ledger: it is no part of the chain of groups.
+    pub sorted: bool,
+    /// When every byte of it that counts was found intact, or written, last: wall clock.
+    pub verified_ms: u64,
 }
 
 impl Sealed {
@@ -194,13 +201,16 @@ impl Manifest {
         }
         let crc = get_u32(header, 0);
         let version = get_u16(header, 8);
-        if version != VERSION {
-            // Nobody knows what a newer one's checksum covers. But if the rest is this version's,
+        if version != VERSION && version != FIRST_VERSION {
+            // Nobody knows what a newer one's checksum covers. But if the rest is of a known version,
             // then only the field that tells it is damaged.
             let mut known = bytes.to_vec();
-            put_u16(&mut known, 8, VERSION);
-            let damaged = version < VERSION
-                || checked(&known).is_some_and(|known| crc32c::crc32c(&known[4..]) == crc);
+            let mut is_whole_as = |version| {
+                put_u16(&mut known, 8, version);
+                checked(&known).is_some_and(|known| crc32c::crc32c(&known[4..]) == crc)
+            };
+            let damaged =
+                version == 0 || [VERSION, FIRST_VERSION].into_iter().any(&mut is_whole_as);
             let newer = ManifestError::Newer(version);
             return Err(if damaged { ManifestError::Damaged } else { newer });
         }
@@ -389,7 +399,9 @@ impl Slot {
                 put_u32(out, 32, sealed.ledgers);
                 put_u32(out, 36, sealed.entries);
                 put_u64(out, 40, sealed.highest_ledger.0);
+                put_u64(out, 48, sealed.verified_ms);
                 flags |= if sealed.damaged { FLAG_DAMAGED } else { 0 };
+                flags |= if sealed.sorted { FLAG_SORTED } else { 0 };
                 3
             }
         };
@@ -410,6 +422,8 @@ impl Slot {
                 entries: get_u32(bytes, 36),
                 highest_ledger,
                 damaged,
+                sorted: bytes[5] & FLAG_SORTED != 0,
+                verified_ms: get_u64(bytes, 48),
             }),
             _ => return None,
         };

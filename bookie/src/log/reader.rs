@@ -49,12 +49,6 @@ struct Located {
     place: Place,
 }
 
-impl Located {
-    fn end(&self) -> u64 {
-        self.place.offset() + record::stored_bytes(self.place.payload_bytes as usize) as u64
-    }
-}
-
 /// What the state says about a ledger's entries.
 struct Plan {
     /// In unsealed segments.
@@ -318,7 +312,7 @@ impl Log {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
         let block = BLOCK_BYTES as u64;
         let start = first.place.offset() / block * block;
-        let len = last.end().next_multiple_of(block) - start;
+        let len = last.place.end().next_multiple_of(block) - start;
         let mut buffer = AlignedBuffer::new(usize::try_from(len).unwrap_or(usize::MAX));
         self.read_disk(first.slot, start, &mut buffer)?;
         let bytes = buffer.into_bytes();
@@ -361,9 +355,9 @@ fn run_length(located: &[Located]) -> usize {
     let neighbours = located.windows(2).take_while(|pair| {
         let (one, next) = (&pair[0], &pair[1]);
         next.segment == first.segment
-            && next.place.offset() >= one.end()
-            && next.place.offset() - one.end() <= MAX_GAP_BYTES
-            && next.end() - first.place.offset() <= MAX_SPAN_BYTES
+            && next.place.offset() >= one.place.end()
+            && next.place.offset() - one.place.end() <= MAX_GAP_BYTES
+            && next.place.end() - first.place.offset() <= MAX_SPAN_BYTES
     });
     1 + neighbours.count()
 }

@@ -294,9 +294,12 @@ impl Opening<'_> {
         Ok(scan)
     }
 
-    /// The group that the first one of the segment after `segment` follows, if it can be told.
+    /// The group that the first one of the segment after `segment` follows, if it can be told. What
+    /// reclaim has written follows nothing.
     fn named_by_next(&self, segment: SegmentId) -> Result<Option<Link>, Loss> {
-        let slots = self.manifest.slots.iter();
+        let is_sorted =
+            |slot: &&Slot| matches!(slot.state, SlotState::Sealed(sealed) if sealed.sorted);
+        let slots = self.manifest.slots.iter().filter(|slot| !is_sorted(slot));
         let later = slots.filter_map(|slot| Some((slot.segment()?, slot)));
         let next = later.filter(|(id, _)| *id > segment).min_by_key(|(id, _)| *id);
         let Some((next, slot)) = next else { return Ok(None) };
@@ -470,7 +473,8 @@ impl Opening<'_> {
         for Scanned { unsealed, damaged, highest_ledger } in &self.scanned {
             let mut job = state.seal_job(unsealed, *damaged, true);
             job.highest_ledger = job.highest_ledger.max(*highest_ledger);
-            let (manifest, rows) = keeper::seal(device, &copies, state.manifest.clone(), &job)?;
+            let (manifest, now_ms) = (state.manifest.clone(), env.clock.wall_ms());
+            let (manifest, rows) = keeper::seal(device, &copies, manifest, &job, now_ms)?;
             state.sealed(manifest, unsealed.segment, &rows);
         }
         begin(device, &copies, &mut state, env)?;
@@ -526,7 +530,16 @@ fn set_aside(
     for (_, segment, highest_ledger) in lost {
         let (segment, highest_ledger, data_end) = (*segment, *highest_ledger, segment::DATA_START);
         let (ledgers, entries, damaged) = (0, 0, true);
-        let sealed = Sealed { segment, data_end, ledgers, entries, highest_ledger, damaged };
+        let sealed = Sealed {
+            segment,
+            data_end,
+            ledgers,
+            entries,
+            highest_ledger,
+            damaged,
+            sorted: false,
+            verified_ms: 0,
+        };
         if let Some(slot) = manifest.slot_of_mut(segment) {
             slot.state = SlotState::Unsealed { segment, lost_up_to: Some(highest_ledger) };
             state.attach(slot, &sealed, &[], false);

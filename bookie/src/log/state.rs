@@ -79,6 +79,8 @@ pub(crate) struct SealedSegment {
     pub live: u32,
     /// Of these, how many have entries here.
     pub live_with_entries: u32,
+    /// What these ledgers' entries take here, in bytes.
+    pub live_bytes: u64,
     /// False if file, header or footer can't be read: what it held is unknown.
     pub readable: bool,
     /// Its index may lack entries.
@@ -469,17 +471,18 @@ impl LogState {
             let Some(ledger) = self.table.remove(id) else { continue };
             self.counters.deleted_ledgers += 1;
             for held in &ledger.refs {
-                self.release(held.segment, held.count > 0);
+                self.release(held.segment, held.count, held.stored_bytes);
             }
         }
     }
 
-    /// One live ledger less in a sealed segment.
-    pub(super) fn release(&mut self, segment: SegmentId, with_entries: bool) {
+    /// One live ledger less in a sealed segment, with so many entries there.
+    pub(super) fn release(&mut self, segment: SegmentId, entries: u32, stored_bytes: u64) {
         if let Some(sealed) = self.sealed.get_mut(&segment) {
             sealed.live = sealed.live.saturating_sub(1);
-            sealed.live_with_entries =
-                sealed.live_with_entries.saturating_sub(u32::from(with_entries));
+            let with_entries = u32::from(entries > 0);
+            sealed.live_with_entries = sealed.live_with_entries.saturating_sub(with_entries);
+            sealed.live_bytes = sealed.live_bytes.saturating_sub(stored_bytes);
         }
     }
 }

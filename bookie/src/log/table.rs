@@ -54,6 +54,8 @@ pub(crate) struct SegmentRef {
     pub first_index: u32,
     /// 0: only a fence or a state.
     pub count: u32,
+    /// What these entries take, in bytes.
+    pub stored_bytes: u64,
 }
 
 /// One ledger.
@@ -95,6 +97,7 @@ impl Ledger {
             last_entry: row.last_entry,
             first_index: row.first_index,
             count: row.count,
+            stored_bytes: row.stored_bytes,
         };
         self.refs.insert(at, held);
     }

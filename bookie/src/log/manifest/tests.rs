@@ -20,6 +20,8 @@ fn sample() -> Manifest {
         entries: 5,
         highest_ledger: LedgerId(77),
         damaged: true,
+        sorted: true,
+        verified_ms: 0x0102_0304,
     };
     let mut deleted = Deleted::default();
     [1, 2, 9].into_iter().for_each(|id| deleted.insert(LedgerId(id)));
@@ -57,6 +59,22 @@ fn golden_bytes() {
     let hex: String =
         bytes.as_slice()[..SAMPLE_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, include_str!("../golden/manifest.hex").trim());
+}
+
+#[test]
+fn a_manifest_of_version_1_is_read() {
+    let hex = include_str!("../golden/manifest-1.hex").trim();
+    let digits = (0..hex.len()).step_by(2).map(|at| &hex[at..at + 2]);
+    let bytes: Vec<u8> = digits.map(|two| u8::from_str_radix(two, 16).expect("digits")).collect();
+    let mut expected = sample();
+    if let SlotState::Sealed(sealed) = &mut expected.slots[0].state {
+        (sealed.sorted, sealed.verified_ms) = (false, 0);
+    }
+    assert_eq!(Manifest::decode(&bytes), Ok(expected));
+    // Its version alone is damaged.
+    let mut torn = bytes;
+    torn[8] = 9;
+    assert_eq!(Manifest::decode(&torn), Err(ManifestError::Damaged));
 }
 
 #[test]
@@ -120,11 +138,11 @@ fn a_newer_version_with_another_layout_is_refused_and_left_alone() {
         let device = device.fork();
         // A longer header, whose checksum covers nobody knows what.
         device.edit(name, |bytes| {
-            put_u16(bytes, 8, 2);
+            put_u16(bytes, 8, 3);
             bytes[90..120].fill(7);
         });
         let before = FILES.map(|name| device.contents(name));
-        assert_eq!(Manifest::load(&device, 0x0a0b), Err(ManifestError::Newer(2)), "{name}");
+        assert_eq!(Manifest::load(&device, 0x0a0b), Err(ManifestError::Newer(3)), "{name}");
         assert_eq!(FILES.map(|name| device.contents(name)), before);
     }
     // Such a version of which the rest says otherwise is damage.
