@@ -76,6 +76,10 @@ pub struct BookieMetrics {
     pub sealed_segments: u64,
     /// Segments freed.
     pub recycled_segments: u64,
+    /// Segments freed by rewriting what counts of them.
+    pub rewritten_segments: u64,
+    /// Bytes written for that, padding and headers included.
+    pub rewritten_bytes: u64,
     /// Ledgers deleted.
     pub deleted_ledgers: u64,
     /// 1 once the log is read-only for good.
@@ -241,6 +245,8 @@ impl Bookie {
             max_pending_bytes: state.limits.max_pending_bytes,
             sealed_segments: state.counters.sealed_segments,
             recycled_segments: state.counters.recycled_segments,
+            rewritten_segments: state.counters.rewritten_segments,
+            rewritten_bytes: state.counters.rewritten_bytes,
             deleted_ledgers: state.counters.deleted_ledgers,
             poisoned: u64::from(state.poisoned.is_some()),
         })

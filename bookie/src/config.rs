@@ -44,6 +44,13 @@ pub struct BookieConfig {
     pub reclaim_reserve_percent: u32,
     /// Recycled segment files that are kept for re-use; more are removed.
     pub max_spare_segments: u32,
+    /// A segment is rewritten when less than this share of its file still counts. Lower: less is
+    /// written; higher: less is wasted.
+    pub reclaim_live_percent: u32,
+    /// Memory in which a rewrite sorts what it has read, in bytes.
+    pub reclaim_buffer_bytes: u64,
+    /// Most bytes in a second that background work (reclaim, scrub) reads and writes.
+    pub background_bytes_per_s: u64,
     /// Bytes of index pages of sealed segments that are cached.
     pub index_cache_bytes: u64,
     /// Segment files that are kept open for reading.
@@ -86,6 +93,9 @@ impl Default for BookieConfig {
             ordinary_reserve_percent: 10,
             reclaim_reserve_percent: 5,
             max_spare_segments: 4,
+            reclaim_live_percent: 60,
+            reclaim_buffer_bytes: 32 * MIB,
+            background_bytes_per_s: 128 * MIB,
             index_cache_bytes: 32 * MIB,
             max_open_files: 128,
             max_read_entries: 1_000,
@@ -166,6 +176,8 @@ pub struct Limits {
     pub reclaim_reserve_percent: u32,
     /// Spare files kept.
     pub max_spare_segments: u32,
+    /// Live share below which a segment is rewritten, percent.
+    pub reclaim_live_percent: u32,
 }
 
 impl Limits {
@@ -228,6 +240,7 @@ impl BookieConfig {
             ordinary_reserve_percent: self.ordinary_reserve_percent,
             reclaim_reserve_percent: self.reclaim_reserve_percent,
             max_spare_segments: self.max_spare_segments,
+            reclaim_live_percent: self.reclaim_live_percent,
         })
     }
 
@@ -245,6 +258,8 @@ impl BookieConfig {
             (self.max_group_bytes == 0, "max_group_bytes"),
             (self.max_pending_bytes == 0, "max_pending_bytes"),
             (self.max_open_files == 0, "max_open_files"),
+            (self.reclaim_buffer_bytes == 0, "reclaim_buffer_bytes"),
+            (self.background_bytes_per_s == 0, "background_bytes_per_s"),
             (self.max_read_entries == 0, "max_read_entries"),
             (self.max_read_bytes == 0, "max_read_bytes"),
             (self.max_concurrent_reads == 0, "max_concurrent_reads"),
@@ -271,6 +286,8 @@ impl BookieConfig {
         at_most("ordinary_reserve_percent", first.into(), 90, why)?;
         let why = "reclaim's share is part of what ordinary adds leave";
         at_most("reclaim_reserve_percent", second.into(), first.into(), why)?;
+        let why = "a rewrite must free more than it takes";
+        at_most("reclaim_live_percent", self.reclaim_live_percent.into(), 90, why)?;
         let why = "it is a percentage";
         at_most("mass_deletion_percent", self.mass_deletion_percent.into(), 100, why)
     }

@@ -18,6 +18,7 @@ use crate::device::{Device, DeviceError};
 use crate::done::{self, Answer, AppendDone};
 use crate::error::OpenError;
 
+mod background;
 mod chore;
 mod codec;
 pub(crate) mod crew;
@@ -25,11 +26,14 @@ mod deleted;
 mod files;
 mod footer;
 mod group;
+mod index;
 mod keeper;
 mod manifest;
 mod reader;
+mod reclaim;
 mod record;
 mod replay;
+mod rewrite;
 mod scan;
 mod segment;
 pub(crate) mod state;
@@ -39,6 +43,7 @@ mod writer;
 pub use replay::OpenReport;
 pub(crate) use replay::manifest_names;
 
+use background::Background;
 use files::Files;
 use group::GroupBuffer;
 use manifest::Copies;
@@ -70,6 +75,8 @@ pub(crate) struct Log {
     instance: u64,
     read_limits: ReadLimits,
     idle_close: Duration,
+    background: Mutex<Background>,
+    rewrite_buffer_bytes: u64,
 }
 
 /// Which log is opened, and what is known of it from elsewhere.
@@ -138,6 +145,8 @@ impl Log {
                 max_bytes: config.max_read_bytes,
             },
             idle_close: config.idle_close,
+            background: Mutex::new(Background::new(config.background_bytes_per_s)),
+            rewrite_buffer_bytes: config.reclaim_buffer_bytes,
         };
         Ok((log, report))
     }

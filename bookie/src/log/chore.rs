@@ -109,7 +109,7 @@ impl LogState {
         let dead: Vec<SegmentId> = self
             .sealed
             .iter()
-            .filter(|(_, sealed)| self.is_dead(sealed))
+            .filter(|(segment, sealed)| self.is_dead(sealed) && !self.is_source(**segment))
             .map(|(segment, _)| *segment)
             .collect();
         if !dead.is_empty() {
@@ -137,29 +137,34 @@ impl LogState {
         sealed.live == 0 && self.lowest_ledger.is_some_and(|lowest| sealed.highest_ledger < lowest)
     }
 
-    /// Where the next segment can come from. Notes it if there is no space for one.
+    /// Where the next segment can come from. Notes it if there is no space for one but for what
+    /// reclaim needs.
     pub(crate) fn preparation(&mut self) -> Option<Preparation> {
+        if self.no_space {
+            return None;
+        }
+        let preparation = self.first_preparation().filter(|preparation| match preparation {
+            Preparation::Reuse(slot) => self.leaves_a_target(Some(slot.number), 0),
+            Preparation::Create { capacity_bytes } => self.leaves_a_target(None, *capacity_bytes),
+        });
+        self.no_space = preparation.is_none();
+        preparation
+    }
+
+    /// Where the first segment of a start can come from, which may be the last space that there is.
+    pub(crate) fn first_preparation(&self) -> Option<Preparation> {
         let least = self.limits.least_segment_bytes;
-        let free = self.manifest.slots.iter();
-        let free =
-            free.filter(|slot| slot.state == SlotState::Free && slot.capacity_bytes >= least);
+        let free = self.spare_slots().filter(|slot| slot.capacity_bytes >= least);
         // Blocks that were written before are faster to write, and larger files roll less often.
         if let Some(slot) = free.max_by_key(|slot| (slot.written, slot.capacity_bytes)) {
             return Some(Preparation::Reuse(*slot));
         }
-        if self.no_space {
-            return None;
-        }
+        let unmade = self.unmade_bytes();
         let block = BLOCK_BYTES as u64;
-        let unmade = self.total_bytes().saturating_sub(self.allocated_bytes) / block * block;
         // Doubling: a small installation keeps small files, a busy one soon has full-grown ones.
         let grown = self.allocated_bytes.max(self.limits.first_segment_bytes);
         let capacity_bytes = (grown / block * block).min(self.limits.segment_bytes).min(unmade);
-        if capacity_bytes < least {
-            self.no_space = true;
-            return None;
-        }
-        Some(Preparation::Create { capacity_bytes })
+        (capacity_bytes >= least).then_some(Preparation::Create { capacity_bytes })
     }
 
     /// All that sealing `unsealed` needs.
@@ -215,13 +220,15 @@ impl LogState {
 
     /// Takes a sealed segment with its ledgers into memory.
     pub(crate) fn attach(&mut self, slot: &Slot, sealed: &Sealed, rows: &[Row], readable: bool) {
-        let (mut live, mut live_with_entries, mut live_bytes) = (0, 0, 0);
+        let (mut live, mut live_with_entries) = (0, 0);
+        let (mut live_entries, mut live_bytes) = (0, 0);
         for row in rows {
             // Deleted while the footer was being written.
             let Some(ledger) = self.table.get_mut(&row.ledger) else { continue };
             ledger.insert_ref(sealed.segment, row);
             live += 1;
             live_with_entries += u32::from(row.count > 0);
+            live_entries += u64::from(row.count);
             live_bytes += row.stored_bytes;
         }
         let segment = SealedSegment {
@@ -230,11 +237,13 @@ impl LogState {
             directory_rows: sealed.ledgers,
             live,
             live_with_entries,
+            live_entries,
             live_bytes,
             readable,
             damaged: sealed.damaged,
             highest_ledger: sealed.highest_ledger,
             carrying: false,
+            blocked: false,
         };
         self.sealed.insert(sealed.segment, segment);
     }
@@ -253,8 +262,7 @@ impl LogState {
 
     /// Free files that are too small, or more than are kept for re-use.
     fn surplus(&self) -> Vec<u32> {
-        let mut free: Vec<&Slot> =
-            self.manifest.slots.iter().filter(|slot| slot.state == SlotState::Free).collect();
+        let mut free: Vec<&Slot> = self.spare_slots().collect();
         free.sort_unstable_by_key(|slot| std::cmp::Reverse((slot.capacity_bytes, slot.number)));
         let kept = self.limits.max_spare_segments as usize;
         let least = self.limits.least_segment_bytes;
@@ -270,12 +278,14 @@ impl LogState {
         if self.closing || self.sealed.values().any(|sealed| sealed.carrying) {
             return;
         }
-        let candidate = self.sealed.iter_mut().find(|(_, sealed)| {
-            sealed.readable && !sealed.damaged && sealed.live > 0 && sealed.live_with_entries == 0
+        let candidate = self.sealed.iter().find(|(segment, sealed)| {
+            let whole = sealed.readable && !sealed.damaged && !self.is_source(**segment);
+            whole && sealed.live > 0 && sealed.live_with_entries == 0
         });
-        let Some((segment, sealed)) = candidate else { return };
-        sealed.carrying = true;
-        let segment = *segment;
+        let Some(segment) = candidate.map(|(segment, _)| *segment) else { return };
+        if let Some(sealed) = self.sealed.get_mut(&segment) {
+            sealed.carrying = true;
+        }
         let mut held: Vec<LedgerId> = self
             .table
             .iter()

@@ -145,15 +145,24 @@ impl Log {
         let _guard = PanicGuard { log: self, hand: Hand::default() };
         loop {
             self.state.lock().turns.keeper_called = false;
-            while self.run_chore() == Chored::Done {}
+            let rest = loop {
+                match self.run_chore() {
+                    Chored::Done => {}
+                    Chored::Later(time) => {
+                        let left = time.saturating_sub(self.env.clock.monotonic());
+                        break left.min(KEEPER_INTERVAL);
+                    }
+                    Chored::Nothing | Chored::Starved(_) => break KEEPER_INTERVAL,
+                }
+            };
             let mut state = self.state.lock();
             if state.turns.keeper_stopping {
                 state.turns.keeper_ended = true;
                 self.settled.notify_all();
                 return;
             }
-            let timed_out = !state.turns.keeper_called
-                && self.keeper.wait_for(&mut state, KEEPER_INTERVAL).timed_out();
+            let timed_out =
+                !state.turns.keeper_called && self.keeper.wait_for(&mut state, rest).timed_out();
             drop(state);
             if timed_out {
                 self.refresh_space();

@@ -119,6 +119,16 @@ impl GroupBuffer {
         (self.len, self.records, self.digest) = (HEADER_BYTES, 0, 0);
     }
 
+    /// Bytes so far: where the next record goes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if it has no record.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
     /// Appends a record to the group that begins at `offset` of `home`.
     pub(crate) fn push(&mut self, home: Home, offset: u64, record: &Record, payload: &Payload) {
         let end = self.len + record::stored_bytes(payload.len());

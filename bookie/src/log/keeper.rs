@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use geminga_proto::env::Monotonic;
 use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::{BookieError, SyncMode};
 
@@ -37,6 +38,8 @@ pub(crate) enum Chored {
     Done,
     /// There is none.
     Nothing,
+    /// There is none but for work that waits, which goes on at this time.
+    Later(Monotonic),
     /// There is one, which waits for a file descriptor.
     Starved(DeviceError),
 }
@@ -52,7 +55,8 @@ impl Log {
                 if state.has_work() && !had_work {
                     self.work.notify_one();
                 }
-                return Chored::Nothing;
+                drop(state);
+                return self.run_background();
             };
             (chore, state.manifest.clone())
         };
@@ -71,20 +75,29 @@ impl Log {
             return Chored::Starved(error);
         }
         if let Err(error) = outcome {
-            // What waits for the segment that can't be had now would wait for ever.
-            let refused = {
-                let mut state = self.state.lock();
-                state.poison(&error.to_string());
-                state.refuse_queue(BookieError::ReadOnly)
-            };
-            done::deliver(refused);
+            self.poison(&error);
         }
         self.refresh_space();
-        // Whoever waits for a segment, for an end, or for a revision looks again.
+        self.wake_all();
+        Chored::Done
+    }
+
+    /// Takes no writes any more. What waits for a segment that can't be had now would wait for ever.
+    pub(super) fn poison(&self, error: &DeviceError) {
+        let refused = {
+            let mut state = self.state.lock();
+            state.poison(&error.to_string());
+            state.refuse_queue(BookieError::ReadOnly)
+        };
+        done::deliver(refused);
+        self.wake_all();
+    }
+
+    /// Whoever waits for a segment, for an end, or for a revision looks again.
+    pub(super) fn wake_all(&self) {
         self.work.notify_all();
         self.encoder.notify_all();
         self.settled.notify_all();
-        Chored::Done
     }
 
     /// Asks the disk what it has left.
@@ -218,7 +231,8 @@ impl Log {
         loop {
             match self.run_chore() {
                 Chored::Done => {}
-                Chored::Nothing => break,
+                // Work that can wait isn't begun any more.
+                Chored::Nothing | Chored::Later(_) => break,
                 Chored::Starved(error) => return Err(error),
             }
         }
@@ -264,10 +278,7 @@ pub(crate) fn prepare(
     let (mut slot, file) = match preparation {
         Preparation::Reuse(slot) => (slot, device.open(&segment::file_name(slot.number))?),
         Preparation::Create { capacity_bytes } => {
-            manifest.reserve(copies, manifest.slots.len() + 1)?;
-            let (slot, file) = create(device, &mut manifest, capacity_bytes)?;
-            manifest.slots.push(slot);
-            (slot, file)
+            create_slot(device, copies, &mut manifest, capacity_bytes)?
         }
     };
     if !slot.written {
@@ -292,11 +303,14 @@ pub(crate) fn prepare(
     Ok((manifest, unsealed))
 }
 
-fn create(
+/// Makes another file, durably. It counts, free, once the manifest is stored.
+pub(super) fn create_slot(
     device: &dyn Device,
+    copies: &Copies,
     manifest: &mut Manifest,
     capacity_bytes: u64,
 ) -> Result<(Slot, Arc<dyn DeviceFile>), DeviceError> {
+    manifest.reserve(copies, manifest.slots.len() + 1)?;
     let number = manifest.next_slot;
     let name = segment::file_name(number);
     let file = device.create(&name)?;
@@ -309,7 +323,9 @@ fn create(
     // Makes the manifest's name durable, too, when this is the first start.
     device.sync_dir()?;
     manifest.next_slot += 1;
-    Ok((Slot { number, written: false, capacity_bytes, state: SlotState::Free }, file))
+    let slot = Slot { number, written: false, capacity_bytes, state: SlotState::Free };
+    manifest.slots.push(slot);
+    Ok((slot, file))
 }
 
 /// Writes a segment's footer and the manifest that names it. A segment in which no live ledger

@@ -42,11 +42,11 @@ impl PageCache {
 
 /// Where an entry is.
 #[derive(Debug, Clone, Copy)]
-struct Located {
-    entry: EntryId,
-    segment: SegmentId,
-    slot: u32,
-    place: Place,
+pub(super) struct Located {
+    pub entry: EntryId,
+    pub segment: SegmentId,
+    pub slot: u32,
+    pub place: Place,
 }
 
 /// What the state says about a ledger's entries.
@@ -99,6 +99,12 @@ enum Failure {
     Failed(BookieError),
     /// The first entry has so many bytes, more than whoever asks has room for.
     Larger(u64),
+}
+
+impl From<BookieError> for Failure {
+    fn from(error: BookieError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 /// Why nothing was read within the room there was.
@@ -298,7 +304,7 @@ impl Log {
         }
     }
 
-    fn home(&self, segment: SegmentId) -> Home {
+    pub(super) fn home(&self, segment: SegmentId) -> Home {
         Home { instance: self.instance, segment }
     }
 
@@ -325,17 +331,22 @@ impl Log {
         Ok(())
     }
 
-    fn read_disk(&self, slot: u32, offset: u64, buffer: &mut AlignedBuffer) -> Result<(), Failure> {
+    pub(super) fn read_disk(
+        &self,
+        slot: u32,
+        offset: u64,
+        buffer: &mut AlignedBuffer,
+    ) -> Result<(), BookieError> {
         let read =
             self.files.get(slot).and_then(|file| file.read_at(offset, buffer.as_mut_slice()));
         read.map_err(|error| {
             tracing::warn!(%error, "a segment can't be read");
-            Failure::Failed(match error {
+            match error {
                 DeviceError::Short { .. } | DeviceError::NotFound { .. } => {
                     BookieError::UnknownEntry
                 }
                 _ => BookieError::Io,
-            })
+            }
         })
     }
 
@@ -362,7 +373,8 @@ fn run_length(located: &[Located]) -> usize {
     1 + neighbours.count()
 }
 
-fn verified(
+/// The record at `at` of `bytes`, if it is the one that was located there, intact.
+pub(super) fn verified(
     bytes: &Bytes,
     at: usize,
     home: Home,

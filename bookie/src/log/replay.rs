@@ -460,6 +460,7 @@ impl Opening<'_> {
             spare_bytes: 0,
             no_space: false,
             wanted_revision: self.manifest.metadata_revision,
+            rewrite: None,
             doomed: std::collections::BTreeSet::new(),
             counters: Counters::default(),
             turns: Turns::default(),
@@ -493,7 +494,7 @@ fn begin(
 ) -> Result<(), OpenError> {
     state.note_space(device.space()?);
     let full = || OpenError::Full { directory: device.describe() };
-    let preparation = state.preparation().ok_or_else(full)?;
+    let preparation = state.first_preparation().ok_or_else(full)?;
     let manifest = state.manifest.clone();
     let is_first = manifest.slots.is_empty();
     let prepared = keeper::prepare(device, copies, manifest, preparation, |file, bytes| {

@@ -24,6 +24,7 @@ use super::codec::Home;
 use super::footer::Place;
 use super::group::Link;
 use super::manifest::{Manifest, SlotState};
+use super::reclaim::Rewrite;
 use super::record::{self, Record, RecordKind};
 use super::segment::DATA_START;
 use super::table::{Fence, IdSet, Ledger, LedgerTable};
@@ -79,7 +80,9 @@ pub(crate) struct SealedSegment {
     pub live: u32,
     /// Of these, how many have entries here.
     pub live_with_entries: u32,
-    /// What these ledgers' entries take here, in bytes.
+    /// The entries of these ledgers here.
+    pub live_entries: u64,
+    /// What they take, in bytes.
     pub live_bytes: u64,
     /// False if file, header or footer can't be read: what it held is unknown.
     pub readable: bool,
@@ -89,6 +92,8 @@ pub(crate) struct SealedSegment {
     pub highest_ledger: LedgerId,
     /// The states of its ledgers without entries are on their way into the active segment.
     pub carrying: bool,
+    /// A record of it can't be read whole, so it can't be rewritten.
+    pub blocked: bool,
 }
 
 /// A record that waits for its group.
@@ -132,6 +137,8 @@ pub(crate) struct Counters {
     pub refused: u64,
     pub sealed_segments: u64,
     pub recycled_segments: u64,
+    pub rewritten_segments: u64,
+    pub rewritten_bytes: u64,
     pub deleted_ledgers: u64,
 }
 
@@ -200,6 +207,8 @@ pub(crate) struct LogState {
     pub no_space: bool,
     /// A revision that the manifest should know.
     pub wanted_revision: u64,
+    /// What reclaim is at.
+    pub rewrite: Option<Rewrite>,
     /// Ledgers that are gone at that revision, not deleted yet.
     pub doomed: BTreeSet<LedgerId>,
     pub counters: Counters,
@@ -411,13 +420,12 @@ impl LogState {
 
     /// Bytes that adds under `mark` leave alone.
     pub(crate) fn reserve_bytes(&self, mark: Mark) -> u64 {
-        let (percent, segments) = match mark {
-            Mark::Ordinary => (self.limits.ordinary_reserve_percent, 2),
-            Mark::Privileged => (self.limits.reclaim_reserve_percent, 1),
+        let percent = match mark {
+            Mark::Ordinary => self.limits.ordinary_reserve_percent,
+            Mark::Privileged => self.limits.reclaim_reserve_percent,
         };
         let share = self.total_bytes() / 100 * u64::from(percent);
-        // A reserve below a segment would be no reserve: space comes and goes in segments.
-        share.max(self.limits.segment_bytes * segments)
+        share.max(self.limits.segment_bytes * Self::reserved_segments(mark))
     }
 
     fn has_room(&self, mark: Mark, bytes: u64) -> bool {
@@ -482,6 +490,7 @@ impl LogState {
             sealed.live = sealed.live.saturating_sub(1);
             let with_entries = u32::from(entries > 0);
             sealed.live_with_entries = sealed.live_with_entries.saturating_sub(with_entries);
+            sealed.live_entries = sealed.live_entries.saturating_sub(entries.into());
             sealed.live_bytes = sealed.live_bytes.saturating_sub(stored_bytes);
         }
     }

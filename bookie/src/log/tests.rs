@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod fences;
 mod model;
+mod reclaim;
 mod rig;
 mod space;
 mod unreadable;

@@ -21,7 +21,7 @@ use crate::device::{BLOCK_BYTES, DeviceFile, whole_blocks};
 use crate::done::{Answer, Done};
 
 /// Entries after which a segment is sealed even if it has room: bounds the index in memory.
-const MAX_SEGMENT_ENTRIES: u64 = 1 << 20;
+pub(super) const MAX_SEGMENT_ENTRIES: u64 = 1 << 20;
 /// Full segments that may wait for their footer.
 const MAX_SEALING: usize = 2;
 

@@ -23,6 +23,12 @@ const COUNTERS: &[Metric<BookieMetrics>] = &[
     ("refused_appends", "Appends refused at once", |of| of.refused_appends),
     ("sealed_segments", "Segments sealed", |of| of.sealed_segments),
     ("recycled_segments", "Segments freed", |of| of.recycled_segments),
+    ("rewritten_segments", "Segments freed by rewriting what counts of them", |of| {
+        of.rewritten_segments
+    }),
+    ("rewritten_bytes", "Bytes written for that, with headers and padding", |of| {
+        of.rewritten_bytes
+    }),
     ("deleted_ledgers", "Ledgers deleted", |of| of.deleted_ledgers),
 ];
 

@@ -333,7 +333,8 @@ impl AppendEngine {
     /// whether or not it is applied, what is confirmed has its copies.
     fn countable(&self) -> SlotSet {
         let all =
-            planted!(self, ReplacedMemberStillCounts) || planted!(self, AckBeforeChangeCommitted);
+            [planted!(self, ReplacedMemberStillCounts), planted!(self, AckBeforeChangeCommitted)]
+                .contains(&true);
         match self.change.attempt() {
             Some(attempt) if !all => self.all.without(attempt.slots()),
             _ => self.all,

@@ -1,0 +1,257 @@
+//! Which sealed segments are worth writing anew: the part of [`LogState`] that decides it.
+//!
+//! A segment none of whose ledgers lives is recycled without being read (`chore`). One of which
+//! only a part counts is rewritten, with others like it, into one *sorted* segment: ledger by
+//! ledger, so that what is deleted next leaves whole runs. `rewrite` does it.
+//!
+//! Invariants:
+//! - Sources stay until the copy and its index are durable and the manifest names it; one change
+//!   of the manifest brings it in and lets them go.
+//! - The copy's id is used up in the durable manifest before its first byte is written, so nothing
+//!   of an unfinished one can pass for a segment.
+//! - A source with a record that can't be read whole, and that is nowhere else, is not let go.
+//! - Adds leave space for one copy, and the log's next segment does too, so that a full disk
+//!   can't stop what makes room on it.
+
+use geminga_proto::id::{LedgerId, SegmentId};
+
+use super::chore::Preparation;
+use super::footer::{self, Row};
+use super::group;
+use super::manifest::{Manifest, Slot, SlotState};
+use super::segment::DATA_START;
+use super::state::{LogState, Mark, SealedSegment};
+use super::writer::MAX_SEGMENT_ENTRIES;
+use crate::device::BLOCK_BYTES;
+
+/// Most segments that one copy is made from.
+const MAX_SOURCES: usize = 64;
+/// The live share below which a segment is rewritten when the disk is nearly full.
+const PRESSED_LIVE_PERCENT: u64 = 90;
+
+/// A rewrite that is under way, as far as others must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rewrite {
+    /// The file that is written to. It is free in the manifest.
+    pub slot: u32,
+    /// Segments that are read.
+    pub sources: Vec<SegmentId>,
+}
+
+/// What to rewrite, and into what.
+#[derive(Debug, Clone)]
+pub(crate) struct RewritePlan {
+    pub sources: Vec<(SegmentId, SealedSegment)>,
+    pub target: Preparation,
+}
+
+/// A segment that might be rewritten.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    segment: SegmentId,
+    live_bytes: u64,
+    entries: u64,
+    ledgers: u64,
+    /// What its file takes.
+    capacity_bytes: u64,
+}
+
+impl Candidate {
+    /// Live bytes in thousandths of what it holds, so that candidates can be compared.
+    fn share(&self) -> u64 {
+        self.live_bytes.saturating_mul(1_000) / self.capacity_bytes.max(1)
+    }
+}
+
+/// What copies of some candidates take together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Needed {
+    live_bytes: u64,
+    entries: u64,
+    ledgers: u64,
+}
+
+impl Needed {
+    fn with(self, candidate: &Candidate) -> Self {
+        Self {
+            live_bytes: self.live_bytes + candidate.live_bytes,
+            entries: self.entries + candidate.entries,
+            ledgers: self.ledgers + candidate.ledgers,
+        }
+    }
+
+    /// Size of a file for it: header, groups with their padding, index.
+    fn file_bytes(&self, max_group_bytes: u64) -> u64 {
+        let block = BLOCK_BYTES as u64;
+        // A group ends when the next record doesn't fit, which is half full at worst, or holds one
+        // record that is larger.
+        let groups = (self.live_bytes / (max_group_bytes / 2).max(1) + 2).min(self.entries + 1);
+        let around = groups * (group::HEADER_BYTES as u64 + block);
+        let footer = footer::footer_bytes(self.ledgers, self.entries);
+        (DATA_START + self.live_bytes + around).next_multiple_of(block) + footer
+    }
+}
+
+impl LogState {
+    /// What is worth rewriting now, if anything.
+    pub(crate) fn rewrite_plan(&self) -> Option<RewritePlan> {
+        if self.closing || self.poisoned.is_some() || self.rewrite.is_some() {
+            return None;
+        }
+        let pressed = self.is_pressed();
+        let mut candidates = self.candidates(pressed);
+        candidates.sort_unstable_by_key(|candidate| (candidate.share(), candidate.segment));
+        let largest = self.largest_target();
+        let max_group_bytes = u64::from(self.limits.max_group_bytes);
+        let (mut needed, mut freed_bytes) = (Needed::default(), 0);
+        let mut sources = Vec::new();
+        for candidate in &candidates {
+            let more = needed.with(candidate);
+            let fits = more.file_bytes(max_group_bytes) <= largest
+                && more.entries <= MAX_SEGMENT_ENTRIES
+                && sources.len() < MAX_SOURCES;
+            if fits {
+                needed = more;
+                freed_bytes += candidate.capacity_bytes;
+                sources.push(candidate.segment);
+            }
+        }
+        let file_bytes = needed.file_bytes(max_group_bytes).max(self.limits.least_segment_bytes);
+        // A copy that frees little costs more than it brings, unless there is nothing else.
+        let least_gain = if pressed {
+            self.limits.least_segment_bytes / 2
+        } else {
+            self.limits.segment_bytes / 4
+        };
+        if sources.is_empty() || freed_bytes < file_bytes + least_gain {
+            return None;
+        }
+        let target = self.target(file_bytes)?;
+        let known = |segment: &SegmentId| Some((*segment, *self.sealed.get(segment)?));
+        Some(RewritePlan { sources: sources.iter().filter_map(known).collect(), target })
+    }
+
+    /// Little is left for ordinary adds.
+    fn is_pressed(&self) -> bool {
+        self.no_space || self.ordinary_free_bytes() < self.limits.segment_bytes * 2
+    }
+
+    fn candidates(&self, pressed: bool) -> Vec<Candidate> {
+        let percent = if pressed {
+            PRESSED_LIVE_PERCENT
+        } else {
+            u64::from(self.limits.reclaim_live_percent)
+        };
+        let slots = self.manifest.slots.iter();
+        let candidates = slots.filter_map(|slot| {
+            let SlotState::Sealed(sealed) = slot.state else { return None };
+            let known = self.sealed.get(&sealed.segment)?;
+            let whole = known.readable && !known.damaged && !known.blocked && !known.carrying;
+            // One without entries is recycled, or has its states carried.
+            let mixed = whole && known.live_with_entries > 0;
+            let sparse =
+                known.live_bytes.saturating_mul(100) < slot.capacity_bytes.saturating_mul(percent);
+            (mixed && sparse).then_some(Candidate {
+                segment: sealed.segment,
+                live_bytes: known.live_bytes,
+                entries: known.live_entries,
+                ledgers: known.live.into(),
+                capacity_bytes: slot.capacity_bytes,
+            })
+        });
+        candidates.collect()
+    }
+
+    /// Bytes of a segment that could be made now.
+    fn largest_target(&self) -> u64 {
+        let spare = self.spare_slots().map(|slot| slot.capacity_bytes).max().unwrap_or(0);
+        spare.max(self.unmade_bytes()).min(self.limits.segment_bytes)
+    }
+
+    /// Where a copy of so many bytes can go: a spare file, the smallest that is large enough, or a
+    /// new one.
+    fn target(&self, file_bytes: u64) -> Option<Preparation> {
+        let fitting = self.spare_slots().filter(|slot| slot.capacity_bytes >= file_bytes);
+        if let Some(slot) = fitting.min_by_key(|slot| (slot.capacity_bytes, slot.number)) {
+            return Some(Preparation::Reuse(*slot));
+        }
+        let room = self.unmade_bytes() >= file_bytes;
+        room.then_some(Preparation::Create { capacity_bytes: file_bytes })
+    }
+
+    /// Free files that nobody writes to.
+    pub(super) fn spare_slots(&self) -> impl Iterator<Item = &Slot> {
+        let taken = self.rewrite.as_ref().map(|rewrite| rewrite.slot);
+        let slots = self.manifest.slots.iter();
+        slots.filter(move |slot| slot.state == SlotState::Free && Some(slot.number) != taken)
+    }
+
+    /// Bytes of the disk that no file has, in whole blocks.
+    pub(super) fn unmade_bytes(&self) -> u64 {
+        let block = BLOCK_BYTES as u64;
+        self.total_bytes().saturating_sub(self.allocated_bytes) / block * block
+    }
+
+    /// True if a rewrite reads this segment.
+    pub(super) fn is_source(&self, segment: SegmentId) -> bool {
+        self.rewrite.as_ref().is_some_and(|rewrite| rewrite.sources.contains(&segment))
+    }
+
+    /// Whether a rewrite could begin even after so much of what is free has gone.
+    pub(super) fn leaves_a_target(&self, slot: Option<u32>, unmade_bytes: u64) -> bool {
+        let least = self.limits.least_segment_bytes;
+        self.rewrite.is_some()
+            || self.unmade_bytes().saturating_sub(unmade_bytes) >= least
+            || self
+                .spare_slots()
+                .any(|spare| Some(spare.number) != slot && spare.capacity_bytes >= least)
+    }
+
+    /// The manifest knows the copy's id as used: it can be written.
+    pub(crate) fn rewrite_begun(&mut self, manifest: Manifest, rewrite: Rewrite) {
+        self.install(manifest);
+        self.rewrite = Some(rewrite);
+    }
+
+    /// Gives a rewrite up. `blocked`: a source that can't be let go before it is mended.
+    pub(crate) fn rewrite_ended(&mut self, blocked: Option<SegmentId>) {
+        self.rewrite = None;
+        if let Some(blocked) = blocked.and_then(|segment| self.sealed.get_mut(&segment)) {
+            blocked.blocked = true;
+        }
+    }
+
+    /// The copy with its index, and the manifest that has it in place of its sources, are durable.
+    /// `ledgers`: whose records the sources had.
+    pub(crate) fn rewritten(
+        &mut self,
+        manifest: Manifest,
+        target: SegmentId,
+        rows: &[Row],
+        ledgers: &[LedgerId],
+    ) {
+        let Some(Rewrite { sources, .. }) = self.rewrite.take() else { return };
+        self.install(manifest);
+        for id in ledgers {
+            if let Some(ledger) = self.table.get_mut(id) {
+                ledger.refs.retain(|held| !sources.contains(&held.segment));
+            }
+        }
+        self.sealed.retain(|segment, _| !sources.contains(segment));
+        self.counters.rewritten_segments += sources.len() as u64;
+        self.no_space = false;
+        let Some(slot) = self.manifest.slot_of(target).copied() else { return };
+        if let SlotState::Sealed(sealed) = slot.state {
+            self.attach(&slot, &sealed, rows, true);
+        }
+    }
+
+    /// What adds under `mark` leave alone, in segments: there is always one for a copy and, since
+    /// space is taken in whole segments, one that another may be short of.
+    pub(super) const fn reserved_segments(mark: Mark) -> u64 {
+        match mark {
+            Mark::Ordinary => 3,
+            Mark::Privileged => 2,
+        }
+    }
+}

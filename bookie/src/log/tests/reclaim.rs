@@ -1,0 +1,263 @@
+//! Mixed segments are rewritten: space comes back, and nothing that counts is lost on the way.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use geminga_proto::storage::{AddKind, AppendRequest, BookieError};
+
+use super::rig::{KIB, Rig, append, config, payload};
+use crate::config::BookieConfig;
+use crate::device::memory::{MemoryDevice, Tear};
+
+/// Ledgers that take turns, so that every segment has entries of each.
+const LEDGERS: u64 = 8;
+
+/// Appends entries of all ledgers in turn; what must be there.
+fn interleave(rig: &mut Rig, rounds: u64, bytes: usize) -> BTreeMap<(u64, u64), Bytes> {
+    let mut stored = BTreeMap::new();
+    for entry in 0..rounds {
+        for ledger in 1..=LEDGERS {
+            assert_eq!(rig.put(append(ledger, entry, bytes)), Ok(()));
+            stored.insert((ledger, entry), payload(ledger, entry, bytes));
+        }
+    }
+    stored
+}
+
+impl Rig {
+    /// Does chores and work that can wait until there is nothing more to do.
+    fn reclaim(&mut self) {
+        for _ in 0..10_000 {
+            self.keep();
+            self.pass(Duration::from_secs(1));
+            self.settle();
+            let idle = |state: &crate::log::state::LogState| {
+                state.rewrite.is_none() && state.rewrite_plan().is_none()
+            };
+            if self.log.with_state(idle) {
+                return;
+            }
+        }
+        panic!("reclaim goes on for ever");
+    }
+
+    fn rewritten(&self) -> u64 {
+        self.log.with_state(|state| state.counters.rewritten_segments)
+    }
+
+    fn allocated(&self) -> u64 {
+        self.log.with_state(|state| state.allocated_bytes - state.spare_bytes)
+    }
+}
+
+/// Every second ledger is deleted.
+fn delete_half(rig: &mut Rig, stored: &mut BTreeMap<(u64, u64), Bytes>) {
+    let gone: Vec<u64> = (1..=LEDGERS).filter(|ledger| ledger % 2 == 0).collect();
+    assert_eq!(rig.delete(&gone), gone.len() as u64);
+    stored.retain(|(ledger, _), _| ledger % 2 == 1);
+}
+
+fn demand_gone(rig: &Rig) {
+    for ledger in (1..=LEDGERS).filter(|ledger| ledger % 2 == 0) {
+        assert_eq!(rig.get(ledger, 0), Err(BookieError::NoSuchEntry));
+    }
+}
+
+#[test]
+fn half_of_the_ledgers_deleted_gives_half_of_the_space_back() {
+    let mut rig = Rig::new();
+    let mut stored = interleave(&mut rig, 40, 3_000);
+    rig.settle();
+    let before = rig.allocated();
+    delete_half(&mut rig, &mut stored);
+    assert!(rig.allocated() > before * 9 / 10, "every segment has something that lives");
+    rig.reclaim();
+    assert!(rig.rewritten() > 3, "{}", rig.rewritten());
+    assert!(rig.allocated() < before * 7 / 10, "{} of {before}", rig.allocated());
+    rig.check(&stored);
+    demand_gone(&rig);
+    let counters = rig.log.with_state(|state| state.counters);
+    let live: u64 = stored.values().map(|payload| payload.len() as u64 + 48).sum();
+    // Of files as small as these a fifth is headers, padding and index.
+    assert!(counters.rewritten_bytes < live * 3 / 2, "{} of {live}", counters.rewritten_bytes);
+    // Both a crash and an orderly end leave the same.
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    rig.check(&stored);
+    demand_gone(&rig);
+    rig.log.seal_all().expect("closes");
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    assert!(rig.report.clean);
+    rig.check(&stored);
+}
+
+#[test]
+fn a_sorted_segment_is_freed_without_being_read_once_its_ledgers_are_gone() {
+    let mut rig = Rig::new();
+    let mut stored = interleave(&mut rig, 40, 3_000);
+    delete_half(&mut rig, &mut stored);
+    rig.reclaim();
+    let copied = |rig: &Rig| rig.log.with_state(|state| state.counters.rewritten_bytes);
+    let (before, kept) = (copied(&rig), rig.allocated());
+    rig.delete(&[1, 3, 5, 7]);
+    rig.reclaim();
+    assert_eq!(copied(&rig), before);
+    assert!(rig.allocated() < kept / 3, "{} of {kept}", rig.allocated());
+    assert_eq!(rig.get(1, 0), Err(BookieError::NoSuchEntry));
+}
+
+#[test]
+fn a_copy_of_which_half_is_deleted_is_rewritten_like_any_other_segment() {
+    let mut rig = Rig::new();
+    let mut stored = interleave(&mut rig, 40, 3_000);
+    delete_half(&mut rig, &mut stored);
+    rig.reclaim();
+    let before = rig.allocated();
+    rig.delete(&[1, 3]);
+    stored.retain(|(ledger, _), _| *ledger > 3);
+    rig.reclaim();
+    assert!(rig.allocated() < before * 4 / 5, "{} of {before}", rig.allocated());
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    rig.check(&stored);
+}
+
+#[test]
+fn fences_tokens_and_confirmations_of_a_source_live_on_in_the_copy() {
+    let mut rig = Rig::new();
+    let mut stored = interleave(&mut rig, 40, 3_000);
+    for ledger in [1, 2, 3] {
+        rig.fence(ledger).expect("fences");
+    }
+    // Of this one a source has nothing but the fence.
+    rig.fence(90).expect("fences");
+    rig.fill(91, 0..30, 5_000);
+    delete_half(&mut rig, &mut stored);
+    rig.delete(&[91]);
+    rig.reclaim();
+    let rig_after = Rig::on(rig.device.crash(Tear::Lost));
+    for rig in [&mut rig, &mut { rig_after }] {
+        for ledger in [1, 3, 90] {
+            assert_eq!(rig.put(append(ledger, 50, 10)), Err(BookieError::Fenced), "{ledger}");
+        }
+        let recovery = AppendRequest { kind: AddKind::Recovery, ..append(1, 50, 10) };
+        assert_eq!(rig.put(recovery), Ok(()));
+        let lac = rig.fence(5).expect("fences");
+        assert_eq!(lac, geminga_proto::id::Lac(Some(geminga_proto::id::EntryId(38))));
+        rig.check(&stored);
+    }
+}
+
+#[test]
+fn a_crash_at_any_write_of_a_rewrite_leaves_everything_readable() {
+    let mut rig = Rig::new();
+    let mut stored = interleave(&mut rig, 24, 3_000);
+    rig.settle();
+    delete_half(&mut rig, &mut stored);
+    rig.settle();
+    let disk = rig.device.crash(Tear::Lost);
+    let mut crashes = 0;
+    for write in 1.. {
+        for tear in [Tear::Lost, Tear::Whole, Tear::Blocks(write * 0x9e37_79b9)] {
+            let mut rig = Rig::on(disk.fork());
+            rig.device.cut_power_at_write(write);
+            for _ in 0..400 {
+                rig.keep();
+                rig.pass(Duration::from_secs(1));
+            }
+            if !rig.device.is_dead() {
+                assert!(rig.rewritten() > 0);
+                assert!(crashes > 10, "{crashes}");
+                return;
+            }
+            let mut rig = Rig::on(rig.device.crash(tear));
+            assert_eq!(rig.report.damage, [], "after write {write}, {tear:?}");
+            rig.check(&stored);
+            demand_gone(&rig);
+            rig.reclaim();
+            rig.check(&stored);
+        }
+        crashes += 1;
+    }
+}
+
+#[test]
+fn a_full_disk_of_mixed_segments_makes_room_by_itself() {
+    let limited = BookieConfig { max_bytes: Some(2048 * KIB), ..config() };
+    let mut rig = Rig::open(MemoryDevice::new(64 * 1024 * KIB), &limited).expect("opens");
+    let mut stored = BTreeMap::new();
+    let mut entry = 0;
+    let full = 'fill: loop {
+        for ledger in 1..=LEDGERS {
+            match rig.put(append(ledger, entry, 3_000)) {
+                Ok(()) => drop(stored.insert((ledger, entry), payload(ledger, entry, 3_000))),
+                Err(error) => break 'fill error,
+            }
+        }
+        entry += 1;
+    };
+    assert_eq!(full, BookieError::DiskFull);
+    // State logs fill it up to the second mark.
+    for entry in 0..10_000 {
+        let request = AppendRequest { kind: AddKind::StateLog, ..append(50, entry, 3_000) };
+        match rig.put(request) {
+            Ok(()) => drop(stored.insert((50, entry), payload(50, entry, 3_000))),
+            Err(BookieError::DiskFull) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    // Over a restart, too, which takes a segment of its own.
+    let mut rig = Rig::open(rig.device.crash(Tear::Lost), &limited).expect("opens");
+    assert_eq!(rig.put(append(60, 0, 10)), Err(BookieError::DiskFull));
+    delete_half(&mut rig, &mut stored);
+    stored.retain(|(ledger, _), _| ledger % 2 == 1 || *ledger == 50);
+    rig.reclaim();
+    rig.check(&stored);
+    for entry in 0..60 {
+        assert_eq!(rig.put(append(61, entry, 3_000)), Ok(()), "entry {entry}");
+    }
+}
+
+#[test]
+fn a_damaged_record_that_is_nowhere_else_keeps_its_segment() {
+    let mut rig = Rig::new();
+    let mut stored = interleave(&mut rig, 24, 3_000);
+    rig.settle();
+    let file = rig.sealed_files().remove(0);
+    // In the payload of an entry of ledger 1, the first one of the segment.
+    rig.device.flip(&file, 4_096 + 88 + 48 + 500, 1);
+    assert_eq!(rig.get(1, 0), Err(BookieError::CorruptEntry));
+    delete_half(&mut rig, &mut stored);
+    stored.remove(&(1, 0));
+    rig.reclaim();
+    assert!(rig.rewritten() > 0, "the others go on");
+    assert_eq!(rig.get(1, 0), Err(BookieError::CorruptEntry), "never *no such entry*");
+    rig.check(&stored);
+    // Another bookie's copy is written back; then nothing keeps the segment.
+    let recovery = AppendRequest { kind: AddKind::Recovery, ..append(1, 0, 3_000) };
+    assert_eq!(rig.put(recovery), Ok(()));
+    stored.insert((1, 0), payload(1, 0, 3_000));
+    rig.check(&stored);
+    let mut rig = Rig::on(rig.device.crash(Tear::Lost));
+    rig.reclaim();
+    assert!(!rig.sealed_files().contains(&file), "{:?}", rig.sealed_files());
+    rig.check(&stored);
+}
+
+#[test]
+fn a_ledger_that_is_deleted_while_it_is_copied_stays_deleted() {
+    for steps in 0..40 {
+        let mut rig = Rig::new();
+        let mut stored = interleave(&mut rig, 24, 3_000);
+        delete_half(&mut rig, &mut stored);
+        for _ in 0..steps {
+            rig.log.run_chore();
+            rig.pass(Duration::from_secs(1));
+        }
+        rig.log.state.lock().doom(0, &[geminga_proto::id::LedgerId(3)]);
+        stored.retain(|(ledger, _), _| *ledger != 3);
+        rig.reclaim();
+        let rig = Rig::on(rig.device.crash(Tear::Lost));
+        assert_eq!(rig.get(3, 0), Err(BookieError::NoSuchEntry), "after {steps} steps");
+        rig.check(&stored);
+    }
+}
