@@ -82,7 +82,8 @@ impl Log {
         Chored::Done
     }
 
-    /// Takes no writes any more. What waits for a segment that can't be had now would wait for ever.
+    /// Takes no writes any more: what waits for a segment that can't be had now would wait for
+    /// ever.
     pub(super) fn poison(&self, error: &DeviceError) {
         let refused = {
             let mut state = self.state.lock();

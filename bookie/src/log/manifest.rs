@@ -202,8 +202,8 @@ impl Manifest {
         let crc = get_u32(header, 0);
         let version = get_u16(header, 8);
         if version != VERSION && version != FIRST_VERSION {
-            // Nobody knows what a newer one's checksum covers. But if the rest is of a known version,
-            // then only the field that tells it is damaged.
+            // Nobody knows what a newer one's checksum covers. But if the rest is of a known
+            // version, then only the field that tells it is damaged.
             let mut known = bytes.to_vec();
             let mut is_whole_as = |version| {
                 put_u16(&mut known, 8, version);

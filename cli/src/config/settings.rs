@@ -209,8 +209,8 @@ settings! {
         reclaim_reserve_percent: u32 = 5,
         /// Emptied segment files that are kept for re-use.
         max_spare_segments: u32 = 4,
-        /// A segment file is rewritten without what was deleted when less than this share of it still
-        /// counts. Lower: less is written; higher: less disk is wasted.
+        /// A segment file is rewritten without what was deleted when less than this share of it
+        /// still counts. Lower: less is written; higher: less disk is wasted.
         reclaim_live_percent: u32 = 60,
         /// Memory in which a rewrite sorts what it has read.
         reclaim_buffer_bytes: ByteSize = ByteSize(32 << 20),
