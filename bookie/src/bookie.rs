@@ -23,7 +23,7 @@ use crate::done::AppendDone;
 use crate::error::{CloseError, OpenError};
 use crate::log::crew::Crew;
 use crate::log::state::{FenceAdmission, LogState};
-use crate::log::{Log, NotRead, OpenReport, Origin};
+use crate::log::{DamagedRange, Log, NotRead, OpenReport, Origin, ScrubProgress};
 
 /// Hints that wait for a look; more turn into a census of everything.
 const MAX_HINTS: usize = 100_000;
@@ -82,6 +82,12 @@ pub struct BookieMetrics {
     pub rewritten_bytes: u64,
     /// Ledgers deleted.
     pub deleted_ledgers: u64,
+    /// Bytes read again and verified.
+    pub scrubbed_bytes: u64,
+    /// Entries that were found damaged.
+    pub damaged_entries: u64,
+    /// Of these, how many haven't been mended.
+    pub damaged_now: u64,
     /// 1 once the log is read-only for good.
     pub poisoned: u64,
 }
@@ -248,8 +254,29 @@ impl Bookie {
             rewritten_segments: state.counters.rewritten_segments,
             rewritten_bytes: state.counters.rewritten_bytes,
             deleted_ledgers: state.counters.deleted_ledgers,
+            scrubbed_bytes: state.counters.scrubbed_bytes,
+            damaged_entries: state.counters.damaged_entries,
+            damaged_now: state.damaged.len(),
             poisoned: u64::from(state.poisoned.is_some()),
         })
+    }
+
+    /// Begins, or begins anew, to verify everything that is sealed now. It goes on in the
+    /// background.
+    pub fn scrub(&self) -> ScrubProgress {
+        self.inner.log.ask_for_scrub()
+    }
+
+    /// How far the scrub is that was asked for last.
+    #[must_use]
+    pub fn scrub_progress(&self) -> ScrubProgress {
+        self.inner.log.with_state(LogState::scrub_progress)
+    }
+
+    /// Entries that are known to be damaged here, as at most so many runs.
+    #[must_use]
+    pub fn damaged(&self, most: usize) -> Vec<DamagedRange> {
+        self.inner.log.with_state(|state| state.damaged.ranges(most))
     }
 
     /// Why the bookie takes no writes any more, if so.

@@ -51,6 +51,8 @@ pub struct BookieConfig {
     pub reclaim_buffer_bytes: u64,
     /// Most bytes in a second that background work (reclaim, scrub) reads and writes.
     pub background_bytes_per_s: u64,
+    /// Every sealed byte that counts is read and verified at least so often.
+    pub scrub_interval: Duration,
     /// Bytes of index pages of sealed segments that are cached.
     pub index_cache_bytes: u64,
     /// Segment files that are kept open for reading.
@@ -96,6 +98,7 @@ impl Default for BookieConfig {
             reclaim_live_percent: 60,
             reclaim_buffer_bytes: 32 * MIB,
             background_bytes_per_s: 128 * MIB,
+            scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
             index_cache_bytes: 32 * MIB,
             max_open_files: 128,
             max_read_entries: 1_000,
@@ -178,6 +181,8 @@ pub struct Limits {
     pub max_spare_segments: u32,
     /// Live share below which a segment is rewritten, percent.
     pub reclaim_live_percent: u32,
+    /// How often everything is verified.
+    pub scrub_interval: Duration,
 }
 
 impl Limits {
@@ -241,6 +246,7 @@ impl BookieConfig {
             reclaim_reserve_percent: self.reclaim_reserve_percent,
             max_spare_segments: self.max_spare_segments,
             reclaim_live_percent: self.reclaim_live_percent,
+            scrub_interval: self.scrub_interval,
         })
     }
 
@@ -265,6 +271,7 @@ impl BookieConfig {
             (self.max_concurrent_reads == 0, "max_concurrent_reads"),
             (self.idle_close == zero, "idle_close"),
             (self.census_interval == zero, "census_interval"),
+            (self.scrub_interval == zero, "scrub_interval"),
         ] {
             if is_zero {
                 return Err(ConfigError::Zero(name));

@@ -22,6 +22,7 @@ mod background;
 mod chore;
 mod codec;
 pub(crate) mod crew;
+mod damaged;
 mod deleted;
 mod files;
 mod footer;
@@ -35,13 +36,16 @@ mod record;
 mod replay;
 mod rewrite;
 mod scan;
+mod scrub;
 mod segment;
 pub(crate) mod state;
 mod table;
 mod writer;
 
+pub use damaged::DamagedRange;
 pub use replay::OpenReport;
 pub(crate) use replay::manifest_names;
+pub use scrub::ScrubProgress;
 
 use background::Background;
 use files::Files;
@@ -188,6 +192,14 @@ impl Log {
         } else if state.turns.encoder_takes && state.queue_bytes >= CHUNK_BYTES {
             self.encoder.notify_one();
         }
+    }
+
+    /// Wants everything that is sealed to be verified now.
+    pub(crate) fn ask_for_scrub(&self) -> ScrubProgress {
+        let mut state = self.state.lock();
+        state.ask_for_scrub();
+        self.call_keeper(&mut state);
+        state.scrub_progress()
     }
 
     /// Takes in which is the oldest ledger that the cluster has.

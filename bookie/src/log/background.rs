@@ -12,6 +12,7 @@ use geminga_proto::env::Monotonic;
 use super::Log;
 use super::keeper::Chored;
 use super::rewrite::Rewriter;
+use super::scrub::Scrubber;
 use crate::device::DeviceError;
 
 /// While the log writes, a step is followed by a pause of so many times what it took.
@@ -21,7 +22,8 @@ const STAND_BACK: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Background {
     pace: Pace,
-    pub(super) rewriter: Option<Rewriter>,
+    rewriter: Option<Rewriter>,
+    scrubber: Option<Scrubber>,
 }
 
 /// How fast it may go.
@@ -45,7 +47,8 @@ impl Pace {
 
 impl Background {
     pub(super) fn new(bytes_per_s: u64) -> Self {
-        Self { pace: Pace { bytes_per_s, next: Monotonic::ZERO }, rewriter: None }
+        let pace = Pace { bytes_per_s, next: Monotonic::ZERO };
+        Self { pace, rewriter: None, scrubber: None }
     }
 }
 
@@ -66,10 +69,14 @@ impl Log {
             return Chored::Later(background.pace.next);
         }
         if self.with_state(|state| state.closing || state.poisoned.is_some()) {
-            background.rewriter = None;
+            (background.rewriter, background.scrubber) = (None, None);
             return Chored::Nothing;
         }
-        match self.rewrite_step(&mut background.rewriter) {
+        let stepped = match self.rewrite_step(&mut background.rewriter) {
+            Ok(Step::Nothing) => self.scrub_step(&mut background.scrubber),
+            stepped => stepped,
+        };
+        match stepped {
             Ok(Step::Nothing) => Chored::Nothing,
             Ok(Step::Moved(bytes)) => {
                 let busy = self.with_state(|state| {
@@ -81,7 +88,7 @@ impl Log {
             }
             Err(error @ DeviceError::TooManyFiles { .. }) => Chored::Starved(error),
             Err(error) => {
-                background.rewriter = None;
+                (background.rewriter, background.scrubber) = (None, None);
                 self.poison(&error);
                 Chored::Done
             }

@@ -244,6 +244,7 @@ impl LogState {
             highest_ledger: sealed.highest_ledger,
             carrying: false,
             blocked: false,
+            scrubbed: None,
         };
         self.sealed.insert(sealed.segment, segment);
     }

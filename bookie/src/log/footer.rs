@@ -51,6 +51,16 @@ impl Place {
         super::record::stored_bytes(self.payload_bytes as usize) as u64
     }
 
+    /// Where the block begins in which the record does.
+    pub(crate) fn block(self) -> u64 {
+        self.offset() / BLOCK_BYTES as u64 * BLOCK_BYTES as u64
+    }
+
+    /// Bytes of the whole blocks in which the record lies.
+    pub(crate) fn blocks_len(self) -> u64 {
+        self.end().next_multiple_of(BLOCK_BYTES as u64) - self.block()
+    }
+
     /// Where the record behind it may begin.
     pub(crate) fn end(self) -> u64 {
         self.offset() + self.stored_bytes()

@@ -85,7 +85,7 @@ impl LogState {
         plan
     }
 
-    fn still_holds(&self, segment: SegmentId) -> bool {
+    pub(super) fn still_holds(&self, segment: SegmentId) -> bool {
         self.active.segment == segment
             || self.sealing.iter().any(|unsealed| unsealed.segment == segment)
             || self.sealed.contains_key(&segment)
@@ -193,6 +193,9 @@ impl Log {
                 return Ok(());
             }
             before = older.segment;
+        }
+        if error == BookieError::CorruptEntry {
+            self.note_damage(ledger, bad);
         }
         Err(Failure::Failed(error))
     }

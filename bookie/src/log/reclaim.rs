@@ -142,11 +142,13 @@ impl LogState {
         } else {
             u64::from(self.limits.reclaim_live_percent)
         };
+        let damaged = self.damaged.segments();
         let slots = self.manifest.slots.iter();
         let candidates = slots.filter_map(|slot| {
             let SlotState::Sealed(sealed) = slot.state else { return None };
             let known = self.sealed.get(&sealed.segment)?;
             let whole = known.readable && !known.damaged && !known.blocked && !known.carrying;
+            let whole = whole && !damaged.contains(&sealed.segment);
             // One without entries is recycled, or has its states carried.
             let mixed = whole && known.live_with_entries > 0;
             let sparse =

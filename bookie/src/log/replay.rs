@@ -13,11 +13,13 @@ use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::SyncMode;
 
 use super::codec::Home;
+use super::damaged::Damaged;
 use super::footer::{self, FooterHeader, Row};
 use super::group::Link;
 use super::manifest::{self, Copies, Manifest, ManifestError, Sealed, Slot, SlotState};
 use super::record::RecordKind;
 use super::scan::{self, Scan};
+use super::scrub::Asked;
 use super::segment::{self, HeaderError};
 use super::state::{Counters, LogState, Turns, Unsealed};
 use super::table::{Fence, Ledger, LedgerTable};
@@ -461,6 +463,8 @@ impl Opening<'_> {
             no_space: false,
             wanted_revision: self.manifest.metadata_revision,
             rewrite: None,
+            damaged: Damaged::default(),
+            asked: Asked::default(),
             doomed: std::collections::BTreeSet::new(),
             counters: Counters::default(),
             turns: Turns::default(),

@@ -143,6 +143,7 @@ impl Log {
     fn begin(&self, plan: &RewritePlan) -> Result<(Rewriter, u64), Stop> {
         let (mut ledgers, mut items, mut moved) = (Vec::new(), Vec::new(), 0);
         for (segment, sealed) in &plan.sources {
+            self.can_open(sealed.slot)?;
             let index = self.index(*segment, sealed).map_err(|_| Stop::Blocked(*segment))?;
             moved += index.bytes;
             ledgers.extend(index.rows.iter().map(|row| (row.ledger, row.token)));
@@ -243,6 +244,7 @@ impl Log {
     ) -> Result<u64, Stop> {
         let (Some(start), Some(end)) = (span.first(), span.last()) else { return Ok(0) };
         let (start, end) = (items[*start].located, items[*end].located);
+        self.can_open(start.slot)?;
         let block = crate::device::BLOCK_BYTES as u64;
         let from = start.place.offset() / block * block;
         let len = end.place.end().next_multiple_of(block) - from;
@@ -264,7 +266,7 @@ impl Log {
     }
 
     /// An entry from whatever segment has it whole.
-    fn read_anywhere(&self, ledger: LedgerId, entry: EntryId) -> Option<StoredEntry> {
+    pub(super) fn read_anywhere(&self, ledger: LedgerId, entry: EntryId) -> Option<StoredEntry> {
         let (max_entries, max_bytes, fence) = (1, u64::MAX, None);
         let request = ReadRequest { ledger, first: entry, max_entries, max_bytes, fence };
         self.read(&request, u64::MAX).ok()?.pop()

@@ -21,11 +21,13 @@ use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, 
 use tokio::sync::oneshot;
 
 use super::codec::Home;
+use super::damaged::Damaged;
 use super::footer::Place;
 use super::group::Link;
 use super::manifest::{Manifest, SlotState};
 use super::reclaim::Rewrite;
 use super::record::{self, Record, RecordKind};
+use super::scrub::Asked;
 use super::segment::DATA_START;
 use super::table::{Fence, IdSet, Ledger, LedgerTable};
 use crate::config::Limits;
@@ -92,8 +94,10 @@ pub(crate) struct SealedSegment {
     pub highest_ledger: LedgerId,
     /// The states of its ledgers without entries are on their way into the active segment.
     pub carrying: bool,
-    /// A record of it can't be read whole, so it can't be rewritten.
+    /// A record of it couldn't be read whole, so it isn't rewritten before it was found intact.
     pub blocked: bool,
+    /// When it was last read through in this run.
+    pub scrubbed: Option<Monotonic>,
 }
 
 /// A record that waits for its group.
@@ -140,6 +144,8 @@ pub(crate) struct Counters {
     pub rewritten_segments: u64,
     pub rewritten_bytes: u64,
     pub deleted_ledgers: u64,
+    pub scrubbed_bytes: u64,
+    pub damaged_entries: u64,
 }
 
 /// Who is at what. Only the threads' runtime reads and writes this.
@@ -209,6 +215,10 @@ pub(crate) struct LogState {
     pub wanted_revision: u64,
     /// What reclaim is at.
     pub rewrite: Option<Rewrite>,
+    /// What is known to be damaged.
+    pub damaged: Damaged,
+    /// A scrub that somebody has asked for.
+    pub asked: Asked,
     /// Ledgers that are gone at that revision, not deleted yet.
     pub doomed: BTreeSet<LedgerId>,
     pub counters: Counters,
@@ -478,6 +488,7 @@ impl LogState {
             self.doomed.remove(id);
             let Some(ledger) = self.table.remove(id) else { continue };
             self.counters.deleted_ledgers += 1;
+            self.damaged.forget(*id);
             for held in &ledger.refs {
                 self.release(held.segment, held.count, held.stored_bytes);
             }

@@ -6,5 +6,6 @@ mod fences;
 mod model;
 mod reclaim;
 mod rig;
+mod scrub;
 mod space;
 mod unreadable;

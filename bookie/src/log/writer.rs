@@ -229,6 +229,7 @@ impl LogState {
             RecordKind::Entry => {
                 self.counters.appended_entries += 1;
                 self.counters.appended_bytes += u64::from(placed.place.payload_bytes);
+                self.damaged.mended(placed.ledger, placed.entry);
                 let unsealed = if self.active.segment == segment {
                     Some(&mut self.active)
                 } else {

@@ -30,11 +30,14 @@ const COUNTERS: &[Metric<BookieMetrics>] = &[
         of.rewritten_bytes
     }),
     ("deleted_ledgers", "Ledgers deleted", |of| of.deleted_ledgers),
+    ("scrubbed_bytes", "Bytes read again and verified", |of| of.scrubbed_bytes),
+    ("damaged_entries", "Entries that were found damaged", |of| of.damaged_entries),
 ];
 
 const GAUGES: &[Metric<BookieMetrics>] = &[
     ("pending_bytes", "Bytes waiting for the disk", |of| of.pending_bytes),
     ("max_pending_bytes", "Bytes that may wait for the disk", |of| of.max_pending_bytes),
+    ("damaged_now", "Entries that are damaged and not mended yet", |of| of.damaged_now),
     ("poisoned", "1 once a write has failed and the log is read-only", |of| of.poisoned),
 ];
 

@@ -210,6 +210,7 @@ fn plain_bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
         reclaim_live_percent: from.reclaim_live_percent,
         reclaim_buffer_bytes: from.reclaim_buffer_bytes.0,
         background_bytes_per_s: from.background_bytes_per_s.0,
+        scrub_interval: from.scrub_interval.0,
         index_cache_bytes: from.index_cache_bytes.0,
         idle_close: from.idle_close.0,
         census_interval: from.census_interval.0,

@@ -216,6 +216,8 @@ settings! {
         reclaim_buffer_bytes: ByteSize = ByteSize(32 << 20),
         /// Most bytes in a second that background work on the disk reads and writes.
         background_bytes_per_s: ByteSize = ByteSize(128 << 20),
+        /// Everything that is stored is read again and verified at least so often.
+        scrub_interval: Span = seconds(7 * 24 * 60 * 60),
         /// Memory for index pages.
         index_cache_bytes: ByteSize = ByteSize(32 << 20),
         /// After how long without a write the last one is sealed off.

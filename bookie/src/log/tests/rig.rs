@@ -146,6 +146,12 @@ impl Rig {
         self.clock.advance(time);
     }
 
+    /// Sets the wall clock forward or back.
+    pub fn jump(&self, by_ms: i64) {
+        use geminga_proto::env::Clock;
+        self.clock.set_wall_ms(self.clock.wall_ms().saturating_add_signed(by_ms));
+    }
+
     /// Does all chores.
     pub fn keep(&self) {
         while self.log.run_chore() == Chored::Done {}

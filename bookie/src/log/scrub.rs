@@ -1,0 +1,264 @@
+//! Scrub: reads all that counts in sealed segments again and again, so that damage is found while
+//! other bookies still have what it spoilt.
+//!
+//! A segment is verified by its index: the header block, the footer, and every entry of a ledger
+//! that lives, in the order in which they lie. That is all that a reader depends on. When it was
+//! last found intact is in the manifest, so a restart goes on where the last run was.
+//!
+//! Invariant: a segment counts as verified only if nothing that counts in it was damaged.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use geminga_proto::env::Monotonic;
+use geminga_proto::id::{EntryId, LedgerId, SegmentId};
+
+use super::Log;
+use super::background::Step;
+use super::manifest::SlotState;
+use super::reader::{Located, verified};
+use super::segment;
+use super::state::{LogState, SealedSegment};
+use crate::device::{BLOCK_BYTES, DeviceError};
+
+/// Most bytes that one step reads, unless one record is larger.
+const SPAN_BYTES: u64 = 1 << 20;
+
+/// How far a scrub is that somebody has asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScrubProgress {
+    /// Bytes that it had to verify, when it was asked for.
+    pub total_bytes: u64,
+    /// Bytes that it has verified.
+    pub done_bytes: u64,
+    /// False once it is done, or if there never was one.
+    pub running: bool,
+    /// Entries that are known to be damaged here now.
+    pub damaged_entries: u64,
+}
+
+/// A scrub that somebody has asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    /// Segments to verify, and how many bytes each has.
+    left: BTreeMap<SegmentId, u64>,
+    total_bytes: u64,
+}
+
+/// A segment that is being verified.
+#[derive(Debug)]
+pub(super) struct Scrubber {
+    segment: SegmentId,
+    slot: u32,
+    /// By place.
+    entries: Vec<(LedgerId, Located)>,
+    next: usize,
+    damaged: u64,
+}
+
+impl LogState {
+    /// Wants everything that is sealed now to be verified soon.
+    pub(crate) fn ask_for_scrub(&mut self) {
+        let sealed = self.sealed.iter().filter(|(_, sealed)| sealed.readable);
+        self.asked.left = sealed.map(|(segment, sealed)| (*segment, sealed.data_end)).collect();
+        self.asked.total_bytes = self.asked.left.values().sum();
+    }
+
+    pub(crate) fn scrub_progress(&self) -> ScrubProgress {
+        // What was freed or rewritten meanwhile needs no look: its copy is verified.
+        let left = self.asked.left.iter().filter(|(segment, _)| self.sealed.contains_key(segment));
+        let left_bytes: u64 = left.map(|(_, bytes)| *bytes).sum();
+        ScrubProgress {
+            total_bytes: self.asked.total_bytes,
+            done_bytes: self.asked.total_bytes.saturating_sub(left_bytes),
+            running: left_bytes > 0,
+            damaged_entries: self.damaged.len(),
+        }
+    }
+
+    /// Which segment is to be verified now: one that was asked for, else the one that is due for
+    /// longest.
+    fn due(&self, now_ms: u64, now: Monotonic) -> Option<(SegmentId, SealedSegment)> {
+        let interval = self.limits.scrub_interval;
+        let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        let known = |segment: SegmentId| Some((segment, *self.sealed.get(&segment)?));
+        let asked = self.asked.left.keys().find_map(|segment| known(*segment));
+        let slots = self.manifest.slots.iter().filter_map(|slot| match slot.state {
+            SlotState::Sealed(sealed) => Some((sealed.verified_ms, sealed.segment)),
+            SlotState::Free | SlotState::Unsealed { .. } => None,
+        });
+        // A clock that was set back by more than it takes to get round makes no time of
+        // verification last for ever.
+        let is_over = |verified_ms: u64| {
+            now_ms.saturating_sub(verified_ms) >= interval_ms
+                || verified_ms.saturating_sub(now_ms) >= interval_ms
+        };
+        let due = slots.filter(|(verified_ms, _)| is_over(*verified_ms));
+        // One that was found damaged keeps its time, and must not be read without end.
+        let due = due.filter_map(|(verified_ms, segment)| {
+            let (segment, sealed) = known(segment)?;
+            let rests = sealed.scrubbed.is_some_and(|at| now.saturating_sub(at) < interval);
+            (sealed.readable && !rests).then_some((verified_ms, segment, sealed))
+        });
+        let longest = due.min_by_key(|(verified_ms, segment, _)| (*verified_ms, *segment));
+        asked.or(longest.map(|(_, segment, sealed)| (segment, sealed)))
+    }
+
+    /// A segment has been read; what is damaged in it was noted.
+    fn scrubbed(&mut self, segment: SegmentId, now: Monotonic, intact: bool) {
+        self.asked.left.remove(&segment);
+        if let Some(sealed) = self.sealed.get_mut(&segment) {
+            sealed.scrubbed = Some(now);
+            sealed.blocked &= !intact;
+        }
+    }
+}
+
+impl Log {
+    /// Verifies a piece of a segment, if one is due.
+    pub(super) fn scrub_step(&self, scrubber: &mut Option<Scrubber>) -> Result<Step, DeviceError> {
+        let Some(under_way) = scrubber else {
+            let (now_ms, now) = (self.env.clock.wall_ms(), self.env.clock.monotonic());
+            let due = self.with_state(|state| state.due(now_ms, now));
+            let Some((segment, sealed)) = due else { return Ok(Step::Nothing) };
+            self.can_open(sealed.slot)?;
+            return self.begin_scrub(segment, &sealed, scrubber);
+        };
+        let gone = self.with_state(|state| !state.sealed.contains_key(&under_way.segment));
+        if !gone && under_way.next < under_way.entries.len() {
+            self.can_open(under_way.slot)?;
+            let bytes = self.verify_span(under_way);
+            self.state.lock().counters.scrubbed_bytes += bytes;
+            return Ok(Step::Moved(bytes));
+        }
+        let (segment, intact) = (under_way.segment, under_way.damaged == 0);
+        *scrubber = None;
+        self.conclude_scrub(segment, intact)?;
+        Ok(Step::Moved(0))
+    }
+
+    /// Fails if a file can't be opened for want of a descriptor, which is no damage.
+    pub(super) fn can_open(&self, slot: u32) -> Result<(), DeviceError> {
+        match self.files.get(slot) {
+            Err(error @ DeviceError::TooManyFiles { .. }) => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    fn begin_scrub(
+        &self,
+        segment: SegmentId,
+        sealed: &SealedSegment,
+        scrubber: &mut Option<Scrubber>,
+    ) -> Result<Step, DeviceError> {
+        let slot = sealed.slot;
+        let header = self.read_blocks(slot, 0, BLOCK_BYTES as u64);
+        let header =
+            header.is_ok_and(|block| segment::check_header(&block, segment, self.instance).is_ok());
+        let index = if header { self.index(segment, sealed).ok() } else { None };
+        let Some(index) = index else {
+            self.lose_index(segment);
+            self.conclude_scrub(segment, false)?;
+            return Ok(Step::Moved(BLOCK_BYTES as u64));
+        };
+        let mut entries = Vec::new();
+        self.with_state(|state| {
+            let rows = index.by_ledger();
+            for (row, places) in rows.filter(|(row, _)| state.table.contains_key(&row.ledger)) {
+                entries.extend(places.iter().map(|(entry, place)| {
+                    (row.ledger, Located { entry: *entry, segment, slot, place: *place })
+                }));
+            }
+        });
+        entries.sort_unstable_by_key(|(_, located)| located.place.offset());
+        *scrubber = Some(Scrubber { segment, slot, entries, next: 0, damaged: 0 });
+        Ok(Step::Moved(index.bytes))
+    }
+
+    /// Reads neighbours and verifies each; how many bytes.
+    fn verify_span(&self, scrubber: &mut Scrubber) -> u64 {
+        let rest = scrubber.entries.get(scrubber.next..).unwrap_or_default();
+        let Some((_, first)) = rest.first() else { return 0 };
+        let block = BLOCK_BYTES as u64;
+        let start = first.place.offset() / block * block;
+        let fits = |(_, located): &&(LedgerId, Located)| located.place.end() <= start + SPAN_BYTES;
+        let span = &rest[..rest.iter().take_while(fits).count().max(1)];
+        let end = span.iter().map(|(_, located)| located.place.end()).max().unwrap_or(start);
+        let len = end.next_multiple_of(block) - start;
+        let bytes = self.read_blocks(scrubber.slot, start, len).ok();
+        let home = self.home(scrubber.segment);
+        let is_whole = |(ledger, located): &&(LedgerId, Located)| {
+            let place = located.place;
+            let holds = |bytes: &Bytes, from: u64| {
+                let at = usize::try_from(place.offset() - from).unwrap_or(usize::MAX);
+                verified(bytes, at, home, *ledger, located).is_some()
+            };
+            match &bytes {
+                Some(bytes) => holds(bytes, start),
+                // Neighbours are no worse for one block that can't be read.
+                None => self
+                    .read_blocks(scrubber.slot, place.block(), place.blocks_len())
+                    .is_ok_and(|bytes| holds(&bytes, place.block())),
+            }
+        };
+        let bad: Vec<(LedgerId, Located)> =
+            span.iter().filter(|entry| !is_whole(entry)).copied().collect();
+        scrubber.next += span.len();
+        for (ledger, located) in bad {
+            let elsewhere = self.read_anywhere(ledger, located.entry).is_some();
+            scrubber.damaged += u64::from(!elsewhere && self.note_damage(ledger, &located));
+        }
+        len
+    }
+
+    /// Notes that no copy of an entry is whole. `located`: the newest. True if it counts as damage:
+    /// it doesn't any more if its ledger or its segment has gone meanwhile.
+    pub(super) fn note_damage(&self, ledger: LedgerId, located: &Located) -> bool {
+        let Located { entry, segment, .. } = *located;
+        let mut state = self.state.lock();
+        if !state.still_holds(segment) || !state.table.contains_key(&ledger) {
+            return false;
+        }
+        if state.damaged.note(ledger, entry, segment) {
+            state.counters.damaged_entries += 1;
+            drop(state);
+            tracing::error!(%ledger, %entry, %segment, "a stored entry is damaged");
+        }
+        true
+    }
+
+    /// The index of a segment can't be read: all that it may have held counts as damaged.
+    fn lose_index(&self, segment: SegmentId) {
+        let mut state = self.state.lock();
+        let LogState { table, damaged, sealed, counters, .. } = &mut *state;
+        for (ledger, known) in table.iter() {
+            for held in known.refs.iter().filter(|held| held.segment == segment) {
+                for entry in held.first_entry.0..=held.last_entry.0 {
+                    let news = held.count > 0 && damaged.note(*ledger, EntryId(entry), segment);
+                    counters.damaged_entries += u64::from(news);
+                }
+            }
+        }
+        if let Some(sealed) = sealed.get_mut(&segment) {
+            sealed.blocked = true;
+        }
+        drop(state);
+        tracing::error!(%segment, "the index of a segment is damaged");
+    }
+
+    /// Notes, durably if it is intact, that a segment has been read.
+    fn conclude_scrub(&self, segment: SegmentId, intact: bool) -> Result<(), DeviceError> {
+        let mut manifest = self.with_state(|state| state.manifest.clone());
+        if intact
+            && let Some(slot) = manifest.slot_of_mut(segment)
+            && let SlotState::Sealed(sealed) = &mut slot.state
+        {
+            sealed.verified_ms = self.env.clock.wall_ms();
+            manifest.store(&self.copies)?;
+            self.state.lock().install(manifest);
+        }
+        let now = self.env.clock.monotonic();
+        self.state.lock().scrubbed(segment, now, intact);
+        Ok(())
+    }
+}

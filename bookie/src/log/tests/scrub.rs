@@ -1,0 +1,214 @@
+//! What the disk has spoilt is found before a reader meets it, and mended by a copy from elsewhere.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use geminga_proto::env::{Random, SeededRandom};
+use geminga_proto::storage::{AddKind, AppendRequest, BookieError};
+
+use super::rig::{Rig, append, config, payload};
+use crate::config::BookieConfig;
+use crate::device::memory::{Operation, Tear};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn filled() -> (Rig, BTreeMap<(u64, u64), Bytes>) {
+    let mut rig = Rig::new();
+    let mut stored = BTreeMap::new();
+    for entry in 0..30 {
+        for ledger in 1..=3 {
+            assert_eq!(rig.put(append(ledger, entry, 3_000)), Ok(()));
+            stored.insert((ledger, entry), payload(ledger, entry, 3_000));
+        }
+    }
+    (rig, stored)
+}
+
+impl Rig {
+    /// Lets the keeper work for so many seconds.
+    fn work(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.keep();
+            self.pass(Duration::from_secs(1));
+        }
+    }
+
+    fn scrub(&mut self) {
+        assert!(self.log.ask_for_scrub().running);
+        for _ in 0..1_000 {
+            if !self.log.with_state(|state| state.scrub_progress().running) {
+                return;
+            }
+            self.work(1);
+        }
+        panic!("the scrub goes on for ever");
+    }
+
+    fn damaged(&self) -> Vec<(u64, u64)> {
+        let ranges = self.log.with_state(|state| state.damaged.ranges(1_000));
+        let each = ranges.into_iter().flat_map(|range| {
+            let entries = range.entries.start().0..=range.entries.end().0;
+            entries.map(move |entry| (range.ledger.0, entry))
+        });
+        each.collect()
+    }
+
+    /// Copies that another bookie still has are written back.
+    fn mend(&mut self, damaged: &[(u64, u64)]) {
+        for (ledger, entry) in damaged {
+            let whole = append(*ledger, *entry, 3_000);
+            let recovery = AppendRequest { kind: AddKind::Recovery, ..whole };
+            assert_eq!(self.put(recovery), Ok(()));
+        }
+    }
+}
+
+#[test]
+fn every_byte_that_counts_is_read_within_the_interval_and_not_before() {
+    let (mut rig, stored) = filled();
+    let scrubbed = |rig: &Rig| rig.log.with_state(|state| state.counters.scrubbed_bytes);
+    rig.work(10);
+    rig.pass(6 * DAY);
+    rig.work(10);
+    assert_eq!(scrubbed(&rig), 0, "what was written in this week needs no look");
+    rig.pass(DAY);
+    rig.work(60);
+    let sealed: u64 = rig.log.with_state(|state| state.sealed.values().map(|s| s.live_bytes).sum());
+    let once = scrubbed(&rig);
+    assert!(once >= sealed && sealed > 100_000, "{once} of {sealed}");
+    rig.work(60);
+    assert_eq!(scrubbed(&rig), once, "once a week is enough");
+    assert_eq!(rig.damaged(), []);
+    // A restart doesn't begin again.
+    let mut rig = Rig::on(rig.device.crash(Tear::Lost));
+    rig.pass(7 * DAY + Duration::from_secs(60));
+    rig.work(1);
+    rig.check(&stored);
+}
+
+#[test]
+fn all_flips_in_entries_are_found_and_mended_and_nothing_else_is_reported() {
+    let (rig, stored) = filled();
+    let disk = rig.device.crash(Tear::Lost);
+    let mut found = 0;
+    for seed in 0..200 {
+        let random = SeededRandom::new(seed);
+        let mut rig = Rig::on(disk.fork());
+        let mut spoilt: Vec<(u64, u64)> = Vec::new();
+        for _ in 0..=random.below(50) {
+            let pick = usize::try_from(random.below(stored.len() as u64)).expect("small");
+            let place = *stored.keys().nth(pick).expect("below its length");
+            // Twice may be as if never.
+            if !spoilt.contains(&place) {
+                rig.spoil(place, &random);
+                spoilt.push(place);
+            }
+        }
+        spoilt.sort_unstable();
+        rig.scrub();
+        assert_eq!(rig.damaged(), spoilt, "seed {seed}");
+        found += spoilt.len();
+        for (ledger, entry) in &spoilt {
+            assert_eq!(rig.get(*ledger, *entry), Err(BookieError::CorruptEntry));
+        }
+        rig.mend(&spoilt);
+        assert_eq!(rig.damaged(), []);
+        rig.check(&stored);
+        // Also after a start, and for whoever rewrites the segment.
+        let mut rig = Rig::on(rig.device.crash(Tear::Lost));
+        rig.scrub();
+        assert_eq!(rig.damaged(), []);
+        rig.check(&stored);
+    }
+    assert!(found > 2_000, "{found}");
+}
+
+impl Rig {
+    /// Flips a bit of a stored entry, header or payload.
+    fn spoil(&self, (ledger, entry): (u64, u64), random: &SeededRandom) {
+        use geminga_proto::id::{EntryId, LedgerId};
+        let (slot, place) = self.log.with_state(|state| {
+            state
+                .sealed
+                .iter()
+                .find_map(|(segment, sealed)| {
+                    let index = self.log.index(*segment, sealed).expect("whole");
+                    let mut rows = index.by_ledger();
+                    let (_, places) = rows.find(|(row, _)| row.ledger == LedgerId(ledger))?;
+                    let found = places.iter().find(|(found, _)| *found == EntryId(entry))?;
+                    Some((sealed.slot, found.1))
+                })
+                .expect("everything is sealed by a start")
+        });
+        // Checksums cover the header to its end, and the payload; not the padding.
+        let at = place.offset() + random.below(48 + u64::from(place.payload_bytes));
+        let mask = 1 << random.below(8);
+        let name = crate::log::segment::file_name(slot);
+        self.device.flip(&name, usize::try_from(at).expect("small"), mask);
+    }
+}
+
+#[test]
+fn a_damaged_index_makes_all_that_it_listed_damaged_until_it_is_written_back() {
+    let (rig, stored) = filled();
+    let mut rig = Rig::on(rig.device.crash(Tear::Lost));
+    let (segment, sealed) = rig
+        .log
+        .with_state(|state| state.sealed.iter().next().map(|(id, it)| (*id, *it)).expect("one"));
+    let pages = sealed.data_end + 2 * 4_096;
+    let name = crate::log::segment::file_name(sealed.slot);
+    rig.device.flip(&name, usize::try_from(pages).expect("small") + 100, 4);
+    rig.scrub();
+    let damaged = rig.damaged();
+    assert_eq!(damaged.len() as u64, sealed.live_entries, "{damaged:?}");
+    rig.mend(&damaged);
+    assert_eq!(rig.damaged(), []);
+    rig.check(&stored);
+    assert!(rig.log.with_state(|state| state.sealed[&segment].blocked));
+}
+
+#[test]
+fn blocks_that_cannot_be_read_cost_only_what_lies_in_them() {
+    let (rig, stored) = filled();
+    let mut rig = Rig::on(rig.device.crash(Tear::Lost));
+    let file = rig.sealed_files().remove(0);
+    rig.device.spoil(&file, 5);
+    rig.scrub();
+    let damaged = rig.damaged();
+    assert!((1..=3).contains(&damaged.len()), "{damaged:?}");
+    rig.mend(&damaged);
+    rig.check(&stored);
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_for_want_of_descriptors_is_no_damage() {
+    let (rig, stored) = filled();
+    let limits = BookieConfig { max_open_files: 1, ..config() };
+    let mut rig = Rig::open(rig.device.crash(Tear::Lost), &limits).expect("opens");
+    rig.log.ask_for_scrub();
+    rig.device.fail(Operation::Open, 0);
+    rig.work(20);
+    assert_eq!(rig.damaged(), []);
+    rig.device.mend();
+    rig.scrub();
+    assert_eq!(rig.damaged(), []);
+    rig.check(&stored);
+}
+
+#[test]
+fn a_clock_that_jumps_neither_stops_the_scrub_nor_makes_it_run_for_ever() {
+    let (mut rig, _) = filled();
+    rig.work(10);
+    let scrubbed = |rig: &Rig| rig.log.with_state(|state| state.counters.scrubbed_bytes);
+    rig.jump(-3_600_000);
+    rig.work(20);
+    assert_eq!(scrubbed(&rig), 0);
+    rig.jump(8 * 24 * 3_600_000);
+    rig.work(60);
+    let once = scrubbed(&rig);
+    assert!(once > 0);
+    rig.jump(-8 * 24 * 3_600_000);
+    rig.work(120);
+    assert!(scrubbed(&rig) <= 2 * once, "{} after {once}", scrubbed(&rig));
+}
