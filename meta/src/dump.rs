@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::keys::Key;
 use crate::record::{
     BookieRecord, BrokerRecord, BundleRecord, ClusterRecord, CookieRecord, CounterRecord,
-    LedgerRecord, ManagedLedgerChunk, ManagedLedgerRecord, NamespaceRecord, OwnershipRecord,
-    Record, TenantRecord, TopicRecord,
+    DrainRecord, HolderRecord, LedgerRecord, ManagedLedgerChunk, ManagedLedgerRecord,
+    NamespaceRecord, OwnershipRecord, Record, RepairRecord, TenantRecord, TopicRecord,
 };
 use crate::store::{KeyValue, MetadataStore, StoreError};
 
@@ -56,6 +56,9 @@ pub fn entry(pair: &KeyValue) -> Value {
         Some(Key::Bookie(_)) => show::<BookieRecord>(pair),
         Some(Key::Cookie(_)) => show::<CookieRecord>(pair),
         Some(Key::Counter(_)) => show::<CounterRecord>(pair),
+        Some(Key::Repair(_)) => show::<RepairRecord>(pair),
+        Some(Key::Drain(_)) => show::<DrainRecord>(pair),
+        Some(Key::RepairLock(_) | Key::Election(_)) => show::<HolderRecord>(pair),
     }
 }
 

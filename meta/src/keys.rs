@@ -16,8 +16,12 @@
 //! | `bookies/{bookie}` | `BookieRecord` | yes |
 //! | `cookies/{bookie}` | `CookieRecord` | |
 //! | `counters/{counter}` | `CounterRecord` | |
+//! | `repairs/{ledger}` | `RepairRecord` | |
+//! | `repair-locks/{ledger}` | `HolderRecord` | yes |
+//! | `drains/{bookie}` | `DrainRecord` | |
+//! | `election/{office}` | `HolderRecord` | yes |
 //!
-//! `election/` and `schemas/` are reserved. A backend that shares its store with others puts
+//! `schemas/` is reserved. A backend that shares its store with others puts
 //! [`root`] before each key.
 //!
 //! Invariants: numbers are 16 lowercase hexadecimal digits and hash ranges two times 8, so that
@@ -58,6 +62,14 @@ pub const BOOKIES: &str = "bookies/";
 pub const COOKIES: &str = "cookies/";
 /// The counters.
 pub const COUNTERS: &str = "counters/";
+/// Ledgers that repair looks after.
+pub const REPAIRS: &str = "repairs/";
+/// Who is repairing which ledger.
+pub const REPAIR_LOCKS: &str = "repair-locks/";
+/// Bookies that get nothing new, and whose copies are to lie elsewhere.
+pub const DRAINS: &str = "drains/";
+/// Who holds which office.
+pub const ELECTION: &str = "election/";
 
 const CHUNKS: &str = "/chunks/";
 
@@ -195,6 +207,50 @@ impl Counter {
     }
 }
 
+/// What only one process of a cluster does at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Office {
+    /// Finds what is to be repaired.
+    Auditor,
+}
+
+impl Office {
+    /// All of them.
+    pub const ALL: [Self; 1] = [Self::Auditor];
+
+    /// The name in its key.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auditor => "auditor",
+        }
+    }
+}
+
+/// Who holds an office.
+#[must_use]
+pub fn election(office: Office) -> String {
+    format!("{ELECTION}{}", office.as_str())
+}
+
+/// What is to be repaired of a ledger.
+#[must_use]
+pub fn repair(id: LedgerId) -> String {
+    format!("{REPAIRS}{:016x}", id.0)
+}
+
+/// Who is repairing a ledger.
+#[must_use]
+pub fn repair_lock(id: LedgerId) -> String {
+    format!("{REPAIR_LOCKS}{:016x}", id.0)
+}
+
+/// That a bookie gets nothing new, and that its copies are to lie elsewhere.
+#[must_use]
+pub fn drain(id: &BookieId) -> String {
+    format!("{DRAINS}{id}")
+}
+
 /// A counter.
 #[must_use]
 pub fn counter(counter: Counter) -> String {
@@ -232,6 +288,14 @@ pub enum Key {
     Cookie(BookieId),
     /// [`counter`].
     Counter(Counter),
+    /// [`repair`].
+    Repair(LedgerId),
+    /// [`repair_lock`].
+    RepairLock(LedgerId),
+    /// [`drain`].
+    Drain(BookieId),
+    /// [`election`].
+    Election(Office),
 }
 
 impl Key {
@@ -257,6 +321,12 @@ impl Key {
             COUNTERS => {
                 Self::Counter(Counter::ALL.into_iter().find(|known| known.as_str() == rest)?)
             }
+            REPAIRS => Self::Repair(LedgerId(parse_number(rest)?)),
+            REPAIR_LOCKS => Self::RepairLock(LedgerId(parse_number(rest)?)),
+            DRAINS => Self::Drain(rest.parse().ok()?),
+            ELECTION => {
+                Self::Election(Office::ALL.into_iter().find(|known| known.as_str() == rest)?)
+            }
             _ => return None,
         })
     }
@@ -280,6 +350,10 @@ impl std::fmt::Display for Key {
             Self::Bookie(id) => bookie(id),
             Self::Cookie(id) => cookie(id),
             Self::Counter(which) => counter(*which),
+            Self::Repair(id) => repair(*id),
+            Self::RepairLock(id) => repair_lock(*id),
+            Self::Drain(id) => drain(id),
+            Self::Election(office) => election(*office),
         })
     }
 }

@@ -8,10 +8,13 @@
 pub mod bundle;
 pub mod cluster;
 pub mod dump;
+pub mod election;
 pub mod id_block;
 pub mod keys;
+pub mod lease_keeper;
 pub mod read;
 pub mod record;
+pub mod repair;
 pub mod store;
 pub mod update_loop;
 pub mod watch_cache;

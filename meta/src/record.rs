@@ -12,10 +12,13 @@ mod bundle;
 mod cluster;
 mod cookie;
 mod counter;
+mod drain;
+mod holder;
 mod ledger;
 mod managed_ledger;
 mod namespace;
 mod ownership;
+mod repair;
 mod tenant;
 mod topic;
 
@@ -34,12 +37,15 @@ pub use bundle::BundleRecord;
 pub use cluster::ClusterRecord;
 pub use cookie::CookieRecord;
 pub use counter::CounterRecord;
+pub use drain::{DrainKind, DrainRecord};
+pub use holder::HolderRecord;
 pub use ledger::{Fragment, LedgerOwner, LedgerRecord, LedgerState};
 pub use managed_ledger::{
     ChunkLink, ClosedLedger, LedgerLink, ManagedLedgerChunk, ManagedLedgerRecord,
 };
 pub use namespace::{NamespacePolicies, NamespaceRecord};
 pub use ownership::OwnershipRecord;
+pub use repair::{RepairClaim, RepairReason, RepairRecord};
 pub use tenant::TenantRecord;
 pub use topic::{Shard, TopicRecord};
 

@@ -38,10 +38,14 @@ fn golden() -> Vec<(Key, &'static str)> {
         (Key::Deletion(namespace()), "deletions/acme/payments"),
         (Key::Broker(broker), "brokers/broker-1"),
         (Key::Bookie(bookie.clone()), "bookies/bookie-1"),
-        (Key::Cookie(bookie), "cookies/bookie-1"),
+        (Key::Cookie(bookie.clone()), "cookies/bookie-1"),
         (Key::Counter(Counter::Ledgers), "counters/ledgers"),
         (Key::Counter(Counter::ManagedLedgers), "counters/managed-ledgers"),
         (Key::Counter(Counter::TopicIncarnations), "counters/topic-incarnations"),
+        (Key::Repair(LedgerId(0x1f)), "repairs/000000000000001f"),
+        (Key::RepairLock(LedgerId(0x1f)), "repair-locks/000000000000001f"),
+        (Key::Drain(bookie), "drains/bookie-1"),
+        (Key::Election(Office::Auditor), "election/auditor"),
     ];
     for (key, _) in &keys {
         match key {
@@ -58,12 +62,16 @@ fn golden() -> Vec<(Key, &'static str)> {
             | Key::Broker(_)
             | Key::Bookie(_)
             | Key::Cookie(_)
-            | Key::Counter(_) => {}
+            | Key::Counter(_)
+            | Key::Repair(_)
+            | Key::RepairLock(_)
+            | Key::Drain(_)
+            | Key::Election(_) => {}
         }
     }
     let kinds: std::collections::HashSet<_> =
         keys.iter().map(|(key, _)| std::mem::discriminant(key)).collect();
-    assert_eq!(kinds.len(), 14, "a kind has no golden text");
+    assert_eq!(kinds.len(), 18, "a kind has no golden text");
     keys
 }
 
@@ -101,6 +109,10 @@ fn the_prefixes_hold_what_they_are_for() {
             Key::Bookie(_) => BOOKIES,
             Key::Cookie(_) => COOKIES,
             Key::Counter(_) => COUNTERS,
+            Key::Repair(_) => REPAIRS,
+            Key::RepairLock(_) => REPAIR_LOCKS,
+            Key::Drain(_) => DRAINS,
+            Key::Election(_) => ELECTION,
         };
         assert!(text.starts_with(prefix), "{text}");
     }
@@ -139,7 +151,11 @@ fn what_is_not_written_by_this_build_is_not_read() {
         "brokers/a/b",
         "counters/other",
         "counters/",
-        "election/auditor",
+        "election/",
+        "election/king",
+        "repairs/1f",
+        "repair-locks/",
+        "drains/a/b",
         "schemas/acme/payments/orders",
         "elsewhere/x",
         "tenants/..",
@@ -190,7 +206,7 @@ proptest! {
     fn what_looks_like_a_key_is_read_only_in_the_form_it_is_written(
         prefix in prop::sample::select(vec![
             TENANTS, NAMESPACES, TOPICS, MANAGED_LEDGERS, LEDGERS, BUNDLES, OWNERSHIP, BROKERS,
-            BOOKIES, COOKIES, COUNTERS,
+            BOOKIES, COOKIES, COUNTERS, REPAIRS, REPAIR_LOCKS, DRAINS, ELECTION,
         ]),
         rest in "[a-f0-9/.A-F-]{0,40}",
     ) {

@@ -159,6 +159,36 @@ fn the_bytes_of_records_with_lists_never_change() {
 }
 
 #[test]
+fn the_bytes_of_what_repair_keeps_never_change() {
+    let (_, bookie_id, _) = ids();
+    let holder = HolderRecord { holder: "w".to_owned(), session: SessionId(0x0102) };
+    assert_golden(&holder, "120177 190201000000000000".replace(' ', "").as_str());
+    let kind = DrainKind::Decommission;
+    let drain = DrainRecord { bookie_id: bookie_id.clone(), kind, started_ms: 300 };
+    assert_golden(&drain, "12026231 1801 20ac02".replace(' ', "").as_str());
+    let lost = DrainRecord { kind: DrainKind::Lost, ..drain };
+    assert_golden(&lost, "12026231 1802 20ac02".replace(' ', "").as_str());
+    let damaged =
+        RepairReason::Damaged { bookie: bookie_id.clone(), first: EntryId(3), last: EntryId(300) };
+    let reasons = [
+        RepairReason::Missing(bookie_id.clone()),
+        RepairReason::Draining(bookie_id.clone()),
+        damaged,
+        RepairReason::AckQuorumOnly,
+        RepairReason::Placement,
+    ];
+    let mut record = RepairRecord::new(&reasons, 5);
+    let listed = "1204 0a026231 1204 12026231 120b 1a09 0a026231 1003 18ac02 1202 2001 1202 2801";
+    let queued = format!("{listed} 1805").replace(' ', "");
+    assert_golden(&record, &queued);
+    record.failed("e");
+    let (id, worker, targets) = (0x0a0b, "w".to_owned(), vec![bookie_id]);
+    record.claim = Some(RepairClaim { id, worker, targets, claimed_ms: 9 });
+    let claim = "2001 2a0165 3212 090b0a000000000000 120177 1a026231 2009".replace(' ', "");
+    assert_golden(&record, &format!("{queued}{claim}"));
+}
+
+#[test]
 fn the_bytes_of_a_ledger_never_change_in_any_state() {
     let (_, bookie, _) = ids();
     let namespace = NamespaceName::new("t", "n").expect("valid");
@@ -360,11 +390,14 @@ round_trips!(
     cluster,
     cookie,
     counter,
+    drain,
+    holder,
     ledger,
     managed_ledger,
     chunk,
     namespace,
     ownership,
+    repair,
     tenant,
     topic_record,
 );

@@ -24,7 +24,7 @@ const NOT_IN_CORE: [&str; 9] =
     ["tonic", "tonic_prost", "axum", "hyper", "hyper_util", "http", "prost", "tower", "frontend"];
 
 /// Prefixes of the metadata's keys (`meta/src/keys.rs`).
-const KEY_PREFIXES: [&str; 14] = [
+const KEY_PREFIXES: [&str; 17] = [
     "tenants/",
     "namespaces/",
     "topics/",
@@ -36,6 +36,9 @@ const KEY_PREFIXES: [&str; 14] = [
     "bookies/",
     "cookies/",
     "counters/",
+    "repairs/",
+    "repair-locks/",
+    "drains/",
     "election/",
     "schemas/",
     "/geminga/",

@@ -12,9 +12,10 @@ use proptest::prelude::*;
 use crate::bundle::{BundleId, HashRange};
 use crate::record::{
     BookieRecord, BrokerRecord, BundleRecord, ChunkLink, ClosedLedger, ClusterRecord, CookieRecord,
-    CounterRecord, Fragment, LedgerLink, LedgerOwner, LedgerRecord, LedgerState,
-    ManagedLedgerChunk, ManagedLedgerRecord, NamespacePolicies, NamespaceRecord, OwnershipRecord,
-    Record, SessionId, Shard, TenantRecord, TopicRecord,
+    CounterRecord, DrainKind, DrainRecord, Fragment, HolderRecord, LedgerLink, LedgerOwner,
+    LedgerRecord, LedgerState, ManagedLedgerChunk, ManagedLedgerRecord, NamespacePolicies,
+    NamespaceRecord, OwnershipRecord, Record, RepairClaim, RepairReason, RepairRecord, SessionId,
+    Shard, TenantRecord, TopicRecord,
 };
 use crate::store::LeaseId;
 
@@ -279,6 +280,48 @@ pub(super) fn managed_ledger() -> impl Strategy<Value = ManagedLedgerRecord> {
                 terminated: flags.0,
                 had_subscription: flags.1,
             }
+        },
+    )
+}
+
+pub(super) fn holder() -> impl Strategy<Value = HolderRecord> {
+    (text(), any::<u64>())
+        .prop_map(|(holder, session)| HolderRecord { holder, session: SessionId(session) })
+}
+
+pub(super) fn drain() -> impl Strategy<Value = DrainRecord> {
+    let kind = prop_oneof![Just(DrainKind::Decommission), Just(DrainKind::Lost)];
+    (bookie_id(), kind, any::<u64>()).prop_map(|(bookie_id, kind, started_ms)| DrainRecord {
+        bookie_id,
+        kind,
+        started_ms,
+    })
+}
+
+pub(super) fn repair() -> impl Strategy<Value = RepairRecord> {
+    let reason = prop_oneof![
+        bookie_id().prop_map(RepairReason::Missing),
+        bookie_id().prop_map(RepairReason::Draining),
+        (bookie_id(), number(), number()).prop_map(|(bookie, one, two)| RepairReason::Damaged {
+            bookie,
+            first: EntryId(one.min(two)),
+            last: EntryId(one.max(two)),
+        }),
+        Just(RepairReason::AckQuorumOnly),
+        Just(RepairReason::Placement),
+    ];
+    let claim = (1..=u64::MAX, text(), btree_set(bookie_id(), 0..4), any::<u64>()).prop_map(
+        |(id, worker, targets, claimed_ms)| {
+            let targets = targets.into_iter().collect();
+            RepairClaim { id, worker, targets, claimed_ms }
+        },
+    );
+    let ages = (any::<u64>(), any::<u32>());
+    (vec(reason, 1..6), ages, text(), option::of(claim)).prop_map(
+        |(reasons, (queued_ms, attempts), last_error, claim)| {
+            let mut record = RepairRecord::new(&reasons, queued_ms);
+            (record.attempts, record.last_error, record.claim) = (attempts, last_error, claim);
+            record
         },
     )
 }
