@@ -82,6 +82,8 @@ pub struct BookieMetrics {
     pub rewritten_bytes: u64,
     /// Ledgers deleted.
     pub deleted_ledgers: u64,
+    /// Copies dropped that are another bookie's by now.
+    pub surplus_entries: u64,
     /// Bytes read again and verified.
     pub scrubbed_bytes: u64,
     /// Entries that were found damaged.
@@ -254,6 +256,7 @@ impl Bookie {
             rewritten_segments: state.counters.rewritten_segments,
             rewritten_bytes: state.counters.rewritten_bytes,
             deleted_ledgers: state.counters.deleted_ledgers,
+            surplus_entries: state.counters.surplus_entries,
             scrubbed_bytes: state.counters.scrubbed_bytes,
             damaged_entries: state.counters.damaged_entries,
             damaged_now: state.damaged.len(),

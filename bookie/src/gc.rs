@@ -19,7 +19,13 @@ use geminga_meta::record::{ClusterRecord, CookieRecord, RecordError, Stored};
 use geminga_meta::store::{MAX_RANGE, MetadataStore, RangePage, Revision, StoreError};
 use geminga_proto::id::{ClusterId, LedgerId};
 
+use crate::log::state::LogState;
+
 use crate::bookie::{Bookie, Hints};
+
+mod surplus;
+
+pub(crate) use surplus::Kept;
 
 /// Noted in place of a revision when the metadata were replaced; higher than any.
 const REPLACED: u64 = u64::MAX;
@@ -103,6 +109,16 @@ impl CollectError {
             | Self::Stopped(_) => false,
         }
     }
+}
+
+/// What a comparison with all ledgers of the cluster came to.
+struct Compared {
+    /// Ledgers here that don't exist any more.
+    gone: Vec<LedgerId>,
+    /// The lowest that exists.
+    lowest: Option<LedgerId>,
+    /// Closed ledgers here, and what of each is wanted here.
+    kept: Vec<Kept>,
 }
 
 /// Deletes what is gone from the metadata.
@@ -200,16 +216,21 @@ impl Collector {
         let known = self.bookie.log().ledgers();
         let mut revision = self.bookie.log().with_state(|state| state.wanted_revision);
         self.check_identity(&mut revision).await?;
-        let (gone, lowest) = if everything {
-            self.compare(&known, &mut revision).await?
-        } else {
-            (self.ask(&known, hinted, &mut revision).await?, None)
-        };
-        self.check_share(&gone, hinted, known.len())?;
-        if let Some(lowest) = lowest {
+        if !everything {
+            let gone = self.ask(&known, hinted, &mut revision).await?;
+            self.check_share(&gone, hinted, known.len())?;
+            return self.delete(gone, revision).await;
+        }
+        let complete = self.bookie.log().with_state(LogState::complete_before);
+        let claimed = self.claimed(&mut revision).await?;
+        let compared = self.compare(&known, &claimed, &mut revision).await?;
+        self.check_share(&compared.gone, hinted, known.len())?;
+        if let Some(lowest) = compared.lowest {
             self.bookie.log().note_lowest_ledger(lowest);
         }
-        self.delete(gone, revision).await
+        let deleted = self.delete(compared.gone, revision).await?;
+        self.bookie.log().keep_only(complete, &compared.kept);
+        Ok(deleted)
     }
 
     /// Reads a page at a revision that is not lower than any before.
@@ -254,14 +275,16 @@ impl Collector {
         if ours { Ok(()) } else { Err(CollectError::NoCookie) }
     }
 
-    /// Which of `known`, sorted, are not among the cluster's ledgers; and the lowest of these.
+    /// Compares `known`, sorted, with the cluster's ledgers.
     async fn compare(
         &self,
         known: &[LedgerId],
+        claimed: &BTreeSet<LedgerId>,
         revision: &mut u64,
-    ) -> Result<(Vec<LedgerId>, Option<LedgerId>), CollectError> {
+    ) -> Result<Compared, CollectError> {
+        let mine = &self.bookie.identity().bookie;
         let mut present = vec![false; known.len()];
-        let mut lowest = None;
+        let (mut lowest, mut kept) = (None, Vec::new());
         let mut after: Option<String> = None;
         loop {
             let page = self.page(keys::LEDGERS, after.as_deref(), MAX_RANGE, revision).await?;
@@ -270,12 +293,15 @@ impl Collector {
                 lowest.get_or_insert(id);
                 if let Ok(at) = known.binary_search(&id) {
                     present[at] = true;
+                    let unclaimed = Some(pair).filter(|_| !claimed.contains(&id));
+                    kept.extend(unclaimed.and_then(|pair| surplus::kept(pair, id, mine)));
                 }
             }
             after = page.pairs.last().map(|pair| pair.key.clone());
             if !page.more || after.is_none() {
                 let gone = known.iter().zip(present).filter(|(_, present)| !present);
-                return Ok((gone.map(|(id, _)| *id).collect(), lowest));
+                let gone = gone.map(|(id, _)| *id).collect();
+                return Ok(Compared { gone, lowest, kept });
             }
         }
     }

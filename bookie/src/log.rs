@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_proto::env::Env;
-use geminga_proto::id::LedgerId;
+use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::{AppendRequest, BookieError, FenceRequest};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -17,6 +17,7 @@ use crate::config::{BookieConfig, Limits};
 use crate::device::{Device, DeviceError};
 use crate::done::{self, Answer, AppendDone};
 use crate::error::OpenError;
+use crate::gc::Kept;
 
 mod background;
 mod chore;
@@ -207,6 +208,14 @@ impl Log {
         let mut state = self.state.lock();
         state.lowest_ledger = Some(lowest);
         self.call_keeper(&mut state);
+    }
+
+    /// Drops copies that aren't among those to keep, from segments below `complete`.
+    pub(crate) fn keep_only(&self, complete: SegmentId, kept: &[Kept]) {
+        let mut state = self.state.lock();
+        if state.keep_only(complete, kept) > 0 {
+            self.call_keeper(&mut state);
+        }
     }
 
     /// All ledgers, sorted.

@@ -1,11 +1,15 @@
 //! Deletion trusts the metadata only, and stops when they look wrong.
 
 use bytes::Bytes;
-use geminga_meta::record::{Nonce, Record};
-use geminga_meta::store::{MemoryStore, Txn};
+use geminga_meta::record::{
+    Fragment, LedgerOwner, LedgerRecord, LedgerState, Nonce, Record, RepairClaim, RepairReason,
+    RepairRecord,
+};
+use geminga_meta::store::{KeyValue, LeaseId, MemoryStore, Txn, TxnOutcome, Watch};
 use geminga_proto::env::{Env, ManualClock, SeededRandom};
-use geminga_proto::id::{BookieId, LedgerToken};
-use geminga_proto::storage::FenceRequest;
+use geminga_proto::id::{BookieId, EntryId, Lac, LedgerToken, ManagedLedgerId};
+use geminga_proto::payload::Payload;
+use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, ReadRequest};
 
 use super::*;
 use crate::config::BookieConfig;
@@ -232,4 +236,226 @@ async fn the_running_collector_follows_hints_and_ends_when_told() {
     assert_eq!(scene.bookie.log().ledgers(), [LedgerId(1), LedgerId(3)]);
     drop(stop);
     running.await.expect("ends");
+}
+
+/// A closed ledger with a fragment for each of these ensembles, ten entries long.
+fn closed(ensembles: &[[&str; 2]]) -> LedgerRecord {
+    let name = |name: &&str| BookieId::new(name).expect("a name");
+    let fragments = ensembles.iter().enumerate().map(|(at, bookies)| Fragment {
+        first_entry: EntryId(at as u64 * 10),
+        bookies: bookies.iter().map(name).collect(),
+    });
+    let last_entry = Some(EntryId(ensembles.len() as u64 * 10 - 1));
+    LedgerRecord {
+        token: LedgerToken(1),
+        state: LedgerState::Closed { last_entry, bytes: 1 },
+        write_quorum: 2,
+        ack_quorum: 1,
+        fragments: fragments.collect(),
+        created_ms: 1,
+        under_replicated: false,
+        owner: LedgerOwner::ManagedLedger(ManagedLedgerId(1)),
+    }
+}
+
+#[derive(Debug)]
+struct Answered(tokio::sync::mpsc::Sender<()>);
+
+impl crate::done::AppendDone for Answered {
+    fn appended(&self, answers: &[crate::done::AppendAnswer]) {
+        for answer in answers {
+            assert_eq!(answer.result, Ok(()));
+            self.0.try_send(()).expect("room");
+        }
+    }
+}
+
+impl Scene {
+    /// Stores entries 0 to 19 of each ledger, and starts the bookie again: all of it is sealed.
+    async fn fill(self, ledgers: &[u64]) -> Self {
+        self.append(ledgers, 0..20).await;
+        self.bookie.close().await.expect("closes");
+        let device = self.device.crash(Tear::Lost);
+        let (bookie, _) =
+            Bookie::open(config(), identity(), Arc::new(device.clone()), Env::system())
+                .expect("opens");
+        let collector = Collector::new(bookie.clone(), self.store.clone());
+        Self { bookie, device, collector, ..self }
+    }
+
+    async fn append(&self, ledgers: &[u64], entries: std::ops::Range<u64>) {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(1_000);
+        let done: Arc<dyn crate::done::AppendDone> = Arc::new(Answered(sender));
+        let mut sent = 0;
+        for ledger in ledgers {
+            for entry in entries.clone() {
+                let request = AppendRequest {
+                    ledger: LedgerId(*ledger),
+                    entry: EntryId(entry),
+                    token: LedgerToken(1),
+                    lac: Lac::NONE,
+                    kind: AddKind::Recovery,
+                    payload: Payload::from(Bytes::from(vec![7; 5_000])),
+                };
+                self.bookie.append(request, &done, 0).expect("taken");
+                sent += 1;
+            }
+        }
+        for _ in 0..sent {
+            receiver.recv().await.expect("answered");
+        }
+    }
+
+    async fn describe(&self, ledger: u64, record: &LedgerRecord) {
+        let value = record.encode(nonce()).expect("valid");
+        put(&self.store, &keys::ledger(LedgerId(ledger)), value).await;
+    }
+
+    async fn claim(&self, ledger: u64, targets: &[&str]) {
+        let mut task = RepairRecord::new(&[RepairReason::AckQuorumOnly], 1);
+        let targets = targets.iter().map(|name| BookieId::new(name).expect("a name")).collect();
+        let worker = "w".to_owned();
+        task.claim = Some(RepairClaim { id: 1, worker, targets, claimed_ms: 1 });
+        let value = task.encode(nonce()).expect("valid");
+        put(&self.store, &keys::repair(LedgerId(ledger)), value).await;
+    }
+
+    async fn has(&self, ledger: u64, entry: u64) -> bool {
+        let (ledger, first) = (LedgerId(ledger), EntryId(entry));
+        let request = ReadRequest { ledger, first, max_entries: 1, max_bytes: 1, fence: None };
+        match self.bookie.read(request).await {
+            Ok(_) => true,
+            Err(error) => {
+                assert_eq!(error, BookieError::NoSuchEntry);
+                false
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_fragments_that_were_moved_away_are_dropped_and_fences_stay() {
+    let mut scene = scene(1..4).await.fill(&[1, 2, 3]).await;
+    scene.describe(1, &closed(&[["c", "d"], ["c", "d"]])).await;
+    scene.describe(2, &closed(&[["b", "d"], ["c", "d"]])).await;
+    scene.describe(3, &closed(&[["c", "b"], ["b", "d"]])).await;
+    assert_eq!(scene.collector.census().await, Ok(0));
+    assert!(!scene.has(1, 0).await && !scene.has(1, 19).await);
+    assert!(scene.has(2, 0).await && scene.has(3, 0).await && scene.has(3, 19).await);
+    assert_eq!(scene.bookie.metrics().surplus_entries, 20);
+    assert_eq!(scene.held(), [1, 2, 3]);
+    let asked = FenceRequest { ledger: LedgerId(1), token: LedgerToken(1) };
+    assert_eq!(scene.bookie.fenced(&[asked]), [true]);
+    // Copies that come back are newer than any look that found them unwanted.
+    scene.append(&[1], 0..20).await;
+    assert_eq!(scene.collector.census().await, Ok(0));
+    assert!(scene.has(1, 0).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_that_may_be_on_their_way_or_in_use_are_kept() {
+    let away = closed(&[["c", "d"], ["c", "d"]]);
+    let mut scene = scene(1..6).await.fill(&[1, 2, 3, 4, 5]).await;
+    // A recovery writes to bookies before the record names them.
+    scene.describe(1, &LedgerRecord { state: LedgerState::Open, ..away.clone() }).await;
+    scene.describe(2, &LedgerRecord { state: LedgerState::InRecovery, ..away.clone() }).await;
+    // A worker has begun to copy it here.
+    scene.describe(3, &away).await;
+    scene.claim(3, &["a", "b"]).await;
+    // Nobody knows whom a claim names that can't be read.
+    scene.describe(4, &away).await;
+    put(&scene.store, &keys::repair(LedgerId(4)), "no task").await;
+    // Another ledger, under a number that was given out twice.
+    scene.describe(5, &LedgerRecord { token: LedgerToken(9), ..away.clone() }).await;
+    assert_eq!(scene.collector.census().await, Ok(0));
+    for ledger in 1..6 {
+        assert!(scene.has(ledger, 0).await, "{ledger}");
+    }
+    // A claim that names others keeps nothing.
+    scene.claim(3, &["a", "d"]).await;
+    assert_eq!(scene.collector.census().await, Ok(0));
+    assert!(!scene.has(3, 0).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_that_ends_during_the_look_keeps_its_copies() {
+    let scene = scene(1..2).await.fill(&[1]).await;
+    scene.describe(1, &closed(&[["c", "d"], ["c", "d"]])).await;
+    scene.claim(1, &["b"]).await;
+    // Each read of the look may be the last one before the repair commits.
+    for reads in 0..8 {
+        let scene_store = scene.store.clone();
+        let committed = closed(&[["b", "d"], ["b", "d"]]).encode(nonce()).expect("valid");
+        let txn = Txn::default()
+            .put(keys::ledger(LedgerId(1)), committed)
+            .delete(keys::repair(LedgerId(1)));
+        let watched = Arc::new(Interrupted {
+            store: scene_store,
+            left: std::sync::atomic::AtomicU32::new(reads),
+            txn: parking_lot::Mutex::new(Some(txn)),
+        });
+        let mut collector = Collector::new(scene.bookie.clone(), watched.clone());
+        assert_eq!(collector.census().await, Ok(0));
+        assert!(scene.has(1, 0).await, "committed before read {reads}");
+        if watched.txn.lock().is_some() {
+            assert!(reads > 3, "{reads} reads");
+            return;
+        }
+        scene.describe(1, &closed(&[["c", "d"], ["c", "d"]])).await;
+        scene.claim(1, &["b"]).await;
+    }
+    panic!("a look has that many reads");
+}
+
+/// A store in which something is committed after so many reads.
+#[derive(Debug)]
+struct Interrupted {
+    store: Arc<MemoryStore>,
+    left: std::sync::atomic::AtomicU32,
+    txn: parking_lot::Mutex<Option<Txn>>,
+}
+
+#[async_trait::async_trait]
+impl MetadataStore for Interrupted {
+    async fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<RangePage, StoreError> {
+        let page = self.store.range(prefix, after, limit).await;
+        let left = self.left.load(std::sync::atomic::Ordering::Relaxed);
+        self.left.store(left.saturating_sub(1), std::sync::atomic::Ordering::Relaxed);
+        if left == 0 {
+            let txn = self.txn.lock().take();
+            if let Some(txn) = txn {
+                self.store.txn(txn).await.expect("commits");
+            }
+        }
+        page
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        self.store.get(key).await
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        self.store.txn(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Box<dyn Watch>, StoreError> {
+        self.store.watch(prefix, after).await
+    }
+
+    async fn grant_lease(&self, ttl: std::time::Duration) -> Result<LeaseId, StoreError> {
+        self.store.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.store.revoke_lease(lease).await
+    }
 }

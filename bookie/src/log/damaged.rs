@@ -50,6 +50,13 @@ impl Damaged {
         }
     }
 
+    /// What a segment has of a ledger counts no more.
+    pub fn forget_in(&mut self, ledger: LedgerId, segment: SegmentId) {
+        if !self.entries.is_empty() {
+            self.entries.retain(|(of, _), at| *of != ledger || *at != segment);
+        }
+    }
+
     pub fn len(&self) -> u64 {
         self.entries.len() as u64
     }

@@ -21,8 +21,10 @@ use super::group;
 use super::manifest::{Manifest, Slot, SlotState};
 use super::segment::DATA_START;
 use super::state::{LogState, Mark, SealedSegment};
+use super::table::SegmentRef;
 use super::writer::MAX_SEGMENT_ENTRIES;
 use crate::device::BLOCK_BYTES;
+use crate::gc::Kept;
 
 /// Most segments that one copy is made from.
 const MAX_SOURCES: usize = 64;
@@ -213,6 +215,50 @@ impl LogState {
     pub(crate) fn rewrite_begun(&mut self, manifest: Manifest, rewrite: Rewrite) {
         self.install(manifest);
         self.rewrite = Some(rewrite);
+    }
+
+    /// Everything that is in segments below was sent before now.
+    pub(crate) fn complete_before(&self) -> SegmentId {
+        self.active.segment
+    }
+
+    /// Whether entries of this ledger count in this segment.
+    pub(super) fn counts(&self, ledger: LedgerId, segment: SegmentId) -> bool {
+        self.table.get(&ledger).is_some_and(|known| {
+            known.refs.iter().any(|held| held.segment == segment && held.count > 0)
+        })
+    }
+
+    /// Drops what segments below `complete` have of these ledgers besides what is to be kept: as far
+    /// as a segment has nothing else of that ledger. Its row stays, with token, fence and
+    /// last-add-confirmed. Returns how many entries that were.
+    pub(crate) fn keep_only(&mut self, complete: SegmentId, kept: &[Kept]) -> u64 {
+        let mut dropped = 0;
+        for Kept { ledger: id, token, entries } in kept {
+            let Some(ledger) = self.table.get_mut(id).filter(|known| known.token == *token) else {
+                continue;
+            };
+            let is_kept = |held: &SegmentRef| {
+                entries.iter().any(|range| {
+                    *range.start() <= held.last_entry && held.first_entry <= *range.end()
+                })
+            };
+            let surplus = |held: &&mut SegmentRef| {
+                held.count > 0 && held.segment < complete && !is_kept(held)
+            };
+            for held in ledger.refs.iter_mut().filter(surplus) {
+                if let Some(sealed) = self.sealed.get_mut(&held.segment) {
+                    sealed.live_with_entries = sealed.live_with_entries.saturating_sub(1);
+                    sealed.live_entries = sealed.live_entries.saturating_sub(held.count.into());
+                    sealed.live_bytes = sealed.live_bytes.saturating_sub(held.stored_bytes);
+                }
+                dropped += u64::from(held.count);
+                (held.count, held.stored_bytes) = (0, 0);
+                self.damaged.forget_in(*id, held.segment);
+            }
+        }
+        self.counters.surplus_entries += dropped;
+        dropped
     }
 
     /// Gives a rewrite up. `blocked`: a source that can't be let go before it is mended.

@@ -147,7 +147,8 @@ impl Log {
             let index = self.index(*segment, sealed).map_err(|_| Stop::Blocked(*segment))?;
             moved += index.bytes;
             ledgers.extend(index.rows.iter().map(|row| (row.ledger, row.token)));
-            for (row, entries) in index.by_ledger() {
+            let counts = |row: &Row| self.with_state(|state| state.counts(row.ledger, *segment));
+            for (row, entries) in index.by_ledger().filter(|(row, _)| counts(row)) {
                 let (ledger, slot) = (row.ledger, sealed.slot);
                 items.extend(entries.iter().map(|(entry, place)| {
                     let located = Located { entry: *entry, segment: *segment, slot, place: *place };

@@ -164,7 +164,7 @@ impl Log {
         let mut entries = Vec::new();
         self.with_state(|state| {
             let rows = index.by_ledger();
-            for (row, places) in rows.filter(|(row, _)| state.table.contains_key(&row.ledger)) {
+            for (row, places) in rows.filter(|(row, _)| state.counts(row.ledger, segment)) {
                 entries.extend(places.iter().map(|(entry, place)| {
                     (row.ledger, Located { entry: *entry, segment, slot, place: *place })
                 }));

@@ -144,6 +144,7 @@ pub(crate) struct Counters {
     pub rewritten_segments: u64,
     pub rewritten_bytes: u64,
     pub deleted_ledgers: u64,
+    pub surplus_entries: u64,
     pub scrubbed_bytes: u64,
     pub damaged_entries: u64,
 }

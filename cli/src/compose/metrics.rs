@@ -30,6 +30,7 @@ const COUNTERS: &[Metric<BookieMetrics>] = &[
         of.rewritten_bytes
     }),
     ("deleted_ledgers", "Ledgers deleted", |of| of.deleted_ledgers),
+    ("surplus_entries", "Copies dropped that are another bookie's by now", |of| of.surplus_entries),
     ("scrubbed_bytes", "Bytes read again and verified", |of| of.scrubbed_bytes),
     ("damaged_entries", "Entries that were found damaged", |of| of.damaged_entries),
 ];
