@@ -23,7 +23,8 @@ use crate::done::AppendDone;
 use crate::error::{CloseError, OpenError};
 use crate::log::crew::Crew;
 use crate::log::state::{FenceAdmission, LogState};
-use crate::log::{DamagedRange, Log, NotRead, OpenReport, Origin, ScrubProgress};
+pub use crate::log::{DamagedRange, ScrubProgress};
+use crate::log::{Log, NotRead, OpenReport, Origin};
 
 /// Hints that wait for a look; more turn into a census of everything.
 const MAX_HINTS: usize = 100_000;

@@ -14,6 +14,7 @@ pub mod error;
 pub mod gc;
 mod log;
 pub mod registration;
+pub mod reporter;
 pub mod service;
 
 pub use log::OpenReport;

@@ -218,6 +218,12 @@ impl Log {
         }
     }
 
+    /// For tests that need damage.
+    #[cfg(test)]
+    pub(crate) fn damage(&self, change: impl FnOnce(&mut damaged::Damaged)) {
+        change(&mut self.state.lock().damaged);
+    }
+
     /// All ledgers, sorted.
     pub(crate) fn ledgers(&self) -> Vec<LedgerId> {
         let mut ids: Vec<LedgerId> = self.state.lock().table.keys().copied().collect();

@@ -22,6 +22,7 @@ use anyhow::Context;
 use geminga_bookie::bookie::Bookie;
 use geminga_bookie::gc::{self, Collector};
 use geminga_bookie::registration::{Checked, Registration, RegistrationConfig};
+use geminga_bookie::reporter::Reporter;
 use geminga_broker::frontend::admin::Readiness;
 use geminga_meta::store::{EtcdStore, MetadataStore};
 use geminga_proto::env::Env;
@@ -142,12 +143,16 @@ impl Server for BookieServer {
     /// Serves the port and registers.
     async fn join(&mut self) -> anyhow::Result<()> {
         let Some(Aside { port, config, store, env }) = self.aside.take() else { return Ok(()) };
-        let checked = Checked::new(config, self.bookie.clone(), Arc::clone(&store), env).await?;
+        let (bookie, meta) = (self.bookie.clone(), Arc::clone(&store));
+        let checked = Checked::new(config, bookie, meta, env.clone()).await?;
         // Whoever finds the record reaches the port.
         bookie_node::serve(&mut self.parts, port, self.bookie.clone());
         self.registration = Some(checked.register().await?);
-        let collector = Collector::new(self.bookie.clone(), store);
+        let collector = Collector::new(self.bookie.clone(), Arc::clone(&store));
         self.parts.spawn("collector", collector.run(self.parts.stopped()));
+        // A standalone has nobody who could mend anything.
+        let reporter = Reporter::new(self.bookie.clone(), store, env);
+        self.parts.spawn("reporter of damage", reporter.run(self.parts.stopped()));
         Ok(())
     }
 

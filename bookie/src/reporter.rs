@@ -1,0 +1,88 @@
+//! [`Reporter`]: says in the metadata which entries this bookie can't read any more, so that they
+//! are written to it again from other copies.
+//!
+//! Invariant: what is damaged is said again as long as it is: a repair that ended without it, for
+//! whatever reason, is not the last word.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_meta::repair::report_damage;
+use geminga_meta::store::MetadataStore;
+use geminga_proto::env::{Env, Monotonic};
+use geminga_proto::id::{EntryId, LedgerId};
+
+use crate::bookie::Bookie;
+
+/// How often it looks for news, which costs nothing.
+const PAUSE: Duration = Duration::from_secs(2);
+/// When what was said is said again.
+const SAID_AGAIN: Duration = Duration::from_secs(10 * 60);
+/// Most runs of entries that are said at a time: as many requests to the metadata store.
+const MAX_RUNS: usize = 100;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Reporter {
+    bookie: Bookie,
+    store: Arc<dyn MetadataStore>,
+    env: Env,
+    /// By ledger and first entry of a run: its last one, and when that was said.
+    said: BTreeMap<(LedgerId, EntryId), (EntryId, Monotonic)>,
+}
+
+impl Reporter {
+    /// A reporter of `bookie`, whose cluster keeps its metadata in `store`.
+    #[must_use]
+    pub fn new(bookie: Bookie, store: Arc<dyn MetadataStore>, env: Env) -> Self {
+        Self { bookie, store, env, said: BTreeMap::new() }
+    }
+
+    /// Reports until `shutdown` completes.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+            tokio::select! {
+                () = &mut shutdown => return,
+                () = self.report() => {}
+            }
+        }
+    }
+
+    /// Says what is new. What can't be said now is tried at the next look.
+    pub async fn report(&mut self) {
+        let damaged = self.bookie.damaged(usize::MAX);
+        let now = self.env.clock.monotonic();
+        // Mended since, or part of another run by now.
+        self.said.retain(|(ledger, first), (last, at)| {
+            let is_same = |run: &crate::bookie::DamagedRange| {
+                run.ledger == *ledger && run.entries == (*first..=*last)
+            };
+            now.saturating_sub(*at) < SAID_AGAIN && damaged.iter().any(is_same)
+        });
+        let is_new = |run: &&crate::bookie::DamagedRange| {
+            !self.said.contains_key(&(run.ledger, *run.entries.start()))
+        };
+        let new: Vec<_> = damaged.iter().filter(is_new).take(MAX_RUNS).cloned().collect();
+        let bookie = self.bookie.identity().bookie.clone();
+        for run in new {
+            let (first, last) = (*run.entries.start(), *run.entries.end());
+            let (store, env) = (self.store.as_ref(), &self.env);
+            match report_damage(store, env, run.ledger, &bookie, run.entries).await {
+                Ok(()) => drop(self.said.insert((run.ledger, first), (last, now))),
+                Err(error) => {
+                    tracing::debug!(%error, "damage can't be reported now");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
