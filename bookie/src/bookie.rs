@@ -24,7 +24,7 @@ use crate::error::{CloseError, OpenError};
 use crate::log::crew::Crew;
 use crate::log::state::{FenceAdmission, LogState};
 pub use crate::log::{DamagedRange, ScrubProgress};
-use crate::log::{Log, NotRead, OpenReport, Origin};
+use crate::log::{Log, NotRead, OpenReport, Origin, Piece};
 
 /// Hints that wait for a look; more turn into a census of everything.
 const MAX_HINTS: usize = 100_000;
@@ -41,7 +41,7 @@ struct Inner {
     crew: Crew,
     identity: Identity,
     config: BookieConfig,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     hints: Mutex<Hints>,
     hinted: Notify,
 }
@@ -134,7 +134,7 @@ impl Bookie {
         }
         let log = Arc::new(log);
         let crew = Crew::start(log.clone())?;
-        let reads = Semaphore::new(config.max_concurrent_reads as usize);
+        let reads = Arc::new(Semaphore::new(config.max_concurrent_reads as usize));
         let hints = Mutex::default();
         let hinted = Notify::new();
         let inner = Inner { log, crew, identity, config, reads, hints, hinted };
@@ -179,9 +179,29 @@ impl Bookie {
         let permit = self.inner.reads.acquire().await;
         // The semaphore is never closed; were it, reading unbounded would be the lesser evil.
         let log = self.inner.log.clone();
-        let read = tokio::task::spawn_blocking(move || log.read(&request, room)).await;
+        let read = tokio::task::spawn_blocking(move || {
+            let read = log.read(&request, room);
+            let piece = read.as_ref().ok().and_then(|entries| log.sent(&request, entries));
+            (read, piece)
+        });
+        let read = read.await;
         drop(permit);
-        read.unwrap_or(Err(BookieError::Io.into()))
+        let (read, piece) = read.map_err(|_| BookieError::Io)?;
+        if let Some(piece) = piece {
+            self.read_ahead(piece);
+        }
+        read
+    }
+
+    /// Reads what will be asked for next, unless others have more urgent reads under way.
+    fn read_ahead(&self, piece: Piece) {
+        let Ok(permit) = self.inner.reads.clone().try_acquire_owned() else { return };
+        let log = self.inner.log.clone();
+        // Whoever waits for the piece is told by its end, however that comes.
+        drop(tokio::task::spawn_blocking(move || {
+            log.read_ahead(&piece);
+            drop((piece, permit));
+        }));
     }
 
     /// Fences a ledger. Answers once the fence and all adds accepted before it are durable.

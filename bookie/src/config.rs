@@ -55,6 +55,10 @@ pub struct BookieConfig {
     pub scrub_interval: Duration,
     /// Bytes of index pages of sealed segments that are cached.
     pub index_cache_bytes: u64,
+    /// Bytes of entries that were read from segments that are still written to, and are kept.
+    pub tail_cache_bytes: u64,
+    /// Bytes of entries that are read before those who read a ledger in order ask for them.
+    pub read_ahead_bytes: u64,
     /// Segment files that are kept open for reading.
     pub max_open_files: u32,
     /// Most entries that one read answers.
@@ -100,6 +104,8 @@ impl Default for BookieConfig {
             background_bytes_per_s: 128 * MIB,
             scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
             index_cache_bytes: 32 * MIB,
+            tail_cache_bytes: 16 * MIB,
+            read_ahead_bytes: 64 * MIB,
             max_open_files: 128,
             max_read_entries: 1_000,
             max_read_bytes: 8 * MIB,

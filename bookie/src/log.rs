@@ -31,6 +31,7 @@ mod group;
 mod index;
 mod keeper;
 mod manifest;
+mod read_cache;
 mod reader;
 mod reclaim;
 mod record;
@@ -44,6 +45,7 @@ mod table;
 mod writer;
 
 pub use damaged::DamagedRange;
+pub(crate) use read_cache::Piece;
 pub use replay::OpenReport;
 pub(crate) use replay::manifest_names;
 pub use scrub::ScrubProgress;
@@ -52,6 +54,7 @@ use background::Background;
 use files::Files;
 use group::GroupBuffer;
 use manifest::Copies;
+use read_cache::ReadCache;
 pub(crate) use reader::NotRead;
 use reader::PageCache;
 use state::{FenceAdmission, LogState};
@@ -59,6 +62,9 @@ use writer::{NotOpened, OpenGroup};
 
 /// A log thread copies this much at a time without looking whether the disk is free.
 const CHUNK_BYTES: u64 = 256 * 1024;
+
+/// What is read ahead is this part of the memory for it, so that several readers find room.
+const PIECES: u64 = 8;
 
 /// One directory's log.
 #[derive(Debug)]
@@ -76,6 +82,7 @@ pub(crate) struct Log {
     copies: Copies,
     files: Files,
     pages: PageCache,
+    cache: Arc<ReadCache>,
     env: Env,
     instance: u64,
     read_limits: ReadLimits,
@@ -100,6 +107,8 @@ pub(crate) struct Origin {
 struct ReadLimits {
     max_entries: u32,
     max_bytes: u64,
+    /// Of a piece that is read ahead.
+    ahead_bytes: u64,
 }
 
 /// What a log thread has in hand. It outlives a panic of the turn, so that whoever waits for the
@@ -143,11 +152,13 @@ impl Log {
             device,
             copies,
             pages: PageCache::new(config.index_cache_bytes),
+            cache: ReadCache::new(config.tail_cache_bytes, config.read_ahead_bytes),
             env,
             instance: origin.instance,
             read_limits: ReadLimits {
                 max_entries: config.max_read_entries,
                 max_bytes: config.max_read_bytes,
+                ahead_bytes: (config.read_ahead_bytes / PIECES).max(1),
             },
             idle_close: config.idle_close,
             background: Mutex::new(Background::new(config.background_bytes_per_s)),

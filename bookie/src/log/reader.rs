@@ -14,6 +14,7 @@ use geminga_proto::storage::{BookieError, ReadRequest, StoredEntry};
 use super::Log;
 use super::codec::Home;
 use super::footer::{FooterHeader, PAGE_ENTRIES, Page, Place};
+use super::read_cache::{Piece, Share};
 use super::record;
 use super::state::{LogState, SealedSegment};
 use super::table::SegmentRef;
@@ -51,6 +52,8 @@ pub(super) struct Located {
 
 /// What the state says about a ledger's entries.
 struct Plan {
+    /// False: nothing was ever stored of it.
+    known: bool,
     /// In unsealed segments.
     recent: BTreeMap<EntryId, Located>,
     /// Sealed segments that may hold some, newest first.
@@ -62,8 +65,9 @@ struct Plan {
 impl LogState {
     fn plan(&self, ledger: LedgerId, first: EntryId, max_entries: u32) -> Plan {
         let absence = self.absence(ledger, first);
-        let mut plan = Plan { recent: BTreeMap::new(), sealed: Vec::new(), absence };
+        let mut plan = Plan { known: false, recent: BTreeMap::new(), sealed: Vec::new(), absence };
         let Some(known) = self.table.get(&ledger) else { return plan };
+        plan.known = true;
         let last = EntryId(first.0.saturating_add(u64::from(max_entries) - 1));
         // Oldest first, so that a newer copy of an entry replaces an older one.
         for unsealed in self.sealing.iter().chain([&self.active]) {
@@ -135,6 +139,7 @@ impl Log {
         {
             return Err(BookieError::Invalid.into());
         }
+        self.cache.wait(request.ledger, request.first);
         for _ in 0..ATTEMPTS {
             match self.try_read(request, room) {
                 Ok(entries) => return Ok(entries),
@@ -151,7 +156,37 @@ impl Log {
         let max_entries = request.max_entries.min(self.read_limits.max_entries);
         let max_bytes = request.max_bytes.min(self.read_limits.max_bytes);
         let plan = self.state.lock().plan(request.ledger, request.first, max_entries);
-        let located = self.locate(&plan, request.first, max_entries, max_bytes)?;
+        let mut entries =
+            if plan.known { self.cache.get(request, max_entries, max_bytes) } else { Vec::new() };
+        let Some((first, last)) = entries.first().zip(entries.last()) else {
+            return self.read_stored(&plan, request, (max_entries, max_bytes), room);
+        };
+        let first_bytes = first.payload.len() as u64;
+        if first_bytes > room {
+            return Err(Failure::Larger(first_bytes));
+        }
+        let sent: u64 = entries.iter().map(|entry| entry.payload.len() as u64).sum();
+        let left_entries = max_entries - u32::try_from(entries.len()).unwrap_or(max_entries);
+        let left_bytes = max_bytes.saturating_sub(sent);
+        if left_entries > 0 && left_bytes > 0 {
+            let rest = ReadRequest { first: last.entry.next(), ..*request };
+            let limits = (left_entries, left_bytes);
+            // What is wrong with the rest, the next read says.
+            let more = self.read_stored(&plan, &rest, limits, left_bytes);
+            entries.extend(more.unwrap_or_default());
+        }
+        Ok(entries)
+    }
+
+    /// As `try_read`, but for the cache: from the disk, at most so many entries and bytes.
+    fn read_stored(
+        &self,
+        plan: &Plan,
+        request: &ReadRequest,
+        (max_entries, max_bytes): (u32, u64),
+        room: u64,
+    ) -> Result<Vec<StoredEntry>, Failure> {
+        let located = self.locate(plan, request.first, max_entries, max_bytes)?;
         let first_bytes = located.first().map_or(0, |first| u64::from(first.place.payload_bytes));
         if first_bytes > room {
             return Err(Failure::Larger(first_bytes));
@@ -162,7 +197,7 @@ impl Log {
             let read = match self.read_run(request.ledger, run, &mut entries) {
                 Err(Failure::Failed(error)) => {
                     let bad = located.get(entries.len());
-                    self.read_older(&plan, request.ledger, bad, error, &mut entries)
+                    self.read_older(plan, request.ledger, bad, error, &mut entries)
                 }
                 read => read,
             };
@@ -173,7 +208,27 @@ impl Log {
                 Err(failure) => return Err(failure),
             }
         }
+        for entry in entries.iter().filter(|entry| plan.recent.contains_key(&entry.entry)) {
+            self.cache.insert(Share::Tail, request.ledger, entry);
+        }
         Ok(entries)
+    }
+
+    /// Entries were sent to whoever asked for them. The piece to read ahead, if any.
+    pub(crate) fn sent(&self, request: &ReadRequest, entries: &[StoredEntry]) -> Option<Piece> {
+        let last = entries.last()?;
+        self.cache.sent(request.ledger, request.first, last.entry)
+    }
+
+    /// Reads a piece that will be asked for next. Blocks on the disk.
+    pub(crate) fn read_ahead(&self, piece: &Piece) {
+        let Piece { ledger, first, .. } = *piece;
+        let (max_entries, max_bytes) = (u32::MAX, self.read_limits.ahead_bytes);
+        let request = ReadRequest { ledger, first, max_entries, max_bytes, fence: None };
+        // Whoever asks for it hears what is wrong with it.
+        for entry in self.try_read(&request, u64::MAX).unwrap_or_default() {
+            self.cache.insert(Share::Ahead, ledger, &entry);
+        }
     }
 
     /// The newest copy of an entry is damaged: an older segment may have it whole. `error` is the

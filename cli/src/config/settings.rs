@@ -220,6 +220,10 @@ settings! {
         scrub_interval: Span = seconds(7 * 24 * 60 * 60),
         /// Memory for index pages.
         index_cache_bytes: ByteSize = ByteSize(32 << 20),
+        /// Memory for entries that were read from segments that are still written to.
+        tail_cache_bytes: ByteSize = ByteSize(16 << 20),
+        /// Memory for entries that are read before whoever catches up asks for them.
+        read_ahead_bytes: ByteSize = ByteSize(64 << 20),
         /// After how long without a write the last one is sealed off.
         idle_close: Span = Span(Duration::from_millis(100)),
         /// How often the ledgers on disk are compared with the metadata.
