@@ -81,6 +81,8 @@ pub struct BookieMetrics {
     pub rewritten_segments: u64,
     /// Bytes written for that, padding and headers included.
     pub rewritten_bytes: u64,
+    /// 1 while segments are being rewritten.
+    pub rewriting: u64,
     /// Ledgers deleted.
     pub deleted_ledgers: u64,
     /// Copies dropped that are another bookie's by now.
@@ -276,6 +278,7 @@ impl Bookie {
             recycled_segments: state.counters.recycled_segments,
             rewritten_segments: state.counters.rewritten_segments,
             rewritten_bytes: state.counters.rewritten_bytes,
+            rewriting: u64::from(state.rewrite.is_some()),
             deleted_ledgers: state.counters.deleted_ledgers,
             surplus_entries: state.counters.surplus_entries,
             scrubbed_bytes: state.counters.scrubbed_bytes,

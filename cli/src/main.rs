@@ -123,7 +123,7 @@ fn flags(command: &Command) -> Vec<(&'static str, toml::Value)> {
         }
         Command::Perf(PerfCommand::Roundtrip(args)) => args.load.client.as_settings(),
         Command::Perf(PerfCommand::Topics(args)) => args.client.as_settings(),
-        Command::Perf(PerfCommand::Bookie(_) | PerfCommand::Disk(_))
+        Command::Perf(PerfCommand::Bookie(_) | PerfCommand::Reclaim(_) | PerfCommand::Disk(_))
         | Command::Completions(_)
         | Command::Repair(_) => Vec::new(),
     }

@@ -8,7 +8,7 @@
 //! *Read-ahead:* whoever goes on where the read before ended has the next piece read meanwhile. Whoever
 //! asks for a piece that is being read waits for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use geminga_proto::id::{EntryId, LedgerId};
@@ -20,13 +20,11 @@ const ENTRY_OVERHEAD_BYTES: usize = 128;
 /// Ledgers whose readers are followed.
 const MAX_FOLLOWED: u64 = 1_024;
 
-type Entries = moka::sync::Cache<(LedgerId, EntryId), StoredEntry>;
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct ReadCache {
-    tail: Entries,
-    ahead: Entries,
+    tail: moka::sync::Cache<(LedgerId, EntryId), StoredEntry>,
+    ahead: Mutex<Ahead>,
     /// Where the reader of a ledger goes on, if it reads in order.
     next: moka::sync::Cache<LedgerId, EntryId>,
     /// Pieces that are being read, by ledger: their first entries.
@@ -34,11 +32,59 @@ pub(super) struct ReadCache {
     ended: Condvar,
 }
 
-/// Which share of the cache an entry goes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Share {
-    Tail,
-    Ahead,
+/// What was read ahead: a piece for a ledger.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Consecutive entries.
+    pieces: HashMap<LedgerId, VecDeque<StoredEntry>>,
+    /// Those that came first go first.
+    order: VecDeque<LedgerId>,
+    bytes: u64,
+    max_bytes: u64,
+}
+
+impl Ahead {
+    fn remove(&mut self, ledger: LedgerId) {
+        if let Some(piece) = self.pieces.remove(&ledger) {
+            self.bytes -= piece.iter().map(entry_bytes).sum::<u64>();
+            self.order.retain(|known| *known != ledger);
+        }
+    }
+
+    fn insert(&mut self, ledger: LedgerId, entries: Vec<StoredEntry>) {
+        self.remove(ledger);
+        let bytes = entries.iter().map(entry_bytes).sum::<u64>();
+        while self.bytes + bytes > self.max_bytes {
+            let Some(first) = self.order.front().copied() else { return };
+            self.remove(first);
+        }
+        self.bytes += bytes;
+        self.order.push_back(ledger);
+        self.pieces.insert(ledger, entries.into());
+    }
+
+    /// The entry in a piece, and those behind it.
+    fn from(&self, ledger: LedgerId, first: EntryId) -> impl Iterator<Item = &StoredEntry> {
+        let piece = self.pieces.get(&ledger);
+        let skipped = piece.and_then(|piece| first.0.checked_sub(piece.front()?.entry.0));
+        let skipped = skipped.and_then(|skipped| usize::try_from(skipped).ok());
+        piece.into_iter().flat_map(move |piece| piece.iter().skip(skipped.unwrap_or(usize::MAX)))
+    }
+
+    /// Whoever reads the ledger has what is up to `last`.
+    fn forget_up_to(&mut self, ledger: LedgerId, last: EntryId) {
+        let Some(piece) = self.pieces.get_mut(&ledger) else { return };
+        while let Some(entry) = piece.pop_front_if(|entry| entry.entry <= last) {
+            self.bytes -= entry_bytes(&entry);
+        }
+        if piece.is_empty() {
+            self.remove(ledger);
+        }
+    }
+}
+
+fn entry_bytes(entry: &StoredEntry) -> u64 {
+    (entry.payload.len() + ENTRY_OVERHEAD_BYTES) as u64
 }
 
 /// A piece that is being read. Dropping it lets those who wait for it go on.
@@ -49,6 +95,13 @@ pub(crate) struct Piece {
     pub first: EntryId,
 }
 
+impl Piece {
+    /// Keeps what was read.
+    pub fn keep(&self, entries: Vec<StoredEntry>) {
+        self.cache.ahead.lock().insert(self.ledger, entries);
+    }
+}
+
 impl Drop for Piece {
     fn drop(&mut self) {
         self.cache.under_way.lock().remove(&self.ledger);
@@ -56,48 +109,50 @@ impl Drop for Piece {
     }
 }
 
-fn entries(max_bytes: u64) -> Entries {
-    let weigh = |_: &(LedgerId, EntryId), entry: &StoredEntry| {
-        u32::try_from(entry.payload.len() + ENTRY_OVERHEAD_BYTES).unwrap_or(u32::MAX)
-    };
-    moka::sync::Cache::builder().max_capacity(max_bytes).weigher(weigh).build()
-}
-
 impl ReadCache {
     pub fn new(tail_bytes: u64, ahead_bytes: u64) -> Arc<Self> {
+        let weigh = |_: &(LedgerId, EntryId), entry: &StoredEntry| {
+            u32::try_from(entry_bytes(entry)).unwrap_or(u32::MAX)
+        };
+        let tail = moka::sync::Cache::builder().max_capacity(tail_bytes).weigher(weigh);
         Arc::new(Self {
-            tail: entries(tail_bytes),
-            ahead: entries(ahead_bytes),
+            tail: tail.build(),
+            ahead: Mutex::new(Ahead { max_bytes: ahead_bytes, ..Ahead::default() }),
             next: moka::sync::Cache::new(MAX_FOLLOWED),
             under_way: Mutex::default(),
             ended: Condvar::new(),
         })
     }
 
-    /// Keeps an entry.
-    pub fn insert(&self, share: Share, ledger: LedgerId, entry: &StoredEntry) {
-        let key = (ledger, entry.entry);
-        match share {
-            Share::Tail => self.tail.insert(key, entry.clone()),
-            Share::Ahead => self.ahead.insert(key, entry.clone()),
-        }
+    /// Keeps an entry of a segment that is written to.
+    pub fn keep_tail(&self, ledger: LedgerId, entry: &StoredEntry) {
+        self.tail.insert((ledger, entry.entry), entry.clone());
     }
 
     /// Consecutive entries from the first one asked for on; empty if that one isn't here.
     pub fn get(&self, request: &ReadRequest, max_entries: u32, max_bytes: u64) -> Vec<StoredEntry> {
-        let mut found = Vec::new();
-        let (mut entry, mut bytes) = (request.first, 0);
-        while found.len() < max_entries as usize {
-            let key = (request.ledger, entry);
-            let Some(stored) = self.ahead.get(&key).or_else(|| self.tail.get(&key)) else { break };
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        let mut takes = |stored: &StoredEntry, found: &mut Vec<StoredEntry>| {
             bytes += stored.payload.len() as u64;
-            if bytes > max_bytes && !found.is_empty() {
-                break;
+            let fits =
+                found.len() < max_entries as usize && (bytes <= max_bytes || found.is_empty());
+            if fits {
+                found.push(stored.clone());
             }
-            found.push(stored);
-            entry = entry.next();
+            fits
+        };
+        let ahead = self.ahead.lock();
+        let mut entries = ahead.from(request.ledger, request.first);
+        while entries.next().is_some_and(|stored| takes(stored, &mut found)) {}
+        drop(entries);
+        drop(ahead);
+        loop {
+            let next = found.last().map_or(request.first, |last| last.entry.next());
+            let stored = self.tail.get(&(request.ledger, next));
+            if !stored.is_some_and(|stored| takes(&stored, &mut found)) {
+                return found;
+            }
         }
-        found
     }
 
     /// Waits for a piece that begins with this entry, if one is being read.
@@ -119,15 +174,12 @@ impl ReadCache {
         let goes_on = self.next.get(&ledger) == Some(first);
         let next = last.next();
         self.next.insert(ledger, next);
-        // What was sent is done with, unless two readers are at the same place.
-        let mut entry = first;
-        while goes_on && entry <= last {
-            self.ahead.invalidate(&(ledger, entry));
-            entry = entry.next();
-        }
-        if !goes_on || self.ahead.contains_key(&(ledger, next)) {
+        let mut ahead = self.ahead.lock();
+        ahead.forget_up_to(ledger, last);
+        if !goes_on || ahead.pieces.contains_key(&ledger) {
             return None;
         }
+        drop(ahead);
         let mut under_way = self.under_way.lock();
         if under_way.contains_key(&ledger) {
             return None;
@@ -160,28 +212,49 @@ mod tests {
         cache.get(&asked(first), 100, 1_000).into_iter().map(|stored| stored.entry.0).collect()
     }
 
+    fn ahead(cache: &Arc<ReadCache>, entries: std::ops::Range<u64>, bytes: usize) {
+        let entries = entries.map(|entry| stored(entry, bytes)).collect();
+        cache.ahead.lock().insert(LEDGER, entries);
+    }
+
     #[test]
     fn only_consecutive_entries_are_answered_and_no_more_than_was_asked_for() {
         let cache = ReadCache::new(1 << 20, 1 << 20);
-        [3, 4, 6].iter().for_each(|at| cache.insert(Share::Ahead, LEDGER, &stored(*at, 400)));
-        cache.insert(Share::Tail, LEDGER, &stored(5, 400));
+        ahead(&cache, 3..5, 400);
+        [5, 7].iter().for_each(|at| cache.keep_tail(LEDGER, &stored(*at, 400)));
         assert_eq!(got(&cache, 3), [3, 4], "a third has no room");
         assert_eq!(got(&cache, 4), [4, 5]);
-        assert_eq!(got(&cache, 2), [0; 0]);
+        assert_eq!((got(&cache, 2), got(&cache, 6)), (vec![], vec![]));
         assert_eq!(cache.get(&asked(3), 1, 1_000).len(), 1);
         assert_eq!(cache.get(&asked(3), 9, 10).len(), 1, "one is always sent");
     }
 
     #[test]
-    fn catching_up_evicts_nothing_of_the_tail() {
+    fn catching_up_evicts_nothing_of_the_tail_and_is_bounded() {
         let cache = ReadCache::new(1 << 20, 1 << 16);
-        cache.insert(Share::Tail, LEDGER, &stored(0, 1_000));
-        for entry in 1..10_000 {
-            cache.insert(Share::Ahead, LEDGER, &stored(entry, 1_000));
+        cache.keep_tail(LEDGER, &stored(0, 1_000));
+        for ledger in 2..1_000 {
+            let entries = (0..10).map(|entry| stored(entry, 1_000)).collect();
+            cache.ahead.lock().insert(LedgerId(ledger), entries);
+            let ahead = cache.ahead.lock();
+            assert!(ahead.bytes <= 1 << 16 && ahead.order.len() == ahead.pieces.len());
         }
-        cache.ahead.run_pending_tasks();
-        assert!(cache.ahead.weighted_size() <= 1 << 16);
-        assert_eq!(got(&cache, 0)[0], 0);
+        assert!(cache.ahead.lock().pieces.len() > 3);
+        assert_eq!(got(&cache, 0), [0]);
+        // What never fits is not kept.
+        ahead(&cache, 1..100, 1_000);
+        assert_eq!((got(&cache, 1), cache.ahead.lock().bytes), (vec![], 0));
+    }
+
+    #[test]
+    fn what_was_sent_makes_room() {
+        let cache = ReadCache::new(1 << 20, 1 << 20);
+        ahead(&cache, 3..6, 100);
+        cache.sent(LEDGER, EntryId(3), EntryId(4));
+        assert_eq!(cache.ahead.lock().bytes, 100 + ENTRY_OVERHEAD_BYTES as u64);
+        assert_eq!((got(&cache, 4), got(&cache, 5)), (vec![], vec![5]));
+        cache.sent(LEDGER, EntryId(5), EntryId(5));
+        assert!(cache.ahead.lock().order.is_empty() && cache.ahead.lock().bytes == 0);
     }
 
     #[test]
@@ -195,11 +268,10 @@ mod tests {
         drop(piece);
         assert!(sent(5, 6).is_none(), "somewhere else");
         let piece = sent(7, 8).expect("in order from there");
-        cache.insert(Share::Ahead, LEDGER, &stored(9, 10));
+        piece.keep(vec![stored(9, 10), stored(10, 10)]);
         drop(piece);
-        assert!(sent(9, 9).is_some());
-        cache.insert(Share::Ahead, LEDGER, &stored(11, 10));
-        assert!(sent(10, 10).is_none(), "it is there already");
+        assert!(sent(9, 9).is_none(), "there is more of it");
+        assert!(sent(10, 10).is_some());
     }
 
     #[test]
@@ -214,7 +286,7 @@ mod tests {
         });
         // Whoever wants something else doesn't.
         cache.wait(LEDGER, EntryId(3));
-        cache.insert(Share::Ahead, LEDGER, &stored(2, 10));
+        piece.keep(vec![stored(2, 10)]);
         drop(piece);
         assert_eq!(waiter.join().expect("ends"), [2]);
     }

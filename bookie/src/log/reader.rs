@@ -14,7 +14,7 @@ use geminga_proto::storage::{BookieError, ReadRequest, StoredEntry};
 use super::Log;
 use super::codec::Home;
 use super::footer::{FooterHeader, PAGE_ENTRIES, Page, Place};
-use super::read_cache::{Piece, Share};
+use super::read_cache::Piece;
 use super::record;
 use super::state::{LogState, SealedSegment};
 use super::table::SegmentRef;
@@ -209,7 +209,7 @@ impl Log {
             }
         }
         for entry in entries.iter().filter(|entry| plan.recent.contains_key(&entry.entry)) {
-            self.cache.insert(Share::Tail, request.ledger, entry);
+            self.cache.keep_tail(request.ledger, entry);
         }
         Ok(entries)
     }
@@ -226,9 +226,7 @@ impl Log {
         let (max_entries, max_bytes) = (u32::MAX, self.read_limits.ahead_bytes);
         let request = ReadRequest { ledger, first, max_entries, max_bytes, fence: None };
         // Whoever asks for it hears what is wrong with it.
-        for entry in self.try_read(&request, u64::MAX).unwrap_or_default() {
-            self.cache.insert(Share::Ahead, ledger, &entry);
-        }
+        piece.keep(self.try_read(&request, u64::MAX).unwrap_or_default());
     }
 
     /// The newest copy of an entry is damaged: an older segment may have it whole. `error` is the

@@ -42,6 +42,11 @@ Examples:
 Examples:
   geminga perf bookie --dir /var/lib/geminga --size 64KiB")]
     Bookie(StorageArgs),
+    /// Delete ledgers of a storage node's log in this process: what giving space back costs
+    #[command(after_help = "\
+Examples:
+  geminga perf reclaim --dir /var/lib/geminga --total 4GiB")]
+    Reclaim(ReclaimArgs),
     /// Write a preallocated file, one synchronous write in flight: what the disk can do
     #[command(after_help = "\
 Examples:
@@ -195,6 +200,31 @@ pub struct StorageArgs {
     /// Load before the measuring starts
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
     pub warmup: Duration,
+    /// What the result on stdout looks like
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value = "text")]
+    pub output: OutputFormat,
+}
+
+/// Flags of `perf reclaim`.
+#[derive(Debug, Clone, Args)]
+pub struct ReclaimArgs {
+    /// A directory on the disk to measure; a directory is made in it and removed at the end
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Bytes of an entry
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "64KiB")]
+    pub size: u64,
+    /// Ledgers written at once
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 16,
+        value_parser = clap::value_parser!(u32).range(2..=10_000)
+    )]
+    pub ledgers: u32,
+    /// Bytes that each of the two workloads appends
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "4GiB")]
+    pub total: u64,
     /// What the result on stdout looks like
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value = "text")]
     pub output: OutputFormat,

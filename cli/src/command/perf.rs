@@ -20,6 +20,7 @@ mod disk;
 mod load;
 mod payload;
 mod produce;
+mod reclaim;
 mod recorder;
 mod report;
 mod roundtrip;
@@ -40,6 +41,7 @@ pub fn run(runtime: &Runtime, command: &PerfCommand, settings: &Settings) -> Out
         PerfCommand::Roundtrip(args) => roundtrip::run(runtime, args, settings),
         PerfCommand::Topics(args) => runtime.block_on(topics::run(args, settings)),
         PerfCommand::Bookie(args) => storage::run(runtime, args),
+        PerfCommand::Reclaim(args) => reclaim::run(runtime, args),
         PerfCommand::Disk(args) => disk::run(args),
     }
 }
