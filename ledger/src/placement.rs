@@ -71,6 +71,13 @@ pub trait Placement: Send + Sync + Debug + 'static {
         false
     }
 
+    /// Whether the bookie has been away for so long that a ledger on it had better go on elsewhere,
+    /// even if nothing is written to it. Never blocks.
+    fn is_gone(&self, bookie: &BookieId) -> bool {
+        let _ = bookie;
+        false
+    }
+
     /// Who is there, as far as is known. Never blocks.
     fn view(&self) -> ClusterView {
         ClusterView::default()

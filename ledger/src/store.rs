@@ -217,13 +217,14 @@ impl LedgerStore {
     }
 
     /// Whether an open ledger has fewer bookies than it would have if it were created now, or one
-    /// that is to be taken away: the ledger after it will have as many as there should be, and
-    /// others.
+    /// that is to be taken away or is gone: the ledger after it will have as many as there should
+    /// be, and others.
     #[must_use]
     pub fn could_be_wider(&self, writer: &LedgerWriter) -> bool {
         let shared = &self.shared;
-        let draining = || writer.members().iter().any(|it| shared.placement.is_draining(it));
-        (self.is_narrow(writer) || draining())
+        let leaves =
+            |bookie| shared.placement.is_draining(bookie) || shared.placement.is_gone(bookie);
+        (self.is_narrow(writer) || writer.members().iter().any(leaves))
             && shared.placement.has(shared.config.write_quorum as usize)
     }
 

@@ -42,11 +42,17 @@ pub struct WatchedPlacementConfig {
     /// Largest entry that this node writes: a bookie that doesn't take it would fail the ledger
     /// again and again, so it isn't chosen. 0: any bookie will do.
     pub largest_entry_bytes: u64,
+    /// After how long without its registration a bookie counts as gone.
+    pub gone_after: Duration,
 }
 
 impl Default for WatchedPlacementConfig {
     fn default() -> Self {
-        Self { quarantine: Duration::from_secs(5), largest_entry_bytes: 0 }
+        Self {
+            quarantine: Duration::from_secs(5),
+            largest_entry_bytes: 0,
+            gone_after: Duration::from_secs(600),
+        }
     }
 }
 
@@ -74,6 +80,10 @@ struct Known {
     narrow: Vec<BookieId>,
     /// The highest ledger that each bookie has said it knows; also of those that are gone.
     highest_ledgers: HashMap<BookieId, LedgerId>,
+    /// Since when bookies that were registered aren't any more.
+    away: HashMap<BookieId, Monotonic>,
+    /// Since when bookies that never were could have been.
+    started: Monotonic,
     /// Bookies that are being drained.
     draining: HashSet<BookieId>,
     /// The watch confirms what is known.
@@ -82,10 +92,15 @@ struct Known {
 
 impl Known {
     /// Takes a new view in.
-    fn see(&mut self, bookies: Vec<BookieRecord>) {
+    fn see(&mut self, bookies: Vec<BookieRecord>, now: Monotonic) {
         if self.addresses.len() > MAX_FORMER {
             self.addresses.clear();
+            self.away.clear();
         }
+        for bookie in &self.bookies {
+            self.away.entry(bookie.bookie_id.clone()).or_insert(now);
+        }
+        self.away.retain(|id, _| !bookies.iter().any(|bookie| bookie.bookie_id == *id));
         for bookie in &bookies {
             let address = format!("http://{}", bookie.address);
             self.addresses.insert(bookie.bookie_id.clone(), address);
@@ -163,6 +178,15 @@ impl Known {
         Some(NarrowBookies { count, takes_bytes, needs_bytes })
     }
 
+    /// How long the bookie has not been registered.
+    fn away_for(&self, bookie: &BookieId, now: Monotonic) -> Duration {
+        if self.zone_of(bookie).is_some() {
+            return Duration::ZERO;
+        }
+        let since = self.away.get(bookie).copied().unwrap_or(self.started);
+        now.saturating_sub(since)
+    }
+
     fn zone_of(&self, bookie: &BookieId) -> Option<&str> {
         let found = self.bookies.iter().find(|known| known.bookie_id == *bookie);
         found.map(|bookie| bookie.zone.as_str())
@@ -222,15 +246,17 @@ impl WatchedPlacement {
         let drains =
             WatchCache::<DrainRecord>::start(store, env.clone(), policy, keys::DRAINS).await?;
         let largest_entry_bytes = config.largest_entry_bytes;
-        let known = Arc::new(Mutex::new(Known { largest_entry_bytes, ..Known::default() }));
+        let started = env.clock.monotonic();
+        let known = Known { largest_entry_bytes, started, ..Known::default() };
+        let known = Arc::new(Mutex::new(known));
         let changes = [cache.changes(), drains.changes()];
         see_drains(&drains, &known);
-        see(&cache, &known);
-        let shown = Arc::clone(&known);
+        see(&cache, &known, started);
+        let (shown, clock) = (Arc::clone(&known), Arc::clone(&env.clock));
         // The caches, and so the watches, live as long as this task.
         let follower = tokio::spawn(follow(changes, move || {
             see_drains(&drains, &shown);
-            see(&cache, &shown);
+            see(&cache, &shown, clock.monotonic());
             shown.lock().is_current = cache.is_fresh() && drains.is_fresh();
         }));
         known.lock().is_current = true;
@@ -284,7 +310,7 @@ fn concerns_all(error: BookieError) -> bool {
 }
 
 /// Takes the view in, unless it is out of date: then what was known last stays.
-fn see(cache: &WatchCache<BookieRecord>, known: &Mutex<Known>) {
+fn see(cache: &WatchCache<BookieRecord>, known: &Mutex<Known>, now: Monotonic) {
     let Ok(listed) = cache.list() else { return };
     let (mut bookies, mut damaged) = (Vec::with_capacity(listed.len()), Vec::new());
     for stored in listed {
@@ -298,7 +324,7 @@ fn see(cache: &WatchCache<BookieRecord>, known: &Mutex<Known>) {
         tracing::warn!(error, "a bookie's record can't be used");
     }
     known.damaged = damaged;
-    known.see(bookies);
+    known.see(bookies, now);
 }
 
 /// Takes in which bookies are being drained. A mark counts also if what it says can't be read.
@@ -383,6 +409,13 @@ impl Placement for WatchedPlacement {
 
     fn is_draining(&self, bookie: &BookieId) -> bool {
         self.known.lock().draining.contains(bookie)
+    }
+
+    fn is_gone(&self, bookie: &BookieId) -> bool {
+        let now = self.env.clock.monotonic();
+        let known = self.known.lock();
+        // Without the metadata nobody's registration could be seen.
+        known.is_current && known.away_for(bookie, now) >= self.config.gone_after
     }
 
     fn view(&self) -> ClusterView {

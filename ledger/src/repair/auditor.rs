@@ -7,7 +7,7 @@
 //!
 //! Invariants: what others have found (damage) is never taken out of the queue here; a bookie that
 //! is drained counts as done only when two looks in a row, each at all ledgers, have found its name
-//! nowhere.
+//! nowhere and the bookie not up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -154,7 +154,9 @@ impl Auditor {
         let mut done = Vec::new();
         for bookie in &self.view.draining {
             let looks = self.clean.entry(bookie.clone()).or_default();
-            *looks = if whole && !met.contains(bookie) { looks.saturating_add(1) } else { 0 };
+            // One that has lost its registration for a moment registers again.
+            let clean = whole && !met.contains(bookie) && !self.view.is_up(bookie);
+            *looks = if clean { looks.saturating_add(1) } else { 0 };
             if *looks >= CLEAN_LOOKS {
                 done.push(bookie.clone());
             }

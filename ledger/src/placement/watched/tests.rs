@@ -264,6 +264,25 @@ async fn a_bookie_that_is_being_drained_is_not_picked_until_that_is_called_off()
 }
 
 #[tokio::test]
+async fn a_bookie_that_is_away_is_gone_after_a_while_and_not_once_it_is_back() {
+    let gone_after = Duration::from_secs(100);
+    let config = WatchedPlacementConfig { gone_after, ..Default::default() };
+    let scene = scene_with(&[record(0, ""), record(1, "")], config).await;
+    let gone = |index| scene.placement.is_gone(&name(index));
+    scene.clock.advance(gone_after);
+    assert_eq!((gone(0), gone(1), gone(9)), (false, false, true), "nobody ever saw the last one");
+    let txn = Txn::default().delete(keys::bookie(&name(0)));
+    scene.store.txn(txn).await.expect("written");
+    scene.until("one is away", |placement| placement.registered().len() == 1).await;
+    scene.clock.advance(Duration::from_secs(99));
+    assert!(!gone(0));
+    scene.clock.advance(Duration::from_secs(1));
+    assert!(gone(0) && !gone(1));
+    put(&scene.store, &record(0, "")).await;
+    scene.until("it is back", |placement| !placement.is_gone(&name(0))).await;
+}
+
+#[tokio::test]
 async fn a_view_whose_taking_in_panics_is_taken_in_again() {
     let (changed, changes) = watch::channel(0);
     let (_quiet, drains) = watch::channel(0);

@@ -151,7 +151,7 @@ fn a_drained_bookie_is_done_when_two_whole_looks_have_found_it_neither_in_a_ledg
     let (with, without) =
         (ledger(LedgerState::Closed, &[&[0, 1, 2]]), ledger(LedgerState::Closed, &[&[3, 1, 2]]));
     let mut auditor = Auditor::new(GRACE);
-    let cluster = view(&[0, 1, 2, 3], &[0]);
+    let cluster = view(&[1, 2, 3], &[0]);
     let mut task = RepairRecord::new(&[RepairReason::AckQuorumOnly], 0);
     let (worker, targets) = ("w".to_owned(), vec![name(0)]);
     task.claim = Some(RepairClaim { id: 1, worker, targets, claimed_ms: 0 });
@@ -165,6 +165,9 @@ fn a_drained_bookie_is_done_when_two_whole_looks_have_found_it_neither_in_a_ledg
     assert_eq!(auditor.end(false), none, "it didn't look everywhere");
     assert_eq!(look(&mut auditor, 6, &cluster, &without, None).1, none);
     assert_eq!(look(&mut auditor, 7, &cluster, &without, None).1, [name(0)]);
+    let up = view(&[0, 1, 2, 3], &[0]);
+    assert_eq!(look(&mut auditor, 8, &up, &without, None).1, none, "it needs its name");
+    assert_eq!(look(&mut auditor, 8, &cluster, &without, None).1, none);
     // Who changes its mind begins anew.
     let kept = view(&[0, 1, 2, 3], &[]);
     assert_eq!(look(&mut auditor, 8, &kept, &without, None).1, none);
