@@ -126,7 +126,8 @@ pub enum CookieError {
     /// The disk has held a log, but the metadata doesn't know the bookie.
     #[error(
         "{directory} holds a log of bookie {bookie}, but the metadata doesn't know it: it is \
-         another cluster's metadata, or an old copy of it. Point the node to the right metadata"
+         another cluster's metadata, or an old copy of it, or the bookie was taken away for good. \
+         Point the node to the right metadata, or give it an empty disk"
     )]
     Unknown {
         /// The disk.

@@ -24,6 +24,7 @@ mod ownership;
 mod producer;
 mod read_ahead;
 mod rendezvous;
+pub mod repair_info;
 mod session;
 pub mod state_log;
 pub mod stats;

@@ -21,7 +21,7 @@ Exit codes:
   1    it failed; the error says what, why and what to do
   2    the command line or a setting is wrong; nothing was started
   3    no progress within --timeout
-  4    `admin cluster status`: the cluster is degraded
+  4    `admin cluster status`: the cluster is degraded; `admin ledgers check`: a copy isn't good
   130  interrupted by Ctrl-C; a server: by a second one, while it closed
   143  a server: by a second SIGTERM, while it closed
 
@@ -108,6 +108,8 @@ pub enum Command {
     Broker(cluster::BrokerArgs),
     /// Run a storage node of a cluster
     Bookie(cluster::BookieArgs),
+    /// Replace lost copies, beside the bookies, which do so too
+    Repair(cluster::RepairArgs),
     /// Make a new cluster
     Cluster(cluster::ClusterArgs),
     /// Publish the lines of a file, or a file as one message
@@ -121,17 +123,6 @@ pub enum Command {
     Admin(admin::AdminArgs),
     /// Print a shell's completion script
     Completions(CompletionsArgs),
-    /// Not built yet
-    #[command(hide = true, disable_help_flag = true)]
-    Repair(UnbuiltArgs),
-}
-
-/// Whatever follows the name of a command that isn't built.
-#[derive(Debug, Args)]
-pub struct UnbuiltArgs {
-    /// Not looked at
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    pub rest: Vec<String>,
 }
 
 /// `geminga completions`.

@@ -14,6 +14,7 @@ pub mod completions;
 pub mod consume;
 pub mod perf;
 pub mod produce;
+pub mod repair;
 mod serve;
 pub mod standalone;
 

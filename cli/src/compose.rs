@@ -12,6 +12,7 @@ mod metrics;
 mod parts;
 mod probes;
 pub mod ready_file;
+pub mod repair;
 pub mod server;
 pub mod standalone;
 mod storage;

@@ -73,6 +73,18 @@ impl AdminApi {
         self.request(Method::GET, path, None).await
     }
 
+    /// As [`AdminApi::get`], of something that may not be there (any more).
+    ///
+    /// # Errors
+    /// As for [`AdminApi::get`].
+    pub async fn get_if_there(&self, path: &str) -> anyhow::Result<Option<Value>> {
+        let (base, answer) = self.ask_in_turn(&Method::GET, path, None).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        Self::value(&base, answer).map(Some)
+    }
+
     /// Creates or sets something.
     ///
     /// # Errors
@@ -104,6 +116,11 @@ impl AdminApi {
         body: Option<Value>,
     ) -> anyhow::Result<Value> {
         let (base, answer) = self.ask_in_turn(&method, path, body.as_ref()).await?;
+        Self::value(&base, answer)
+    }
+
+    /// What was answered, or why not.
+    fn value(base: &str, answer: Answer) -> anyhow::Result<Value> {
         let Answer { status, body, .. } = answer;
         if status.is_success() {
             if body.is_empty() {
@@ -114,7 +131,7 @@ impl AdminApi {
                 .or_else(|_| String::from_utf8(body.to_vec()).map(Value::String))
                 .with_context(|| format!("{base} answered what is neither JSON nor text"));
         }
-        bail!("{}", refusal(&base, status, &body))
+        bail!("{}", refusal(base, status, &body))
     }
 
     /// Asks one address after the other, beginning with the one that answered last. What may have

@@ -42,9 +42,6 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Outcome {
-    if let Some(name) = unbuilt(&cli.command) {
-        return Err(Failed::usage(format!("`geminga {name}` is not built yet")));
-    }
     if let Command::Completions(args) = &cli.command {
         return command::completions::run(args);
     }
@@ -53,8 +50,17 @@ fn run(cli: Cli) -> Outcome {
     if cli.global.print_config {
         return Ok(output::line(resolved.print())?);
     }
-    let serves =
-        matches!(cli.command, Command::Standalone(_) | Command::Broker(_) | Command::Bookie(_));
+    let serves = match &cli.command {
+        Command::Standalone(_) | Command::Broker(_) | Command::Bookie(_) | Command::Repair(_) => {
+            true
+        }
+        Command::Cluster(_)
+        | Command::Produce(_)
+        | Command::Consume(_)
+        | Command::Perf(_)
+        | Command::Admin(_)
+        | Command::Completions(_) => false,
+    };
     start_logging(&resolved, serves)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = match resolved.settings.worker_threads {
@@ -82,28 +88,13 @@ fn dispatch(runtime: &tokio::runtime::Runtime, command: Command, resolved: &Reso
         Command::Standalone(args) => runtime.block_on(command::standalone::run(&args, settings)),
         Command::Broker(args) => runtime.block_on(command::broker::run(&args, settings)),
         Command::Bookie(args) => runtime.block_on(command::bookie::run(&args, settings)),
+        Command::Repair(args) => runtime.block_on(command::repair::run(&args, settings)),
         Command::Cluster(args) => runtime.block_on(command::cluster::run(&args, settings)),
         Command::Produce(args) => runtime.block_on(command::produce::run(&args, settings)),
         Command::Consume(args) => runtime.block_on(command::consume::run(&args, settings)),
         Command::Perf(perf) => command::perf::run(runtime, &perf, settings),
         Command::Admin(args) => runtime.block_on(command::admin::run(&args, settings)),
-        Command::Completions(_) | Command::Repair(_) => Ok(()),
-    }
-}
-
-/// The name of a command that isn't there yet.
-fn unbuilt(command: &Command) -> Option<&'static str> {
-    match command {
-        Command::Repair(_) => Some("repair"),
-        Command::Standalone(_)
-        | Command::Broker(_)
-        | Command::Bookie(_)
-        | Command::Cluster(_)
-        | Command::Produce(_)
-        | Command::Consume(_)
-        | Command::Perf(_)
-        | Command::Admin(_)
-        | Command::Completions(_) => None,
+        Command::Completions(_) => Ok(()),
     }
 }
 
@@ -114,6 +105,7 @@ fn flags(command: &Command) -> Vec<(&'static str, toml::Value)> {
         Command::Standalone(args) => args.as_settings(),
         Command::Broker(args) => args.as_settings(),
         Command::Bookie(args) => args.as_settings(),
+        Command::Repair(args) => args.as_settings(),
         Command::Cluster(args) => args.as_settings(),
         Command::Produce(args) => args.client.as_settings(),
         Command::Consume(args) => args.client.as_settings(),
@@ -124,8 +116,7 @@ fn flags(command: &Command) -> Vec<(&'static str, toml::Value)> {
         Command::Perf(PerfCommand::Roundtrip(args)) => args.load.client.as_settings(),
         Command::Perf(PerfCommand::Topics(args)) => args.client.as_settings(),
         Command::Perf(PerfCommand::Bookie(_) | PerfCommand::Reclaim(_) | PerfCommand::Disk(_))
-        | Command::Completions(_)
-        | Command::Repair(_) => Vec::new(),
+        | Command::Completions(_) => Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The seeded simulation that the engines run in, and the checker of what happened.
 //!
-//! Owners take a log over from each other, append, roll, crash and go on as zombies; model
+//! Owners take a log over from each other, append, roll, crash and go on as zombies; repairers move
+//! copies, stand still and are followed by others; model
 //! bookies crash, hang, fill up, and one of them may lose or damage entries; the model network
 //! delays, reorders, loses, repeats and partitions; the model metadata store fails, and loses
 //! answers before and after it has done what was asked. Then everything is mended, a last owner
@@ -15,6 +16,7 @@ pub mod metadata;
 pub mod mutant;
 mod network;
 mod owner;
+mod repair;
 mod sim;
 pub mod theme;
 mod trace;

@@ -7,6 +7,7 @@
 //! *Architecture invariant:* nobody but its owner reads an open ledger; everybody else recovers
 //! it first. Nothing here knows what an entry holds.
 
+pub mod check;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -19,6 +20,7 @@ pub mod probe;
 pub mod reader;
 mod records;
 mod recover;
+pub mod repair;
 pub mod store;
 mod ticker;
 pub mod transport;

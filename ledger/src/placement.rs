@@ -1,6 +1,6 @@
 //! Which bookies a ledger goes to.
 
-mod choice;
+pub(crate) mod choice;
 mod watched;
 
 use std::fmt::Debug;
@@ -62,6 +62,71 @@ pub trait Placement: Send + Sync + Debug + 'static {
     fn is_suspect(&self, bookie: &BookieId) -> bool {
         let _ = bookie;
         false
+    }
+
+    /// Whether the bookie is to be taken away, so that a ledger on it had better go on elsewhere.
+    /// Never blocks.
+    fn is_draining(&self, bookie: &BookieId) -> bool {
+        let _ = bookie;
+        false
+    }
+
+    /// Whether the bookie has been away for so long that a ledger on it had better go on elsewhere,
+    /// even if nothing is written to it. Never blocks.
+    fn is_gone(&self, bookie: &BookieId) -> bool {
+        let _ = bookie;
+        false
+    }
+
+    /// Who is there, as far as is known. Never blocks.
+    fn view(&self) -> ClusterView {
+        ClusterView::default()
+    }
+}
+
+/// A bookie that is up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BookieView {
+    /// The bookie.
+    pub bookie: BookieId,
+    /// Its failure domain; may be empty.
+    pub zone: String,
+    /// What ordinary adds can still take.
+    pub free_bytes: u64,
+    /// It takes new entries, and may be given some.
+    pub takes: bool,
+    /// It failed lately.
+    pub suspect: bool,
+}
+
+/// The bookies of a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterView {
+    /// Those that are up.
+    pub bookies: Vec<BookieView>,
+    /// Those that get nothing new and whose copies are to lie elsewhere, up or not.
+    pub draining: Vec<BookieId>,
+    /// False if this is what was known before the metadata went away.
+    pub is_current: bool,
+}
+
+impl ClusterView {
+    /// The bookie, if it is up.
+    #[must_use]
+    pub fn get(&self, bookie: &BookieId) -> Option<&BookieView> {
+        self.bookies.iter().find(|view| view.bookie == *bookie)
+    }
+
+    /// Whether the bookie is up.
+    #[must_use]
+    pub fn is_up(&self, bookie: &BookieId) -> bool {
+        self.get(bookie).is_some()
+    }
+
+    /// Whether the bookie's copies are to lie elsewhere.
+    #[must_use]
+    pub fn is_draining(&self, bookie: &BookieId) -> bool {
+        self.draining.contains(bookie)
     }
 }
 
@@ -131,6 +196,18 @@ impl Placement for FixedPlacement {
             chosen.push(left.swap_remove(usize::try_from(index).unwrap_or(0)).clone());
         }
         Ok(chosen)
+    }
+
+    fn view(&self) -> ClusterView {
+        let up = |bookie: &BookieId| BookieView {
+            bookie: bookie.clone(),
+            zone: String::new(),
+            free_bytes: 0,
+            takes: true,
+            suspect: false,
+        };
+        let bookies = self.bookies.iter().map(up).collect();
+        ClusterView { bookies, draining: Vec::new(), is_current: true }
     }
 }
 

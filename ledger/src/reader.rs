@@ -11,10 +11,12 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};
 use geminga_proto::storage::{BookieError, ReadRequest, ReadResult, StoredEntry};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::error::ReadError;
 use crate::metadata::LedgerMetadata;
+use crate::records;
 use crate::store::StoreShared;
 
 /// Where a closed ledger ends.
@@ -35,17 +37,21 @@ impl ClosedLedger {
 }
 
 /// Reads a closed ledger. Cheap to clone.
+///
+/// Repair may move what it reads: when no bookie that it knows of can send an entry, it looks where
+/// the ledger's record has it now.
 #[derive(Debug, Clone)]
 pub struct LedgerReader {
     store: Arc<StoreShared>,
-    metadata: Arc<LedgerMetadata>,
+    /// As last read. Written by whoever found it out of date.
+    metadata: Arc<Mutex<Arc<LedgerMetadata>>>,
     closed: ClosedLedger,
 }
 
 impl LedgerReader {
     pub(crate) fn new(store: Arc<StoreShared>, metadata: LedgerMetadata) -> Self {
         let closed = ClosedLedger::of(&metadata);
-        Self { store, metadata: Arc::new(metadata), closed }
+        Self { store, metadata: Arc::new(Mutex::new(Arc::new(metadata))), closed }
     }
 
     /// Where the ledger ends.
@@ -67,7 +73,34 @@ impl LedgerReader {
         max_bytes: u64,
     ) -> Result<Vec<StoredEntry>, ReadError> {
         let limits = ReadLimits { max_entries, max_bytes };
-        read(&self.store, &self.metadata, self.closed.last_entry, first, limits).await
+        let (known, last) = (Arc::clone(&self.metadata.lock()), self.closed.last_entry);
+        let (result, moved) = read_moved(&self.store, &known, last, first, limits).await;
+        if let Some(moved) = moved {
+            *self.metadata.lock() = Arc::new(moved);
+        }
+        result
+    }
+}
+
+/// As [`read`], and once more if that fails and the record says by now that the entries are
+/// elsewhere; answers that record, too.
+pub(crate) async fn read_moved(
+    store: &StoreShared,
+    metadata: &LedgerMetadata,
+    last: Lac,
+    first: EntryId,
+    limits: ReadLimits,
+) -> (Result<Vec<StoredEntry>, ReadError>, Option<LedgerMetadata>) {
+    let result = read(store, metadata, last, first, limits).await;
+    if !matches!(result, Err(ReadError::Bookies { .. })) {
+        return (result, None);
+    }
+    let found = records::load(store.meta.as_ref(), metadata.id, store.request_timeout).await;
+    match found.map(|found| found.metadata) {
+        Ok(found) if found.fragment_of(first).0 != metadata.fragment_of(first).0 => {
+            (read(store, &found, last, first, limits).await, Some(found))
+        }
+        _ => (result, None),
     }
 }
 

@@ -68,7 +68,7 @@ impl StoreShared {
 /// All ledgers of a cluster, as seen by one process. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LedgerStore {
-    shared: Arc<StoreShared>,
+    pub(crate) shared: Arc<StoreShared>,
 }
 
 impl LedgerStore {
@@ -216,12 +216,16 @@ impl LedgerStore {
         }
     }
 
-    /// Whether an open ledger has fewer bookies than it would have if it were created now: the one
-    /// after it will have them all.
+    /// Whether an open ledger has fewer bookies than it would have if it were created now, or one
+    /// that is to be taken away or is gone: the ledger after it will have as many as there should
+    /// be, and others.
     #[must_use]
     pub fn could_be_wider(&self, writer: &LedgerWriter) -> bool {
         let shared = &self.shared;
-        self.is_narrow(writer) && shared.placement.has(shared.config.write_quorum as usize)
+        let leaves =
+            |bookie| shared.placement.is_draining(bookie) || shared.placement.is_gone(bookie);
+        (self.is_narrow(writer) || writer.members().iter().any(leaves))
+            && shared.placement.has(shared.config.write_quorum as usize)
     }
 
     /// Whether an open ledger has fewer bookies than it should have. Costs a comparison.

@@ -142,6 +142,11 @@ impl LedgerWriter {
         self.shared.ack_quorum
     }
 
+    /// The bookies that new entries go to, as the record has them.
+    pub(crate) fn members(&self) -> Vec<BookieId> {
+        self.shared.state.lock().engine.metadata().last_fragment().bookies.clone()
+    }
+
     /// Gives `payload` the next entry id and sends it. Never blocks and never calls the observer
     /// from within; the caller's lock may be held. Ids are given in the order of the calls.
     ///
@@ -210,7 +215,8 @@ impl LedgerWriter {
             (state.engine.metadata().clone(), state.engine.lac())
         };
         let limits = reader::ReadLimits { max_entries, max_bytes };
-        reader::read(&self.shared.store, &metadata, last, first, limits).await
+        // The engine hears of what a repair has moved when it next writes the record.
+        reader::read_moved(&self.shared.store, &metadata, last, first, limits).await.0
     }
 }
 

@@ -112,6 +112,34 @@ pub enum AdminError {
     /// There is no such ledger.
     #[error("ledger {0} does not exist")]
     LedgerNotFound(LedgerId),
+    /// There is no such bookie, and was none.
+    #[error("bookie {0} does not exist; `bookies list` shows all")]
+    BookieNotFound(String),
+    /// It isn't there, so nothing can be copied from it.
+    #[error(
+        "bookie {0} is not up: start it, or if it is lost for good, recover what it had from the \
+         other copies"
+    )]
+    BookieDown(String),
+    /// It is there, so nothing of it is lost.
+    #[error("bookie {0} is up: stop it if its disk is lost, or decommission it")]
+    BookieUp(String),
+    /// Without it there would be too few for as many copies as there should be.
+    #[error(
+        "bookie {bookie} is needed: without it {left} bookies that take writes are left, and \
+         {needed} are needed; start another one first"
+    )]
+    BookieNeeded {
+        /// The bookie.
+        bookie: String,
+        /// How many would be left.
+        left: u32,
+        /// How many there must be.
+        needed: u32,
+    },
+    /// It stays where it is.
+    #[error("bookie {0} is not being taken away")]
+    NotDraining(String),
     /// The request makes no sense.
     #[error("{0}")]
     Invalid(String),

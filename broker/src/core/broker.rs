@@ -11,6 +11,7 @@ mod handover;
 mod inspect;
 mod keeper;
 mod probe;
+mod repair;
 mod sweep;
 mod takeover;
 mod tenancy;

@@ -21,6 +21,7 @@ mod namespaces;
 mod not_built;
 mod queues;
 mod redirect;
+mod repair;
 mod routes;
 mod server;
 mod stats;

@@ -50,6 +50,9 @@ pub enum AdminCommand {
     /// The storage nodes
     #[command(subcommand)]
     Bookies(BookiesCommand),
+    /// Replacing lost copies
+    #[command(subcommand)]
+    Repairs(RepairsCommand),
     /// Which broker has which part of a namespace
     #[command(subcommand)]
     Bundles(BundlesCommand),
@@ -223,12 +226,26 @@ pub enum LedgersCommand {
         #[arg(long, value_name = "TOPIC")]
         topic: Option<String>,
     },
-    /// One ledger with its fragments
+    /// One ledger with its fragments, and what waits for repair
     #[command(after_help = "Example: geminga admin ledgers show 17")]
     Show {
         /// The ledger's number
         ledger: u64,
     },
+    /// Read every copy of a ledger's entries and compare them; exit code 4 if any is not good
+    #[command(after_help = "Example: geminga admin ledgers check 17")]
+    Check {
+        /// The ledger's number
+        ledger: u64,
+    },
+}
+
+/// `geminga admin repairs`.
+#[derive(Debug, Subcommand)]
+pub enum RepairsCommand {
+    /// The ledgers that wait for repair, why, and who is at them
+    #[command(after_help = "Example: geminga admin repairs list")]
+    List,
 }
 
 /// `geminga admin tenants`.
@@ -318,9 +335,35 @@ pub enum BrokersCommand {
 /// `geminga admin bookies`.
 #[derive(Debug, Subcommand)]
 pub enum BookiesCommand {
-    /// The storage nodes, also those that are missing, with zone and free space
+    /// The storage nodes, also those that are missing, with zone, free space and what is on them
     #[command(after_help = "Example: geminga admin bookies list")]
     List,
+    /// Copy what a bookie has elsewhere, so that it can be taken away, and wait for that
+    #[command(after_help = "\
+Examples:
+  geminga admin bookies decommission bookie-3
+  geminga admin bookies decommission bookie-3 --no-wait
+  geminga admin bookies decommission bookie-3 --cancel")]
+    Decommission(DrainArgs),
+    /// Copy what a lost bookie had from the others, without waiting any longer for it
+    #[command(after_help = "\
+Examples:
+  geminga admin bookies recover bookie-3
+  geminga admin bookies recover bookie-3 --no-wait")]
+    Recover(DrainArgs),
+}
+
+/// Which bookie, and whether to wait.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The bookie's name
+    pub bookie: String,
+    /// Don't wait until it is done; asking again shows how far it is
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Leave the bookie where it is after all; what was copied stays copied
+    #[arg(long, conflicts_with = "no_wait")]
+    pub cancel: bool,
 }
 
 /// `geminga admin bundles`.

@@ -1,4 +1,5 @@
-//! Flags of a cluster's processes: `geminga broker`, `geminga bookie`, `geminga cluster`.
+//! Flags of a cluster's processes: `geminga broker`, `geminga bookie`, `geminga repair`, `geminga
+//! cluster`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -94,6 +95,22 @@ pub struct BookieArgs {
     /// What both servers take.
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+/// `geminga repair`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  geminga repair
+  geminga repair --metadata-endpoints http://etcd-1:2379,etcd-2:2379,etcd-3:2379
+  geminga repair --set repair.bytes_per_second=200MiB --set repair.concurrent_ledgers=16")]
+pub struct RepairArgs {
+    /// Write an empty JSON object to this file once it works
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// How etcd is reached.
+    #[command(flatten)]
+    pub metadata: MetadataArgs,
 }
 
 /// `geminga cluster`.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::OutputFormat;
 use crate::args::admin::{
-    AdminArgs, AdminCommand, LedgersCommand, MetaCommand, NamespacesCommand, Place,
+    AdminArgs, AdminCommand, LedgersCommand, MetaCommand, NamespacesCommand, Place, RepairsCommand,
     SubscriptionsCommand, TenantsCommand, TopicsCommand,
 };
 use crate::config::Settings;
@@ -16,6 +16,7 @@ use crate::http::{AdminApi, segment};
 use crate::output;
 
 mod nodes;
+mod repair;
 mod show;
 
 /// Does what the arguments say.
@@ -39,6 +40,7 @@ pub async fn run(args: &AdminArgs, settings: &Settings) -> Outcome {
         AdminCommand::Meta(MetaCommand::Dump { prefix }) => admin.dump(prefix).await,
         AdminCommand::Brokers(command) => admin.brokers(command).await,
         AdminCommand::Bookies(command) => admin.bookies(command).await,
+        AdminCommand::Repairs(RepairsCommand::List) => admin.repairs().await,
         AdminCommand::Bundles(command) => admin.bundles(command).await,
         AdminCommand::Cluster(command) => admin.cluster(command).await,
     }
@@ -174,6 +176,7 @@ impl Admin<'_> {
                 let ledger = self.api.get(&path).await?;
                 self.show(&ledger, show::ledger)
             }
+            LedgersCommand::Check { ledger } => self.check_ledger(*ledger).await,
         }
     }
 

@@ -36,6 +36,7 @@ use super::metrics;
 use super::parts::Parts;
 use super::probes::{self, Probes};
 use super::ready_file::Addresses;
+use super::repair::Repair;
 use super::server::Server;
 use super::storage::open_bookie;
 use crate::config::{Deployment, Settings, components};
@@ -62,6 +63,8 @@ struct Aside {
     config: RegistrationConfig,
     store: Arc<dyn MetadataStore>,
     env: Env,
+    /// What it does for the others.
+    repair: Option<Repair>,
 }
 
 impl BookieServer {
@@ -102,7 +105,12 @@ impl BookieServer {
             release: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let zone = config.zone.clone();
-        let aside = Some(Aside { port, config, store, env });
+        let repair = settings.repair.enabled.then(|| {
+            let (store, env) = (Arc::clone(&store), env.clone());
+            Repair::new(settings, id.as_str(), cluster.cluster_id, store, env)
+        });
+        let repair = repair.transpose()?;
+        let aside = Some(Aside { port, config, store, env, repair });
         let addresses = Addresses { bookie: Some(address), metrics, ..Addresses::default() };
         Ok(Self { addresses, zone, data_dir, bookie, readiness, aside, registration: None, parts })
     }
@@ -142,7 +150,8 @@ impl Server for BookieServer {
 
     /// Serves the port and registers.
     async fn join(&mut self) -> anyhow::Result<()> {
-        let Some(Aside { port, config, store, env }) = self.aside.take() else { return Ok(()) };
+        let Some(aside) = self.aside.take() else { return Ok(()) };
+        let Aside { port, config, store, env, repair } = aside;
         let (bookie, meta) = (self.bookie.clone(), Arc::clone(&store));
         let checked = Checked::new(config, bookie, meta, env.clone()).await?;
         // Whoever finds the record reaches the port.
@@ -153,6 +162,9 @@ impl Server for BookieServer {
         // A standalone has nobody who could mend anything.
         let reporter = Reporter::new(self.bookie.clone(), store, env);
         self.parts.spawn("reporter of damage", reporter.run(self.parts.stopped()));
+        if let Some(repair) = repair {
+            self.parts.spawn("repair", repair.run(self.parts.stopped()));
+        }
         Ok(())
     }
 

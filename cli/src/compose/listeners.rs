@@ -102,7 +102,8 @@ pub fn node_name(setting: &str, port: &Port, key: &str) -> anyhow::Result<String
     })
 }
 
-fn machine_name() -> String {
+/// What this machine is called.
+pub(super) fn machine_name() -> String {
     let system = rustix::system::uname();
     let name = system.nodename().to_string_lossy();
     if name.is_empty() { "localhost".to_owned() } else { name.into_owned() }

@@ -8,6 +8,7 @@ use geminga_bookie::config::BookieConfig;
 use geminga_broker::core::config::BrokerConfig;
 use geminga_ledger::config::LedgerStoreConfig;
 use geminga_ledger::placement::WatchedPlacementConfig;
+use geminga_ledger::repair::RepairConfig;
 use geminga_meta::store::EtcdConfig;
 use geminga_meta::store::etcd::{EtcdCredentials, EtcdIdentity, EtcdTls};
 use geminga_proto::id::{BrokerId, ClusterId};
@@ -109,6 +110,24 @@ pub fn bookie(settings: &Settings, deployment: Deployment) -> Result<BookieConfi
     Ok(config)
 }
 
+/// How a process repairs, under this name.
+///
+/// # Errors
+/// As for [`broker`].
+pub fn repair(settings: &Settings, name: &str) -> Result<RepairConfig, ConfigError> {
+    let from = &settings.repair;
+    let config = RepairConfig {
+        name: name.to_owned(),
+        grace: from.grace_period.0,
+        bytes_per_second: from.bytes_per_second.0,
+        concurrent_ledgers: from.concurrent_ledgers as usize,
+        scan_interval: from.scan_interval.0,
+        lease_ttl: from.lease_ttl.0,
+    };
+    config.validate().map_err(|error| refused("repair", &error))?;
+    Ok(config)
+}
+
 /// How a cluster's etcd is reached.
 ///
 /// # Errors
@@ -183,10 +202,12 @@ fn plain_broker(settings: &Settings, broker_id: BrokerId) -> Result<BrokerConfig
     })
 }
 
-/// How a broker of a cluster chooses bookies: none whose `max_message_bytes` is below its own.
+/// How a process of a cluster chooses bookies: none whose `max_message_bytes` is below its own. One
+/// that repair would give up is left by open ledgers, too.
 pub fn placement(settings: &Settings) -> WatchedPlacementConfig {
-    let largest_entry_bytes = largest_entry(settings).0;
-    WatchedPlacementConfig { largest_entry_bytes, ..WatchedPlacementConfig::default() }
+    let (largest_entry_bytes, gone_after) =
+        (largest_entry(settings).0, settings.repair.grace_period.0);
+    WatchedPlacementConfig { largest_entry_bytes, gone_after, ..WatchedPlacementConfig::default() }
 }
 
 /// What bookies take, and brokers want them to take.
@@ -306,6 +327,20 @@ mod tests {
         let made = metadata(&settings).expect("accepted");
         assert_eq!(made.endpoints, ["http://a:1", "http://b:2"]);
         assert_eq!(made.credentials.map(|of| of.password).as_deref(), Some("hunter2"));
+    }
+
+    #[test]
+    fn repairs_settings_are_its_own_and_what_can_not_work_is_refused() {
+        let mut settings = Settings::default();
+        let own = RepairConfig { name: "n".to_owned(), ..RepairConfig::default() };
+        assert_eq!(repair(&settings, "n"), Ok(own));
+        settings.repair.bytes_per_second = ByteSize(1);
+        let error = repair(&settings, "n").expect_err("refused").to_string();
+        assert!(error.contains("repair") && error.contains("bytes_per_second"), "{error}");
+        settings = Settings::default();
+        settings.repair.concurrent_ledgers = 0;
+        let error = repair(&settings, "n").expect_err("refused").to_string();
+        assert!(error.contains("concurrent_ledgers"), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use toml::Value;
 
 use crate::args::ClientArgs;
 use crate::args::cluster::{BookieArgs, BrokerArgs, ClusterArgs, ClusterCommand, MetadataArgs};
-use crate::args::cluster::{InitArgs, NodeArgs};
+use crate::args::cluster::{InitArgs, NodeArgs, RepairArgs};
 use crate::args::standalone::StandaloneArgs;
 
 /// Settings by name.
@@ -100,6 +100,12 @@ impl AsSettings for BookieArgs {
             port("metrics_port", self.metrics_port),
         ];
         given.into_iter().flatten().chain(self.node.as_settings()).collect()
+    }
+}
+
+impl AsSettings for RepairArgs {
+    fn as_settings(&self) -> Given {
+        self.metadata.as_settings()
     }
 }
 

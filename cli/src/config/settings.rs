@@ -85,6 +85,8 @@ settings! {
         ledger: LedgerSettings = LedgerSettings::default(),
         /// The bookie's settings.
         bookie: BookieSettings = BookieSettings::default(),
+        /// How lost copies are replaced.
+        repair: RepairSettings = RepairSettings::default(),
     }
 }
 
@@ -239,6 +241,25 @@ settings! {
     }
 }
 
+settings! {
+    /// Section `[repair]`: how a cluster's bookies, and `geminga repair`, replace copies that are
+    /// lost.
+    RepairSettings {
+        /// Whether bookies take part; `geminga repair` always does.
+        enabled: bool = true,
+        /// How long a bookie may be away before what it has is copied elsewhere.
+        grace_period: Span = seconds(600),
+        /// Bytes that one process copies in a second.
+        bytes_per_second: ByteSize = ByteSize(64 << 20),
+        /// Ledgers that one process repairs at a time.
+        concurrent_ledgers: u32 = 4,
+        /// How often all ledgers are looked at.
+        scan_interval: Span = seconds(60),
+        /// How long a process that has gone silent keeps what it is at.
+        lease_ttl: Span = seconds(10),
+    }
+}
+
 /// How a bookie's writes are made durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -264,6 +285,7 @@ pub(super) fn describe(key: &str) -> String {
         Some(("broker", name)) => (BrokerSettings::DOCS, name),
         Some(("ledger", name)) => (LedgerSettings::DOCS, name),
         Some(("bookie", name)) => (BookieSettings::DOCS, name),
+        Some(("repair", name)) => (RepairSettings::DOCS, name),
         _ => (Settings::DOCS, key),
     };
     let doc = docs.iter().find(|(known, _)| *known == name).map_or("", |(_, doc)| *doc);

@@ -11,6 +11,9 @@ use super::settings::Settings;
 use super::units::Span;
 use super::{ConfigError, urls};
 
+/// Looking at all ledgers more often than so would be all that etcd does.
+const SHORT_SCAN: Duration = Duration::from_millis(100);
+
 impl Settings {
     /// Checks what no component checks.
     pub(super) fn validate(&self, layers: &Layers) -> Result<(), ConfigError> {
@@ -102,6 +105,9 @@ impl Settings {
         least("metadata.connect_timeout", self.metadata.connect_timeout, short)?;
         least("metadata.request_timeout", self.metadata.request_timeout, short)?;
         // What etcd grants comes in whole seconds.
-        least("bookie.lease_ttl", self.bookie.lease_ttl, Span(Duration::from_secs(1)))
+        let second = Span(Duration::from_secs(1));
+        least("repair.lease_ttl", self.repair.lease_ttl, second)?;
+        least("repair.scan_interval", self.repair.scan_interval, Span(SHORT_SCAN))?;
+        least("bookie.lease_ttl", self.bookie.lease_ttl, second)
     }
 }

@@ -65,6 +65,8 @@ pub enum Fullness {
 struct Copy {
     payload: Bytes,
     lac: Lac,
+    /// Rises with each copy that the bookie stores.
+    number: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -98,6 +100,8 @@ pub struct ModelBookie {
     pub max_queue: Option<usize>,
     /// The planted defect, if it is one of a bookie.
     pub planted: Option<Mutant>,
+    /// Copies stored so far.
+    stored: u64,
 }
 
 impl ModelBookie {
@@ -246,7 +250,9 @@ impl ModelBookie {
         known.token.get_or_insert(request.token);
         known.lac = known.lac.max(request.lac);
         self.damaged.remove(&(request.ledger, request.entry));
-        let copy = Copy { payload: request.payload.into_bytes(), lac: request.lac };
+        self.stored += 1;
+        let (payload, number) = (request.payload.into_bytes(), self.stored);
+        let copy = Copy { payload, lac: request.lac, number };
         known.entries.insert(request.entry, copy);
     }
 
@@ -295,6 +301,32 @@ impl ModelBookie {
         if let Some(known) = self.durable.get_mut(&ledger) {
             known.entries.remove(&entry);
         }
+    }
+
+    /// The copies of a ledger, each with its number.
+    #[must_use]
+    pub fn copies(&self, ledger: LedgerId) -> Vec<(EntryId, u64)> {
+        let known = self.durable.get(&ledger);
+        let entries = known.into_iter().flat_map(|known| &known.entries);
+        entries.map(|(entry, copy)| (*entry, copy.number)).collect()
+    }
+
+    /// Deletes one copy, unless the entry was stored anew since; whether it did.
+    pub fn drop_copy_of(&mut self, ledger: LedgerId, entry: EntryId, number: u64) -> bool {
+        let known = self.durable.get_mut(&ledger);
+        let same = known.is_some_and(|known| {
+            known.entries.get(&entry).is_some_and(|copy| copy.number == number)
+        });
+        if same {
+            self.drop_copy(ledger, entry);
+        }
+        same
+    }
+
+    /// Whether it has deleted the ledger.
+    #[must_use]
+    pub fn has_deleted(&self, ledger: LedgerId) -> bool {
+        self.deleted.contains(&ledger)
     }
 
     /// The ledgers that it knows.

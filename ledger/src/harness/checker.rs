@@ -4,6 +4,7 @@
 //! - `copies`: what is confirmed, and what is closed, has its copies;
 //! - `record`: a ledger moves forward and keeps its end;
 //! - `fence`: nothing that is begun after a ledger's fence is confirmed;
+//! - `repair`: copies move whole, and none is dropped that is to be kept;
 //! - `progress`: nothing waits for what it doesn't need;
 //! - `content`: what was confirmed can be read, what was refused is not there.
 
@@ -21,6 +22,7 @@ mod fence;
 mod order;
 mod progress;
 mod record;
+mod repair;
 
 /// One entry that an owner appended.
 #[derive(Debug, Clone)]

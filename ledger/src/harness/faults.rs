@@ -1,13 +1,11 @@
-//! What goes wrong in a simulation, and what mends it. Also the repair of older fragments, which
-//! changes records under their owners' feet.
+//! What goes wrong in a simulation, and what mends it. Also when repairs begin, which change records
+//! under their owners' feet.
 //!
 //! At most one bookie of a run loses or damages what it had, and only where the ack quorum is
 //! above 1: more than that the protocol doesn't promise to survive.
 
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
-use geminga_proto::storage::{AddKind, AppendRequest, ReadRequest};
 
-use crate::engine::Versioned;
 use crate::harness::bookie::Fullness;
 use crate::harness::metadata::{MetaOp, MetaReply};
 use crate::harness::mutant::Mutant;
@@ -40,15 +38,19 @@ pub(super) enum Fault {
     LoseSegment,
     /// The process of an owner ends.
     KillOwner,
-    /// A repair moves a fragment.
+    /// Somebody begins to repair a ledger.
     Repair,
-    /// A bookie deletes copies of a fragment that it has left.
-    DropCopies {
+    /// It goes on.
+    RepairStep(usize),
+    /// A bookie looks which copies of a ledger it is not to keep.
+    Look {
         bookie: usize,
         ledger: LedgerId,
-        first: EntryId,
-        last: EntryId,
     },
+    /// The same, of some ledger.
+    LookAnywhere(usize),
+    /// It drops what it had found.
+    Drop(usize),
     /// The owner deletes what is closed.
     Trim,
     /// A bookie deletes a ledger that is gone.
@@ -88,6 +90,7 @@ impl Simulation {
                     (self.loss_of_data(), None)
                 }
                 Theme::Repair if self.below(2) == 0 => (Fault::Repair, None),
+                Theme::Repair if self.below(2) == 0 => (Fault::LookAnywhere(bookie), None),
                 Theme::Deletion if self.below(2) == 0 => {
                     // Soon after somebody has taken over.
                     self.schedule(at, Event::TakeOver);
@@ -195,10 +198,11 @@ impl Simulation {
             Fault::Damage => self.damage(),
             Fault::LoseSegment => self.lose_segment(),
             Fault::KillOwner => self.kill_owner(),
-            Fault::Repair => self.repair(),
-            Fault::DropCopies { bookie, ledger, first, last } => {
-                self.drop_copies(bookie, ledger, first, last);
-            }
+            Fault::Repair => self.begin_repair(),
+            Fault::RepairStep(id) => self.repair_step(id),
+            Fault::Look { bookie, ledger } => self.look(bookie, ledger),
+            Fault::LookAnywhere(bookie) => self.look_anywhere(bookie),
+            Fault::Drop(number) => self.drop_doomed(number),
             Fault::Trim => self.trim(),
             Fault::Collect { bookie, ledger } => self.collect(bookie, ledger),
             Fault::Stranger(bookie) => self.stranger(bookie),
@@ -320,99 +324,5 @@ impl Simulation {
         }
         let delay = 10 + self.below(200);
         self.schedule(delay, Event::TakeOver);
-    }
-
-    /// Moves one fragment, which is closed or not the last, from one bookie to another: first the
-    /// entries, then the record.
-    fn repair(&mut self) {
-        let ledgers: Vec<LedgerId> = self.metadata.ledgers().map(|found| found.id).collect();
-        if ledgers.is_empty() {
-            return;
-        }
-        let ledger = ledgers[self.below(ledgers.len() as u64) as usize];
-        let Some(Versioned { metadata, version }) = self.metadata.ledger(ledger).cloned() else {
-            return;
-        };
-        let closed = metadata.state == LedgerState::Closed;
-        let movable = metadata.fragments.len() - usize::from(!closed);
-        if movable == 0 {
-            return;
-        }
-        let index = self.below(movable as u64) as usize;
-        let fragment = &metadata.fragments[index];
-        let next = metadata.fragments.get(index + 1).map(|next| next.first_entry);
-        let end = next.and_then(EntryId::previous).or(metadata.last_entry.0);
-        let Some(last) = end.filter(|last| fragment.first_entry <= *last) else { return };
-        let first = fragment.first_entry;
-        let Some(fresh) = self.pick(1, 1, &fragment.bookies).and_then(|mut one| one.pop()) else {
-            return;
-        };
-        let members = fragment.bookies.clone();
-        let leaving = self.below(members.len() as u64) as usize;
-        if !self.copy_entries(&members, &fresh, ledger, (first, last)) {
-            return;
-        }
-        let mut changed = metadata;
-        let left = std::mem::replace(&mut changed.fragments[index].bookies[leaving], fresh);
-        self.apply(MetaOp::CommitLedger(version, changed));
-        if let Some(bookie) = self.names.iter().position(|name| *name == left) {
-            let delay = 50 + self.below(200);
-            let drop = Fault::DropCopies { bookie, ledger, first, last };
-            self.schedule(delay, Event::Fault(drop));
-        }
-    }
-
-    fn copy_entries(
-        &mut self,
-        from: &[BookieId],
-        to: &BookieId,
-        ledger: LedgerId,
-        (first, last): (EntryId, EntryId),
-    ) -> bool {
-        let Some(target) = self.names.iter().position(|name| name == to) else { return false };
-        let Some(token) = self.metadata.ledger(ledger).map(|found| found.metadata.token) else {
-            return false;
-        };
-        for number in first.0..=last.0 {
-            let entry = EntryId(number);
-            let request = ReadRequest {
-                ledger,
-                first: entry,
-                max_entries: 1,
-                max_bytes: u64::MAX,
-                fence: None,
-            };
-            let copy = self
-                .names
-                .iter()
-                .zip(&self.nodes)
-                .filter(|(name, _)| from.contains(name))
-                .find_map(|(_, node)| node.disk.read(&request).ok()?.pop());
-            let Some(copy) = copy else { return false };
-            self.nodes[target].disk.store(AppendRequest {
-                ledger,
-                entry,
-                token,
-                lac: copy.lac,
-                kind: AddKind::Recovery,
-                payload: copy.payload.into(),
-            });
-            self.checker.stored(to, ledger, entry);
-        }
-        true
-    }
-
-    /// A bookie looks at the record before it deletes.
-    fn drop_copies(&mut self, bookie: usize, ledger: LedgerId, first: EntryId, last: EntryId) {
-        let name = self.names[bookie].clone();
-        let Some(found) = self.metadata.ledger(ledger) else { return };
-        let metadata = found.metadata.clone();
-        for number in first.0..=last.0 {
-            let entry = EntryId(number);
-            if !metadata.fragment_of(entry).0.bookies.contains(&name) {
-                self.nodes[bookie].disk.drop_copy(ledger, entry);
-                self.checker.dropped(&name, ledger, entry);
-            }
-        }
     }
 }

@@ -84,11 +84,23 @@ pub enum Mutant {
     DeletionForgetsFence,
     /// A bookie takes adds whose token is not the ledger's.
     TokenIgnored,
+    /// A repair writes the record although its claim is another's by now.
+    RepairIgnoresClaim,
+    /// A repair sends copies to bookies that its claim doesn't name.
+    RepairWithoutClaim,
+    /// A repair leaves copies alone that are where it sends others, though nobody has to keep them.
+    RepairTrustsCopies,
+    /// A repair moves the last fragment of an open ledger.
+    RepairTouchesOpenFragment,
+    /// A repair copies what lies beyond a closed ledger's end.
+    RepairCopiesBeyondEnd,
+    /// A bookie drops copies also where the owner may still write.
+    DropsWhereOwnerWrites,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 46] = [
         Self::AckBelowQuorum,
         Self::OutOfOrderAck,
         Self::AckBeforeChangeCommitted,
@@ -129,5 +141,11 @@ impl Mutant {
         Self::FencedBookieTakesAdds,
         Self::DeletionForgetsFence,
         Self::TokenIgnored,
+        Self::RepairIgnoresClaim,
+        Self::RepairWithoutClaim,
+        Self::RepairTrustsCopies,
+        Self::RepairTouchesOpenFragment,
+        Self::RepairCopiesBeyondEnd,
+        Self::DropsWhereOwnerWrites,
     ];
 }

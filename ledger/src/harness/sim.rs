@@ -15,6 +15,7 @@ use crate::harness::faults::Fault;
 use crate::harness::metadata::{MetaOp, MetaReply, ModelMetadata};
 use crate::harness::mutant::Mutant;
 use crate::harness::owner::Owner;
+use crate::harness::repair::{Claim, Doomed, Repairer};
 use crate::harness::theme::Theme;
 use crate::harness::trace::{Trace, weight};
 
@@ -144,6 +145,10 @@ pub(super) struct Simulation {
     pub lossy: Option<usize>,
     pub connections: BTreeMap<(usize, usize), u64>,
     pub in_flight: Vec<InFlight>,
+    /// Attempts to repair ledgers; the number of one is its claim's.
+    pub repairers: Vec<Repairer>,
+    pub claims: BTreeMap<LedgerId, Claim>,
+    pub doomed: Vec<Doomed>,
     pub trace: Trace,
 }
 
@@ -195,6 +200,9 @@ impl Simulation {
             lossy: None,
             connections: BTreeMap::new(),
             in_flight: Vec::new(),
+            repairers: Vec::new(),
+            claims: BTreeMap::new(),
+            doomed: Vec::new(),
             trace: Trace::new(seed),
             random,
         }

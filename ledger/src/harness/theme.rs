@@ -9,7 +9,7 @@ pub enum Theme {
     Anything,
     /// Copies are lost or damaged, just before somebody takes over.
     Damage,
-    /// Older fragments move.
+    /// Fragments move, and bookies drop what isn't theirs any more.
     Repair,
     /// Bookies restart, also right after a ledger was closed.
     Restarts,
@@ -48,7 +48,13 @@ impl Mutant {
     #[must_use]
     pub fn theme(self) -> Theme {
         match self {
-            Self::RepairOverwritten => Theme::Repair,
+            Self::RepairOverwritten
+            | Self::RepairIgnoresClaim
+            | Self::RepairWithoutClaim
+            | Self::RepairTrustsCopies
+            | Self::RepairTouchesOpenFragment
+            | Self::RepairCopiesBeyondEnd
+            | Self::DropsWhereOwnerWrites => Theme::Repair,
             Self::CorruptIsNoSuchEntry | Self::UnknownIsNoSuchEntry | Self::WipedBookieReturns => {
                 Theme::Damage
             }

@@ -8,7 +8,7 @@
 
 /// A bookie that may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Candidate<'a> {
+pub(crate) struct Candidate<'a> {
     pub zone: &'a str,
     /// What ordinary adds can still take.
     pub free_bytes: u64,
@@ -18,7 +18,7 @@ pub(super) struct Candidate<'a> {
 
 /// How much to choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Want {
+pub(crate) struct Want {
     /// So many, if there are enough.
     pub most: usize,
     /// Up to so many, also of those that failed lately.
@@ -27,7 +27,7 @@ pub(super) struct Want {
 
 /// Positions of different candidates, best first. `kept`: the zones of bookies that the ledger
 /// keeps. `below` draws a number below a bound that is not 0.
-pub(super) fn choose(
+pub(crate) fn choose(
     candidates: &[Candidate<'_>],
     kept: &[&str],
     want: Want,
@@ -51,7 +51,7 @@ pub(super) fn choose(
     chosen
 }
 
-fn crowd(taken: &[&str], zone: &str) -> usize {
+pub(crate) fn crowd(taken: &[&str], zone: &str) -> usize {
     taken.iter().filter(|other| **other == zone).count()
 }
 

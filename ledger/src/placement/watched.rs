@@ -1,4 +1,5 @@
-//! [`WatchedPlacement`]: chooses among the bookies that are registered, by a watched view.
+//! [`WatchedPlacement`]: chooses among the bookies that are registered, by a watched view. Those that
+//! are being drained get nothing.
 //!
 //! While the metadata store doesn't answer, it goes on with what it knew last. A bookie that failed
 //! a ledger is *suspect* for a while, or until it is started anew, if what is wrong with it
@@ -7,16 +8,16 @@
 //!
 //! Invariant: `pick` and `address` wait for nothing but a short lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_meta::keys;
-use geminga_meta::record::BookieRecord;
+use geminga_meta::keys::{self, Key};
+use geminga_meta::record::{BookieRecord, DrainRecord};
 use geminga_meta::store::{MetadataStore, StoreError};
 use geminga_meta::update_loop::RetryPolicy;
-use geminga_meta::watch_cache::WatchCache;
+use geminga_meta::watch_cache::{CacheError, WatchCache};
 use geminga_proto::env::{Env, Monotonic};
 use geminga_proto::id::{BookieId, LedgerId};
 use geminga_proto::storage::BookieError;
@@ -25,7 +26,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::placement::choice::{Candidate, Want, choose};
-use crate::placement::{NarrowBookies, Placement, PlacementError};
+use crate::placement::{BookieView, ClusterView, NarrowBookies, Placement, PlacementError};
 use crate::transport::grpc::BookieDirectory;
 
 /// Addresses of bookies that are gone which are remembered.
@@ -41,11 +42,17 @@ pub struct WatchedPlacementConfig {
     /// Largest entry that this node writes: a bookie that doesn't take it would fail the ledger
     /// again and again, so it isn't chosen. 0: any bookie will do.
     pub largest_entry_bytes: u64,
+    /// After how long without its registration a bookie counts as gone.
+    pub gone_after: Duration,
 }
 
 impl Default for WatchedPlacementConfig {
     fn default() -> Self {
-        Self { quarantine: Duration::from_secs(5), largest_entry_bytes: 0 }
+        Self {
+            quarantine: Duration::from_secs(5),
+            largest_entry_bytes: 0,
+            gone_after: Duration::from_secs(600),
+        }
     }
 }
 
@@ -73,14 +80,27 @@ struct Known {
     narrow: Vec<BookieId>,
     /// The highest ledger that each bookie has said it knows; also of those that are gone.
     highest_ledgers: HashMap<BookieId, LedgerId>,
+    /// Since when bookies that were registered aren't any more.
+    away: HashMap<BookieId, Monotonic>,
+    /// Since when bookies that never were could have been.
+    started: Monotonic,
+    /// Bookies that are being drained.
+    draining: HashSet<BookieId>,
+    /// The watch confirms what is known.
+    is_current: bool,
 }
 
 impl Known {
     /// Takes a new view in.
-    fn see(&mut self, bookies: Vec<BookieRecord>) {
+    fn see(&mut self, bookies: Vec<BookieRecord>, now: Monotonic) {
         if self.addresses.len() > MAX_FORMER {
             self.addresses.clear();
+            self.away.clear();
         }
+        for bookie in &self.bookies {
+            self.away.entry(bookie.bookie_id.clone()).or_insert(now);
+        }
+        self.away.retain(|id, _| !bookies.iter().any(|bookie| bookie.bookie_id == *id));
         for bookie in &bookies {
             let address = format!("http://{}", bookie.address);
             self.addresses.insert(bookie.bookie_id.clone(), address);
@@ -133,9 +153,14 @@ impl Known {
         (1..self.largest_entry_bytes).contains(&bookie.max_entry_bytes)
     }
 
+    /// It takes writes and may be given new ones.
+    fn takes(&self, bookie: &BookieRecord) -> bool {
+        bookie.writable && bookie.free_bytes > 0 && !self.draining.contains(&bookie.bookie_id)
+    }
+
     /// The registered bookies that take writes and are not excluded.
     fn writable<'a>(&'a self, exclude: &'a [BookieId]) -> impl Iterator<Item = &'a BookieRecord> {
-        let takes = |bookie: &&BookieRecord| bookie.writable && bookie.free_bytes > 0;
+        let takes = |bookie: &&BookieRecord| self.takes(bookie);
         self.bookies.iter().filter(takes).filter(|bookie| !exclude.contains(&bookie.bookie_id))
     }
 
@@ -151,6 +176,15 @@ impl Known {
         let (count, needs_bytes) = (takes.len(), self.largest_entry_bytes);
         let takes_bytes = takes.into_iter().max()?;
         Some(NarrowBookies { count, takes_bytes, needs_bytes })
+    }
+
+    /// How long the bookie has not been registered.
+    fn away_for(&self, bookie: &BookieId, now: Monotonic) -> Duration {
+        if self.zone_of(bookie).is_some() {
+            return Duration::ZERO;
+        }
+        let since = self.away.get(bookie).copied().unwrap_or(self.started);
+        now.saturating_sub(since)
     }
 
     fn zone_of(&self, bookie: &BookieId) -> Option<&str> {
@@ -206,15 +240,26 @@ impl WatchedPlacement {
         config: WatchedPlacementConfig,
     ) -> Result<Self, StoreError> {
         let policy = RetryPolicy::default();
+        let meta = Arc::clone(&store);
         let cache =
-            WatchCache::<BookieRecord>::start(store, env.clone(), policy, keys::BOOKIES).await?;
+            WatchCache::<BookieRecord>::start(meta, env.clone(), policy, keys::BOOKIES).await?;
+        let drains =
+            WatchCache::<DrainRecord>::start(store, env.clone(), policy, keys::DRAINS).await?;
         let largest_entry_bytes = config.largest_entry_bytes;
-        let known = Arc::new(Mutex::new(Known { largest_entry_bytes, ..Known::default() }));
-        let changes = cache.changes();
-        see(&cache, &known);
-        let shown = Arc::clone(&known);
-        // The cache, and so the watch, lives as long as this task.
-        let follower = tokio::spawn(follow(changes, move || see(&cache, &shown)));
+        let started = env.clock.monotonic();
+        let known = Known { largest_entry_bytes, started, ..Known::default() };
+        let known = Arc::new(Mutex::new(known));
+        let changes = [cache.changes(), drains.changes()];
+        see_drains(&drains, &known);
+        see(&cache, &known, started);
+        let (shown, clock) = (Arc::clone(&known), Arc::clone(&env.clock));
+        // The caches, and so the watches, live as long as this task.
+        let follower = tokio::spawn(follow(changes, move || {
+            see_drains(&drains, &shown);
+            see(&cache, &shown, clock.monotonic());
+            shown.lock().is_current = cache.is_fresh() && drains.is_fresh();
+        }));
+        known.lock().is_current = true;
         Ok(Self { env, config, known, follower: follower.abort_handle() })
     }
 
@@ -227,9 +272,14 @@ impl WatchedPlacement {
 
 /// Takes the view in whenever it has changed. Should that panic, it is tried again after a pause: a
 /// view that nobody follows would be taken for the truth for ever.
-async fn follow(mut changes: watch::Receiver<u64>, mut see: impl FnMut()) {
+async fn follow(changes: [watch::Receiver<u64>; 2], mut see: impl FnMut()) {
+    let [mut bookies, mut drains] = changes;
     loop {
-        if changes.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = bookies.changed() => changed,
+            changed = drains.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
         // What is known is replaced as a whole.
@@ -260,7 +310,7 @@ fn concerns_all(error: BookieError) -> bool {
 }
 
 /// Takes the view in, unless it is out of date: then what was known last stays.
-fn see(cache: &WatchCache<BookieRecord>, known: &Mutex<Known>) {
+fn see(cache: &WatchCache<BookieRecord>, known: &Mutex<Known>, now: Monotonic) {
     let Ok(listed) = cache.list() else { return };
     let (mut bookies, mut damaged) = (Vec::with_capacity(listed.len()), Vec::new());
     for stored in listed {
@@ -274,7 +324,22 @@ fn see(cache: &WatchCache<BookieRecord>, known: &Mutex<Known>) {
         tracing::warn!(error, "a bookie's record can't be used");
     }
     known.damaged = damaged;
-    known.see(bookies);
+    known.see(bookies, now);
+}
+
+/// Takes in which bookies are being drained. A mark counts also if what it says can't be read.
+fn see_drains(cache: &WatchCache<DrainRecord>, known: &Mutex<Known>) {
+    let bookie = |key: &str| match Key::parse(key) {
+        Some(Key::Drain(bookie)) => Some(bookie),
+        _ => None,
+    };
+    let listed = cache.list_anyway().into_iter().filter_map(|stored| match stored {
+        Ok(stored) => bookie(&stored.key),
+        Err(CacheError::Record { key, .. }) => bookie(&key),
+        Err(CacheError::Stale) => None,
+    });
+    let draining = listed.collect();
+    known.lock().draining = draining;
 }
 
 impl Placement for WatchedPlacement {
@@ -340,6 +405,33 @@ impl Placement for WatchedPlacement {
         let now = self.env.clock.monotonic();
         let known = self.known.lock();
         known.is_suspect(bookie, now) || known.zone_of(bookie).is_none()
+    }
+
+    fn is_draining(&self, bookie: &BookieId) -> bool {
+        self.known.lock().draining.contains(bookie)
+    }
+
+    fn is_gone(&self, bookie: &BookieId) -> bool {
+        let now = self.env.clock.monotonic();
+        let known = self.known.lock();
+        // Without the metadata nobody's registration could be seen.
+        known.is_current && known.away_for(bookie, now) >= self.config.gone_after
+    }
+
+    fn view(&self) -> ClusterView {
+        let now = self.env.clock.monotonic();
+        let known = self.known.lock();
+        let up = |bookie: &BookieRecord| BookieView {
+            bookie: bookie.bookie_id.clone(),
+            zone: bookie.zone.clone(),
+            free_bytes: bookie.free_bytes,
+            takes: known.takes(bookie) && !known.is_narrow(bookie),
+            suspect: known.is_suspect(&bookie.bookie_id, now),
+        };
+        let bookies = known.bookies.iter().map(up).collect();
+        let mut draining: Vec<BookieId> = known.draining.iter().cloned().collect();
+        draining.sort_unstable();
+        ClusterView { bookies, draining, is_current: known.is_current }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::core::cluster_info::{
     BookieInfo, BookieUp, BrokerInfo, BundleInfo, ClusterStatus, Concern, OwnerInfo, Problem,
 };
 use crate::core::ownership::Holder;
+use crate::core::repair_info::RepairTask;
 
 /// Ledgers that are looked at for missing copies. Beyond them, a status says how far it looked.
 const LEDGERS_LOOKED_AT: usize = 20_000;
@@ -62,9 +63,12 @@ impl Broker {
         if self.config().alone {
             return Ok(self.local_bookies().await);
         }
+        let drained = self.drained().await?;
         let mut bookies = BTreeMap::new();
         let mut insert = |bookie_id: String, up, unreadable| {
-            bookies.insert(bookie_id.clone(), BookieInfo { bookie_id, up, unreadable });
+            let draining = drained.get(&bookie_id).map(|kind| kind.as_str());
+            let info = BookieInfo { bookie_id: bookie_id.clone(), up, unreadable, draining };
+            bookies.insert(bookie_id, info);
         };
         self.each(keys::COOKIES, |pair| {
             if let Some(Key::Cookie(bookie)) = Key::parse(&pair.key) {
@@ -95,7 +99,7 @@ impl Broker {
                 total_bytes: info.total_bytes,
                 free_bytes: info.free_bytes,
             });
-            BookieInfo { bookie_id: bookie.to_string(), up, unreadable: None }
+            BookieInfo { bookie_id: bookie.to_string(), up, unreadable: None, draining: None }
         });
         bookies.collect()
     }
@@ -152,6 +156,7 @@ impl Broker {
         self.bundle_problems(&mut problems);
         if bookies.is_some() {
             self.ledger_problems(&mut problems).await;
+            self.repair_problems(&mut problems).await;
         }
         problems.sort_by_key(|problem| problem.concern);
         let brokers = brokers.len() as u64;
@@ -244,6 +249,36 @@ impl Broker {
         }
     }
 
+    /// What waits for repair.
+    async fn repair_problems(&self, problems: &mut Vec<Problem>) {
+        let page = tokio::time::timeout(PATIENCE, self.repairs(None, MAX_RANGE)).await;
+        let tasks = match page {
+            Ok(Ok(tasks)) => tasks,
+            Ok(Err(error)) => {
+                problems.push(problem(Concern::Metadata, "repairs", error.to_string()));
+                return;
+            }
+            Err(_) => {
+                let why = "what waits for repair could not be read in time".to_owned();
+                problems.push(problem(Concern::Metadata, "repairs", why));
+                return;
+            }
+        };
+        let Some(first) = tasks.iter().map(|task| task.queued_ms).min() else { return };
+        let more = if tasks.len() >= MAX_RANGE { " or more" } else { "" };
+        let at_it = tasks.iter().filter(|task| task.worker.is_some()).count();
+        let mut why = format!("{}{more} ledgers wait for repair, {at_it} are at it", tasks.len());
+        let stuck =
+            tasks.iter().filter(|task| task.worker.is_none() && !task.last_error.is_empty());
+        let stuck: Vec<&RepairTask> = stuck.collect();
+        if let Some(one) = stuck.first() {
+            let (count, ledger, error) = (stuck.len(), one.ledger, &one.last_error);
+            why.push_str(&format!("; {count} could not be yet, ledger {ledger}: {error}"));
+        }
+        let (concern, subject) = (Concern::Ledger, "repair".to_owned());
+        problems.push(Problem { concern, subject, why, since_ms: Some(first) });
+    }
+
     /// How many closed ledgers are under-replicated, among how many looked at, and whether those
     /// are all.
     async fn under_replicated(&self) -> Result<(usize, usize, bool), StoreError> {
@@ -288,6 +323,23 @@ fn broker_problems(brokers: &[BrokerInfo], problems: &mut Vec<Problem>) {
     }
 }
 
+/// What becomes of a bookie that gets nothing new.
+fn draining(bookie: &BookieInfo) -> String {
+    match (bookie.draining, &bookie.up) {
+        (Some("lost"), None) => {
+            "it is lost: what it had is being copied from the others, and then it is forgotten"
+        }
+        (_, Some(_)) => {
+            "it is being taken away: it gets nothing new, and what it has is being copied \
+             elsewhere; once nothing is left (`bookies decommission` says so), stop it"
+        }
+        (_, None) => {
+            "it is being taken away and isn't up: once what it had is elsewhere, it is forgotten"
+        }
+    }
+    .to_owned()
+}
+
 fn bookie_problems(
     bookies: &[BookieInfo],
     write_quorum: u32,
@@ -298,6 +350,7 @@ fn bookie_problems(
     for bookie in bookies {
         let up = bookie.up.as_ref().map(|up| up.state);
         let why = match (up, &bookie.unreadable) {
+            _ if bookie.draining.is_some() => draining(bookie),
             (Some("writable"), _) => {
                 writable += 1;
                 continue;
@@ -355,7 +408,7 @@ mod tests {
             total_bytes: 2,
             free_bytes: 1,
         });
-        BookieInfo { bookie_id: name.to_owned(), up, unreadable: None }
+        BookieInfo { bookie_id: name.to_owned(), up, unreadable: None, draining: None }
     }
 
     fn found(bookies: &[BookieInfo]) -> Vec<(Concern, String)> {
@@ -435,6 +488,20 @@ mod tests {
         })
         .await;
         broker.shutdown().await;
+    }
+
+    #[test]
+    fn a_bookie_that_is_being_drained_does_not_count_and_is_named() {
+        let some = ["one", "two", "three"].map(|name| bookie(name, Some("writable")));
+        let away =
+            BookieInfo { draining: Some("decommission"), ..bookie("four", Some("writable")) };
+        let lost = BookieInfo { draining: Some("lost"), ..bookie("five", None) };
+        let mut all = some.to_vec();
+        all.extend([away, lost]);
+        let named = |name: &str| (Concern::Bookie, name.to_owned());
+        assert_eq!(found(&all), [named("four"), named("five")]);
+        let fewer = (Concern::Quorum, "write quorum".to_owned());
+        assert_eq!(found(&all[1..]), [named("four"), named("five"), fewer]);
     }
 
     #[test]

@@ -24,7 +24,8 @@ impl From<ReadError> for AdminError {
     }
 }
 
-fn update_error(error: UpdateError<AdminError>) -> AdminError {
+/// What the failure of an update means to who asked for it.
+pub(super) fn update_error(error: UpdateError<AdminError>) -> AdminError {
     match error {
         UpdateError::Refused(error) => error,
         UpdateError::Read(error) => error.into(),

@@ -90,7 +90,9 @@ impl From<AdminError> for ApiError {
             | AdminError::SubscriptionNotFound(_)
             | AdminError::TenantNotFound(_)
             | AdminError::NamespaceNotFound(_)
-            | AdminError::LedgerNotFound(_) => StatusCode::NOT_FOUND,
+            | AdminError::LedgerNotFound(_)
+            | AdminError::BookieNotFound(_)
+            | AdminError::NotDraining(_) => StatusCode::NOT_FOUND,
             AdminError::TopicExists(_)
             | AdminError::SubscriptionExists(_)
             | AdminError::TenantExists(_)
@@ -101,6 +103,9 @@ impl From<AdminError> for ApiError {
             | AdminError::SubscriptionInUse(_)
             | AdminError::TooManySubscriptions(_)
             | AdminError::InvalidPosition(_)
+            | AdminError::BookieDown(_)
+            | AdminError::BookieUp(_)
+            | AdminError::BookieNeeded { .. }
             | AdminError::Invalid(_) => StatusCode::PRECONDITION_FAILED,
             AdminError::Record(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -217,6 +222,11 @@ mod tests {
             (AdminError::SubscriptionInUse(text()), 412),
             (AdminError::TooManySubscriptions(1), 412),
             (AdminError::InvalidPosition(position), 412),
+            (AdminError::BookieNotFound(text()), 404),
+            (AdminError::NotDraining(text()), 404),
+            (AdminError::BookieDown(text()), 412),
+            (AdminError::BookieUp(text()), 412),
+            (AdminError::BookieNeeded { bookie: text(), left: 2, needed: 3 }, 412),
             (AdminError::TenantNotFound(text()), 404),
             (AdminError::TenantExists(text()), 409),
             (AdminError::TenantNotEmpty(text()), 409),

@@ -38,7 +38,8 @@ pub struct DumpOptions {
     limit: Option<usize>,
 }
 
-fn page_size(limit: Option<usize>) -> Result<usize, ApiError> {
+/// How many things one page has.
+pub(super) fn page_size(limit: Option<usize>) -> Result<usize, ApiError> {
     match limit.unwrap_or(DEFAULT_PAGE) {
         0 => Err(ApiError::malformed("limit is at least 1")),
         limit => Ok(limit.min(MAX_PAGE)),

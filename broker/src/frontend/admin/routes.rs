@@ -10,7 +10,7 @@ use crate::frontend::admin::config::AdminConfig;
 use crate::frontend::admin::error::ApiError;
 use crate::frontend::admin::guard::{Guard, guard};
 use crate::frontend::admin::{
-    AdminState, brokers, bundles, cluster, geminga, lookup, metrics, namespaces, not_built,
+    AdminState, brokers, bundles, cluster, geminga, lookup, metrics, namespaces, not_built, repair,
     subscriptions, tenants, topics,
 };
 
@@ -136,7 +136,13 @@ fn add_subscriptions(router: Routes) -> Routes {
 }
 
 fn add_geminga(router: Routes) -> Routes {
+    let bookie = |path: &str| format!("/admin/v2/geminga/bookies/{{bookie}}/{path}");
     router
+        .route(&bookie("decommission"), put(repair::decommission))
+        .route(&bookie("recover"), put(repair::recover))
+        .route(&bookie("drain"), get(repair::drain).delete(repair::cancel))
+        .route("/admin/v2/geminga/repairs", get(repair::repairs))
+        .route("/admin/v2/geminga/ledgers/{ledger}/check", get(repair::check))
         .route("/admin/v2/geminga/ledgers", get(geminga::ledgers))
         .route("/admin/v2/geminga/ledgers/{ledger}", get(geminga::ledger))
         .route("/admin/v2/geminga/brokers", get(cluster::brokers))

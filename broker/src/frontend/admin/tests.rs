@@ -4,6 +4,7 @@ mod cluster;
 mod hostile;
 mod namespaces;
 mod own;
+mod repair;
 mod several;
 mod topics;
 

@@ -3,6 +3,7 @@
 
 use geminga_proto::topic_name::NamespaceName;
 
+use super::repair::Drain;
 use super::{Admin, namespace_path, show};
 use crate::args::admin::{BookiesCommand, BrokersCommand, BundlesCommand, ClusterCommand};
 use crate::exit::{Failed, Outcome};
@@ -34,9 +35,14 @@ impl Admin<'_> {
     }
 
     pub(super) async fn bookies(&self, command: &BookiesCommand) -> Outcome {
-        let BookiesCommand::List = command;
-        let bookies = self.api.get("/admin/v2/geminga/bookies").await?;
-        self.show(&bookies, tables::bookies)
+        match command {
+            BookiesCommand::List => {
+                let bookies = self.api.get("/admin/v2/geminga/bookies").await?;
+                self.show(&bookies, tables::bookies)
+            }
+            BookiesCommand::Decommission(args) => self.drain(Drain::Decommission, args).await,
+            BookiesCommand::Recover(args) => self.drain(Drain::Recover, args).await,
+        }
     }
 
     pub(super) async fn bundles(&self, command: &BundlesCommand) -> Outcome {

@@ -13,11 +13,6 @@ impl Checker {
         self.copies.insert((bookie.clone(), ledger, entry));
     }
 
-    /// A bookie has deleted a copy that is no longer its to keep.
-    pub fn dropped(&mut self, bookie: &BookieId, ledger: LedgerId, entry: EntryId) {
-        self.copies.remove(&(bookie.clone(), ledger, entry));
-    }
-
     /// How many members of the entry's ensemble have it.
     pub(super) fn copies(&self, metadata: &LedgerMetadata, entry: EntryId) -> u32 {
         let (fragment, _) = metadata.fragment_of(entry);

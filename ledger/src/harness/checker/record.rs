@@ -38,7 +38,11 @@ impl Checker {
             let (was, is) = (before.last_entry, after.last_entry);
             self.broken(|| format!("closed {ledger} changed its end from {was} to {is}"));
         }
-        if before.token != after.token || before.write_quorum != after.write_quorum {
+        // A closed ledger may be widened, never narrowed.
+        let widened = before.state == LedgerState::Closed;
+        let quorum = before.write_quorum == after.write_quorum
+            || (widened && before.write_quorum < after.write_quorum);
+        if before.token != after.token || !quorum {
             self.broken(|| format!("{ledger} became another ledger"));
         }
     }

@@ -245,11 +245,50 @@ async fn an_answer_that_concerns_one_ledger_only_makes_no_bookie_suspect() {
 }
 
 #[tokio::test]
+async fn a_bookie_that_is_being_drained_is_not_picked_until_that_is_called_off() {
+    let scene = scene(&[record(0, ""), record(1, ""), record(2, "")]).await;
+    let key = keys::drain(&name(0));
+    // A mark counts whatever it says.
+    scene.store.txn(Txn::default().put(key.clone(), "?")).await.expect("written");
+    scene.until("it is marked", |placement| placement.is_draining(&name(0))).await;
+    for _ in 0..20 {
+        let picked = scene.placement.pick(3, 2, &[]).expect("two are left");
+        assert!(!picked.contains(&name(0)) && picked.len() == 2, "{picked:?}");
+    }
+    let view = scene.placement.view();
+    assert_eq!((view.draining.as_slice(), view.is_current), (&[name(0)][..], true));
+    let takes: Vec<bool> = view.bookies.iter().map(|bookie| bookie.takes).collect();
+    assert_eq!((takes, scene.placement.has(3)), (vec![false, true, true], false));
+    scene.store.txn(Txn::default().delete(key)).await.expect("written");
+    scene.until("it is called off", |placement| placement.has(3)).await;
+}
+
+#[tokio::test]
+async fn a_bookie_that_is_away_is_gone_after_a_while_and_not_once_it_is_back() {
+    let gone_after = Duration::from_secs(100);
+    let config = WatchedPlacementConfig { gone_after, ..Default::default() };
+    let scene = scene_with(&[record(0, ""), record(1, "")], config).await;
+    let gone = |index| scene.placement.is_gone(&name(index));
+    scene.clock.advance(gone_after);
+    assert_eq!((gone(0), gone(1), gone(9)), (false, false, true), "nobody ever saw the last one");
+    let txn = Txn::default().delete(keys::bookie(&name(0)));
+    scene.store.txn(txn).await.expect("written");
+    scene.until("one is away", |placement| placement.registered().len() == 1).await;
+    scene.clock.advance(Duration::from_secs(99));
+    assert!(!gone(0));
+    scene.clock.advance(Duration::from_secs(1));
+    assert!(gone(0) && !gone(1));
+    put(&scene.store, &record(0, "")).await;
+    scene.until("it is back", |placement| !placement.is_gone(&name(0))).await;
+}
+
+#[tokio::test]
 async fn a_view_whose_taking_in_panics_is_taken_in_again() {
     let (changed, changes) = watch::channel(0);
+    let (_quiet, drains) = watch::channel(0);
     let (seen, mut seeing) = watch::channel(0);
     let mut turns = 0;
-    let follower = tokio::spawn(follow(changes, move || {
+    let follower = tokio::spawn(follow([changes, drains], move || {
         turns += 1;
         assert!(turns > 1, "a defect");
         seen.send_replace(turns);

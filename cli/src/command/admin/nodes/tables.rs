@@ -28,17 +28,36 @@ pub(super) fn brokers(answer: &Value) -> io::Result<()> {
 /// The bookies.
 pub(super) fn bookies(answer: &Value) -> io::Result<()> {
     let row = |one: &Value| {
+        let state = match one["draining"].as_str() {
+            Some("lost") => "lost".to_owned(),
+            Some(_) => format!("{}, draining", text(&one["state"])),
+            None => text(&one["state"]),
+        };
         vec![
             text(&one["bookie_id"]),
-            text(&one["state"]),
+            state,
             text(&one["zone"]),
             bytes(&one["free_bytes"]),
             bytes(&one["total_bytes"]),
+            count(&one["ledgers"]),
+            count(&one["under_replicated"]),
+            count(&one["to_repair"]),
             text(&one["address"]),
         ]
     };
     let rows: Vec<Vec<String>> = items(&answer["bookies"]).map(row).collect();
-    table(&["bookie", "state", "zone", "free", "of", "address"], &rows)
+    let header = [
+        "bookie",
+        "state",
+        "zone",
+        "free",
+        "of",
+        "ledgers",
+        "under-replicated",
+        "to repair",
+        "address",
+    ];
+    table(&header, &rows)
 }
 
 /// The bundles of a namespace.

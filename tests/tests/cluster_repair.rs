@@ -1,0 +1,237 @@
+//! Bookies are lost for good, or taken away under load: what they had is elsewhere soon after, and
+//! their names are free.
+
+use std::time::{Duration, Instant};
+
+use geminga_tests::cli::{self, Ran};
+use geminga_tests::cluster::{Cluster, Plan};
+use geminga_tests::load::{Load, Pace};
+use serde_json::Value;
+
+const TOPICS: [&str; 3] = ["left", "right", "top"];
+/// Messages that stay.
+const KEPT: usize = 20_000;
+/// How long something may take to come about; never a measurement.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn pace() -> Pace {
+    Pace { burst: 16, pause: Duration::from_millis(4), ..Pace::default() }
+}
+
+/// Runs what blocks beside the load.
+fn block<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
+}
+
+/// Bookies that are waited for so long, and ledgers that are closed soon.
+fn plan(bookies: u32, grace: &'static str) -> Plan {
+    let set = vec![
+        ("repair.grace_period", grace),
+        ("repair.scan_interval", "500ms"),
+        ("repair.lease_ttl", "2s"),
+        ("broker.ledger_idle_close", "1s"),
+        ("broker.ledger_max_bytes", "1MiB"),
+        ("broker.housekeeping_interval", "1s"),
+    ];
+    Plan { bookies, zones: 2, set, ..Plan::with_long_leases() }
+}
+
+fn admin(cluster: &Cluster, args: &[&str]) -> Ran {
+    block(|| cli::against(cluster, &[&["admin"], args].concat()))
+}
+
+fn json(cluster: &Cluster, args: &[&str]) -> Value {
+    admin(cluster, &[args, &["--output", "json"]].concat()).ok().json()
+}
+
+/// Messages that nobody takes away, in a ledger that is closed soon.
+fn keep(cluster: &Cluster) {
+    let lines: Vec<String> = (0..KEPT).map(|number| format!("kept {number}\n")).collect();
+    let produce = ["produce", "kept"];
+    drop(block(|| cli::against_with_input(cluster, &produce, lines.concat().as_bytes())).ok());
+}
+
+/// They are all there, in order.
+fn assert_kept(cluster: &Cluster) {
+    let count = KEPT.to_string();
+    let consume = ["consume", "kept", "-s", "late", "--from", "earliest", "--count", &count];
+    let consumed = block(|| cli::against(cluster, &consume)).ok();
+    let text = String::from_utf8_lossy(&consumed.stdout).into_owned();
+    assert_eq!(text.lines().count(), KEPT);
+    for (number, line) in text.lines().enumerate() {
+        assert_eq!(line, format!("kept {number}"));
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !block(&mut holds) {
+        assert!(Instant::now() < deadline, "{what}");
+        block(|| std::thread::sleep(Duration::from_millis(50)));
+    }
+}
+
+/// Ledgers whose records name a bookie.
+fn named_by(cluster: &Cluster, bookie: &str) -> usize {
+    let ledgers = block(|| cluster.records("ledgers/"));
+    let names = |ledger: &&Value| {
+        let fragments = ledger["record"]["fragments"].as_array().into_iter().flatten();
+        let mut bookies = fragments.filter_map(|fragment| fragment["bookies"].as_array()).flatten();
+        bookies.any(|other| *other == bookie)
+    };
+    ledgers.iter().filter(names).count()
+}
+
+/// Every copy of every closed ledger is good, and there are three of each.
+fn assert_whole(cluster: &Cluster) {
+    let mut checked = 0;
+    for ledger in block(|| cluster.records("ledgers/")) {
+        if ledger["record"]["state"] != "closed" {
+            continue;
+        }
+        let key = ledger["key"].as_str().expect("a key");
+        let hex = key.strip_prefix("ledgers/").expect("a ledger's key");
+        let id = u64::from_str_radix(hex, 16).expect("a number").to_string();
+        let ran = admin(cluster, &["ledgers", "check", &id, "--output", "json"]);
+        // Trimmed meanwhile.
+        if ran.code == Some(1) && ran.stderr.contains("does not exist") {
+            continue;
+        }
+        let found = ran.ok().json();
+        assert_eq!(ledger["record"]["write_quorum"], 3, "{ledger}");
+        assert_eq!(ledger["record"]["under_replicated"], false, "{ledger}");
+        checked += found["entries"].as_u64().unwrap_or(0);
+    }
+    assert!(checked > 0, "there was nothing to compare");
+}
+
+fn names(bookies: &Value) -> Vec<&str> {
+    let bookies = bookies["bookies"].as_array().into_iter().flatten();
+    bookies.filter_map(|bookie| bookie["bookie_id"].as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_bookie_had_that_is_lost_for_good_is_copied_and_its_name_is_free_again() {
+    let mut cluster = block(|| Cluster::up(&plan(4, "5s")));
+    let client = cluster.client();
+    keep(&cluster);
+    let load = Load::start(&client, &TOPICS, pace()).await;
+    let lost = "bookie-2";
+    for _ in 0..5 {
+        load.gets_on().await;
+    }
+    assert!(named_by(&cluster, lost) > 0, "it has something to lose");
+    block(|| {
+        cluster.kill(lost);
+        let data = cluster.dir().join(lost).join("data");
+        std::fs::remove_dir_all(data).expect("its disk is lost");
+    });
+    load.gets_on().await;
+    // Nobody has to ask: after the grace period nothing is there any more. Its owners have left it
+    // in open ledgers before.
+    until("what it had is elsewhere", || named_by(&cluster, lost) == 0);
+    load.gets_on().await;
+    let summary = load.stop_and_judge(&client).await;
+    eprintln!("a bookie lost under load: {summary:?}");
+    until("nothing waits for repair", || {
+        let closed = |ledger: &Value| ledger["record"]["under_replicated"] != true;
+        cluster.records("repairs/").is_empty() && cluster.records("ledgers/").iter().all(closed)
+    });
+    assert_whole(&cluster);
+    assert_kept(&cluster);
+    let mut last = Value::Null;
+    until("only the lost bookie is missed", || {
+        let ran = admin(&cluster, &["cluster", "status", "--output", "json"]);
+        assert_eq!(ran.code, Some(4), "{}", ran.stderr);
+        let problems = ran.json()["problems"].take();
+        if problems != last {
+            eprintln!("the status says {problems}");
+        }
+        last = problems;
+        let told = last.as_array().map(Vec::as_slice).unwrap_or_default();
+        matches!(told, [one] if one["subject"] == lost)
+    });
+    let forgotten = admin(&cluster, &["bookies", "recover", lost]).ok();
+    assert!(!forgotten.stdout.is_empty());
+    until("its name is free", || !names(&json(&cluster, &["bookies", "list"])).contains(&lost));
+    until("all is well", || admin(&cluster, &["cluster", "status"]).code == Some(0));
+    // The same name with an empty disk is a new bookie.
+    block(|| cluster.start(lost));
+    until("it is used", || {
+        let bookies = json(&cluster, &["bookies", "list"]);
+        names(&bookies).contains(&lost)
+    });
+    drop(admin(&cluster, &["cluster", "status"]).ok());
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bookie_is_taken_away_under_load_and_nothing_is_lost() {
+    // Its owners have time to go on elsewhere by themselves.
+    let mut cluster = block(|| Cluster::up(&plan(4, "2m")));
+    let client = cluster.client();
+    keep(&cluster);
+    let load = Load::start(&client, &TOPICS, pace()).await;
+    let leaving = "bookie-3";
+    for _ in 0..5 {
+        load.gets_on().await;
+    }
+    assert!(named_by(&cluster, leaving) > 0, "it has something to give");
+    let started = admin(&cluster, &["bookies", "decommission", leaving, "--no-wait"]).ok();
+    let shown = String::from_utf8_lossy(&started.stdout).into_owned();
+    assert!(shown.contains("ledgers left"), "{shown}");
+    let listed = json(&cluster, &["bookies", "list"]);
+    let of_it = |bookie: &&Value| bookie["bookie_id"] == leaving;
+    let row = listed["bookies"].as_array().into_iter().flatten().find(of_it);
+    assert_eq!(row.expect("it is listed")["draining"], "decommission");
+    // Asked again, it waits; publishing goes on meanwhile.
+    let done = admin(&cluster, &["bookies", "decommission", leaving]).ok();
+    let told = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(told.contains("stop it now"), "{told}");
+    assert_eq!(named_by(&cluster, leaving), 0);
+    load.gets_on().await;
+    block(|| cluster.stop(leaving));
+    until("its name is free", || !names(&json(&cluster, &["bookies", "list"])).contains(&leaving));
+    load.gets_on().await;
+    let summary = load.stop_and_judge(&client).await;
+    eprintln!("a bookie taken away under load: {summary:?}");
+    until("all is well", || admin(&cluster, &["cluster", "status"]).code == Some(0));
+    assert_whole(&cluster);
+    assert_kept(&cluster);
+    // Its disk belongs to nobody any more.
+    block(|| cluster.refused_start(leaving, &[], &["the metadata doesn't know it"]));
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bookie_that_is_needed_or_unknown_is_not_taken_away() {
+    let mut cluster = block(|| Cluster::up(&plan(3, "5s")));
+    let refused = |cluster: &Cluster, args: &[&str], words: &[&str]| {
+        admin(cluster, &[&["bookies"], args].concat()).failed_with(1, words);
+        assert_eq!(block(|| cluster.records("drains/")), [] as [Value; 0], "nothing is marked");
+    };
+    refused(&cluster, &["decommission", "nobody"], &["nobody does not exist"]);
+    refused(&cluster, &["decommission", "a/b"], &["a/b"]);
+    refused(&cluster, &["recover", "nobody"], &["nobody does not exist"]);
+    let needed = ["bookie-1 is needed", "2 bookies", "3 are needed", "start another one"];
+    refused(&cluster, &["decommission", "bookie-1"], &needed);
+    refused(&cluster, &["recover", "bookie-1"], &["bookie-1 is up"]);
+    refused(&cluster, &["decommission", "bookie-1", "--cancel"], &["not being taken away"]);
+    block(|| cluster.kill("bookie-1"));
+    until("it is missed", || {
+        let listed = json(&cluster, &["bookies", "list"]);
+        let missing = |bookie: &Value| bookie["state"] == "missing";
+        listed["bookies"].as_array().into_iter().flatten().any(missing)
+    });
+    refused(&cluster, &["decommission", "bookie-1"], &["bookie-1 is not up"]);
+    refused(&cluster, &["recover", "bookie-1"], &["bookie-1 is needed"]);
+    // With another one there it may go, or stay after all.
+    block(|| cluster.start("bookie-4"));
+    let marked = admin(&cluster, &["bookies", "recover", "bookie-1", "--no-wait"]).ok();
+    assert!(String::from_utf8_lossy(&marked.stdout).contains("lost"));
+    admin(&cluster, &["ledgers", "check", "123456789"]).failed_with(1, &["does not exist"]);
+    until("its name is free", || {
+        !names(&json(&cluster, &["bookies", "list"])).contains(&"bookie-1")
+    });
+    block(|| cluster.down());
+}
