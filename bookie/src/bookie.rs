@@ -11,7 +11,7 @@ use geminga_proto::env::Env;
 use geminga_proto::id::LedgerId;
 use geminga_proto::storage::{
     AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, ReadRequest, ReadResult,
-    StoredEntry,
+    ScrubProgress, StoredEntry,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
@@ -21,9 +21,9 @@ use crate::cookie::{self, Identity};
 use crate::device::Device;
 use crate::done::AppendDone;
 use crate::error::{CloseError, OpenError};
+pub use crate::log::DamagedRange;
 use crate::log::crew::Crew;
 use crate::log::state::{FenceAdmission, LogState};
-pub use crate::log::{DamagedRange, ScrubProgress};
 use crate::log::{Log, NotRead, OpenReport, Origin, Piece};
 
 /// Hints that wait for a look; more turn into a census of everything.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use geminga_proto::env::Env;
 use geminga_proto::id::{LedgerId, SegmentId};
-use geminga_proto::storage::{AppendRequest, BookieError, FenceRequest};
+use geminga_proto::storage::{AppendRequest, BookieError, FenceRequest, ScrubProgress};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::config::{BookieConfig, Limits};
@@ -48,7 +48,6 @@ pub use damaged::DamagedRange;
 pub(crate) use read_cache::Piece;
 pub use replay::OpenReport;
 pub(crate) use replay::manifest_names;
-pub use scrub::ScrubProgress;
 
 use background::Background;
 use files::Files;

@@ -8,7 +8,7 @@
 use geminga_proto::PROTOCOL;
 use geminga_proto::append_wire;
 use geminga_proto::id::{Lac, LedgerId, LedgerToken};
-use geminga_proto::storage::{BookieError, FenceRequest};
+use geminga_proto::storage::{BookieError, FenceRequest, ScrubProgress};
 use geminga_proto::stream::{
     ChunkedBody, Messages, NoMessages, RequestBody as _, WholeBodies, path, respond,
 };
@@ -194,6 +194,25 @@ impl pb::bookie_server::Bookie for BookieService {
             segments: info.segments,
         }))
     }
+
+    async fn scrub(
+        &self,
+        request: Request<pb::ScrubRequest>,
+    ) -> Result<Response<pb::ScrubAnswer>, Status> {
+        check_meant(request.metadata(), self.bookie.identity())?;
+        let progress = if request.into_inner().start {
+            self.bookie.scrub()
+        } else {
+            self.bookie.scrub_progress()
+        };
+        Ok(Response::new(scrub_answer(progress)))
+    }
+}
+
+/// How far a scrub is, on the wire.
+fn scrub_answer(progress: ScrubProgress) -> pb::ScrubAnswer {
+    let ScrubProgress { total_bytes, done_bytes, running, damaged_entries } = progress;
+    pb::ScrubAnswer { total_bytes, done_bytes, running, damaged_entries }
 }
 
 /// The newest protocol that both sides speak.

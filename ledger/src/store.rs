@@ -13,7 +13,7 @@ use geminga_meta::store::{Compare, MetadataStore, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::RetryPolicy;
 use geminga_proto::env::Env;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId, LedgerToken};
-use geminga_proto::storage::{BookieError, BookieInfo};
+use geminga_proto::storage::{BookieError, BookieInfo, ScrubProgress};
 
 pub use crate::config::{ConfigError, LedgerStoreConfig};
 use crate::engine::outage::Outage;
@@ -134,6 +134,20 @@ impl LedgerStore {
         });
         // Side by side: one that hangs holds up none of the others.
         futures_util::future::join_all(asked).await
+    }
+
+    /// How far a bookie is with verifying all that it has; with `start`, it begins.
+    ///
+    /// # Errors
+    /// [`BookieError::Unreachable`] if it doesn't answer in time.
+    pub async fn scrub(
+        &self,
+        bookie: &BookieId,
+        start: bool,
+    ) -> Result<ScrubProgress, BookieError> {
+        let asked = self.shared.transport.scrub(bookie, start);
+        let answer = tokio::time::timeout(self.shared.request_timeout, asked).await;
+        answer.unwrap_or(Err(BookieError::Unreachable))
     }
 
     /// Takes an id above all that bookies know, picks an ensemble, and creates the ledger's record

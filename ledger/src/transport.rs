@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
 use geminga_proto::storage::{
     AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
-    ReadRequest, ReadResult,
+    ReadRequest, ReadResult, ScrubProgress,
 };
 
 /// Ledgers that may be asked about at once with [`BookieTransport::fenced`].
@@ -59,4 +59,11 @@ pub trait BookieTransport: Send + Sync + Debug + 'static {
 
     /// Asks a bookie about itself.
     async fn info(&self, bookie: &BookieId) -> Result<BookieInfo, BookieError>;
+
+    /// Asks how far a bookie is with verifying all that it has; with `start`, has it begin. Where
+    /// no disk is reached, there is nothing to verify: [`BookieError::Invalid`].
+    async fn scrub(&self, bookie: &BookieId, start: bool) -> Result<ScrubProgress, BookieError> {
+        let _ = (bookie, start);
+        Err(BookieError::Invalid)
+    }
 }

@@ -128,6 +128,19 @@ pub type FenceResult = Result<Lac, BookieError>;
 /// ordinary add with that token is refused for good. In the order in which they were asked for.
 pub type FencedResult = Result<Vec<bool>, BookieError>;
 
+/// How far the scrub of a bookie is that somebody has asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScrubProgress {
+    /// Bytes that it had to verify when it was asked for.
+    pub total_bytes: u64,
+    /// Bytes that it has verified.
+    pub done_bytes: u64,
+    /// False once it is done, or if there never was one.
+    pub running: bool,
+    /// Entries that are known to be damaged there now.
+    pub damaged_entries: u64,
+}
+
 /// What a bookie says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BookieInfo {

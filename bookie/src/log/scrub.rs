@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use geminga_proto::env::Monotonic;
 use geminga_proto::id::{EntryId, LedgerId, SegmentId};
+use geminga_proto::storage::ScrubProgress;
 
 use super::Log;
 use super::background::Step;
@@ -23,19 +24,6 @@ use crate::device::{BLOCK_BYTES, DeviceError};
 
 /// Most bytes that one step reads, unless one record is larger.
 const SPAN_BYTES: u64 = 1 << 20;
-
-/// How far a scrub is that somebody has asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ScrubProgress {
-    /// Bytes that it had to verify, when it was asked for.
-    pub total_bytes: u64,
-    /// Bytes that it has verified.
-    pub done_bytes: u64,
-    /// False once it is done, or if there never was one.
-    pub running: bool,
-    /// Entries that are known to be damaged here now.
-    pub damaged_entries: u64,
-}
 
 /// A scrub that somebody has asked for.
 #[derive(Debug, Default)]

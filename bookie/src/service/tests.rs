@@ -132,6 +132,9 @@ async fn appends_reads_fences_and_info_travel_over_a_connection() {
     assert_eq!((fenced.status(), fenced.lac), (pb::BookieStatus::Ok, -1));
     let late = append(&mut client, vec![add(1, 5, 100)]).await;
     assert_eq!(late, [(1, pb::BookieStatus::FencedLedger)]);
+    let scrub = client.scrub(pb::ScrubRequest { start: true }).await.expect("an answer");
+    // Nothing is sealed yet.
+    assert_eq!((scrub.get_ref().running, scrub.get_ref().total_bytes), (false, 0));
     let info = client.info(pb::InfoRequest {}).await.expect("an answer").into_inner();
     assert_eq!((info.bookie_id.as_str(), info.ledgers, info.writable), ("b", 1, true));
     let asked = pb::LedgersFencedRequest {

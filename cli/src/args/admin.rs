@@ -351,6 +351,27 @@ Examples:
   geminga admin bookies recover bookie-3
   geminga admin bookies recover bookie-3 --no-wait")]
     Recover(DrainArgs),
+    /// Have a bookie read and verify all that it has, and wait for that
+    #[command(after_help = "\
+Exits with 4 if something is damaged, which repair then writes anew from other copies.
+
+Examples:
+  geminga admin bookies scrub bookie-3
+  geminga admin bookies scrub bookie-3 --status")]
+    Scrub(ScrubArgs),
+}
+
+/// Which bookie verifies, and whether to wait.
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// The bookie's name
+    pub bookie: String,
+    /// Begin nothing; show how far it is
+    #[arg(long)]
+    pub status: bool,
+    /// Don't wait until it is done
+    #[arg(long, conflicts_with = "status")]
+    pub no_wait: bool,
 }
 
 /// Which bookie, and whether to wait.

@@ -13,7 +13,7 @@ use geminga_ledger::transport::{AppendSink, BookieTransport};
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
 use geminga_proto::storage::{
     AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest,
-    ReadResult,
+    ReadResult, ScrubProgress,
 };
 use parking_lot::Mutex;
 
@@ -101,6 +101,13 @@ impl BookieTransport for LocalBookie {
             return Err(BookieError::Unreachable);
         }
         Ok(self.bookie.info())
+    }
+
+    async fn scrub(&self, bookie: &BookieId, start: bool) -> Result<ScrubProgress, BookieError> {
+        if *bookie != self.id {
+            return Err(BookieError::Unreachable);
+        }
+        Ok(if start { self.bookie.scrub() } else { self.bookie.scrub_progress() })
     }
 }
 

@@ -11,7 +11,7 @@ use geminga_proto::env::{Random, SeededRandom};
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
 use geminga_proto::storage::{
     AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
-    ReadRequest, ReadResult,
+    ReadRequest, ReadResult, ScrubProgress,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -198,5 +198,9 @@ impl BookieTransport for FaultyTransport {
 
     async fn info(&self, bookie: &BookieId) -> Result<BookieInfo, BookieError> {
         self.wrapped(self.inner.info(bookie)).await
+    }
+
+    async fn scrub(&self, bookie: &BookieId, start: bool) -> Result<ScrubProgress, BookieError> {
+        self.wrapped(self.inner.scrub(bookie, start)).await
     }
 }

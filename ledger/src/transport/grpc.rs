@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use geminga_proto::id::{BookieId, ClusterId, LedgerId};
 use geminga_proto::storage::{
     AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest,
-    ReadResult,
+    ReadResult, ScrubProgress,
 };
 use parking_lot::Mutex;
 
@@ -161,6 +161,10 @@ impl BookieTransport for GrpcTransport {
 
     async fn info(&self, bookie: &BookieId) -> Result<BookieInfo, BookieError> {
         self.connection(bookie).request(Job::Info).await?
+    }
+
+    async fn scrub(&self, bookie: &BookieId, start: bool) -> Result<ScrubProgress, BookieError> {
+        self.connection(bookie).request(|answer| Job::Scrub(start, answer)).await?
     }
 }
 

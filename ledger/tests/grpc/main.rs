@@ -132,6 +132,10 @@ async fn appends_are_coalesced_answered_once_and_can_be_read_back() {
     send(&transport, &name, &sink, add(500, b"late"));
     assert_eq!(sink.wait(501).await[500], (500, Err(BookieError::Fenced)));
     assert_eq!(transport.delete_hint(&name, vec![LedgerId(1)]).await, Ok(()));
+    let scrubs = transport.scrub(&name, true).await.expect("answers");
+    assert_eq!((scrubs.running, scrubs.done_bytes, scrubs.damaged_entries), (true, 4, 1));
+    let asked = transport.scrub(&name, false).await.expect("answers");
+    assert!(!asked.running && asked.total_bytes == 10);
     let info = transport.info(&name).await.expect("answers");
     assert_eq!((info.sync_mode, info.free_bytes), (SyncMode::DirectDsync, 4));
 }

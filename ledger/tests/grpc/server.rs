@@ -252,6 +252,15 @@ impl Bookie for TestBookie {
             segments: 2,
         }))
     }
+
+    async fn scrub(
+        &self,
+        request: Request<v1::ScrubRequest>,
+    ) -> Result<Response<v1::ScrubAnswer>, Status> {
+        let running = request.into_inner().start;
+        let (total_bytes, done_bytes, damaged_entries) = (10, 4, 1);
+        Ok(Response::new(v1::ScrubAnswer { total_bytes, done_bytes, running, damaged_entries }))
+    }
 }
 
 /// A bookie's process: a runtime of its own, so that killing it closes its connections.

@@ -14,6 +14,7 @@ use geminga_meta::record::{
 use geminga_meta::store::{KeyValue, MAX_RANGE, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{Change, Current, RetryPolicy, update};
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
+use geminga_proto::storage::ScrubProgress;
 
 use super::Broker;
 use super::tenancy::update_error;
@@ -33,6 +34,29 @@ impl Broker {
     /// read or written. Nothing is changed then.
     pub async fn decommission(&self, bookie: &BookieId) -> Result<(), AdminError> {
         self.start_drain(bookie, DrainKind::Decommission).await
+    }
+
+    /// How far a bookie is with verifying all that it has; with `start`, it begins.
+    ///
+    /// # Errors
+    /// [`AdminError::BookieNotFound`]; [`AdminError::BookieDown`] if it isn't up or doesn't answer;
+    /// or why the metadata can't be read.
+    pub async fn scrub_bookie(
+        &self,
+        bookie: &BookieId,
+        start: bool,
+    ) -> Result<ScrubProgress, AdminError> {
+        let asked = self.inner.context.ledgers.scrub(bookie, start).await;
+        let Err(error) = asked else { return Ok(asked.unwrap_or_default()) };
+        tracing::debug!(%bookie, %error, "a bookie can't be asked to verify what it has");
+        let known = self.config().alone
+            || self.is_up(bookie).await?
+            || self.metadata().get(&keys::cookie(bookie)).await?.is_some();
+        Err(if known {
+            AdminError::BookieDown(bookie.to_string())
+        } else {
+            AdminError::BookieNotFound(bookie.to_string())
+        })
     }
 
     /// Has what a lost bookie stored copied from others, without waiting for it any longer.

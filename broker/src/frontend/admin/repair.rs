@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use geminga_ledger::check::{CopiesAt, LedgerCheck};
 use geminga_ledger::metadata::LedgerState;
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
+use geminga_proto::storage::ScrubProgress;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -53,6 +54,31 @@ pub async fn recover(
 ) -> Result<StatusCode, ApiError> {
     state.broker.recover_bookie(&bookie(&params)?).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has a bookie verify all that it has.
+pub async fn start_scrub(
+    State(state): State<AdminState>,
+    params: PathParams,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(scrub_json(state.broker.scrub_bookie(&bookie(&params)?, true).await?)))
+}
+
+/// How far it is with that.
+pub async fn scrub(
+    State(state): State<AdminState>,
+    params: PathParams,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(scrub_json(state.broker.scrub_bookie(&bookie(&params)?, false).await?)))
+}
+
+fn scrub_json(progress: ScrubProgress) -> Value {
+    json!({
+        "running": progress.running,
+        "total_bytes": progress.total_bytes,
+        "done_bytes": progress.done_bytes,
+        "damaged_entries": progress.damaged_entries,
+    })
 }
 
 /// How far that is.

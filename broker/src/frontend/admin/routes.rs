@@ -140,6 +140,7 @@ fn add_geminga(router: Routes) -> Routes {
     router
         .route(&bookie("decommission"), put(repair::decommission))
         .route(&bookie("recover"), put(repair::recover))
+        .route(&bookie("scrub"), get(repair::scrub).put(repair::start_scrub))
         .route(&bookie("drain"), get(repair::drain).delete(repair::cancel))
         .route("/admin/v2/geminga/repairs", get(repair::repairs))
         .route("/admin/v2/geminga/ledgers/{ledger}/check", get(repair::check))

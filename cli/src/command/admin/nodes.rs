@@ -42,6 +42,7 @@ impl Admin<'_> {
             }
             BookiesCommand::Decommission(args) => self.drain(Drain::Decommission, args).await,
             BookiesCommand::Recover(args) => self.drain(Drain::Recover, args).await,
+            BookiesCommand::Scrub(args) => self.scrub(args).await,
         }
     }
 

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::{Admin, show};
-use crate::args::admin::DrainArgs;
+use crate::args::admin::{DrainArgs, ScrubArgs};
 use crate::exit::{Failed, Outcome};
 use crate::http::segment;
 use crate::output;
@@ -60,6 +60,32 @@ impl Admin<'_> {
             (_, Some(info)) => self
                 .show(&info, |_| output::line(format!("nothing is on bookie {bookie} any more"))),
             (_, None) => self.done(&format!("bookie {bookie} is forgotten; its name is free")),
+        }
+    }
+
+    /// Has a bookie verify all that it has.
+    pub(super) async fn scrub(&self, args: &ScrubArgs) -> Outcome {
+        let path = format!("/admin/v2/geminga/bookies/{}/scrub", segment(&args.bookie));
+        let mut progress = if args.status {
+            self.api.get(&path).await?
+        } else {
+            self.api.put(&path, None).await?
+        };
+        let bar = Bar::start();
+        while !args.status && !args.no_wait && progress["running"].as_bool() == Some(true) {
+            let bytes = |field: &str| progress[field].as_u64().unwrap_or(0);
+            bar.at(bytes("done_bytes"), bytes("total_bytes"), "bytes");
+            tokio::time::sleep(LOOK).await;
+            progress = self.api.get(&path).await?;
+        }
+        bar.end();
+        self.show(&progress, tables::scrub)?;
+        match progress["damaged_entries"].as_u64().unwrap_or(0) {
+            0 => Ok(()),
+            damaged => Err(Failed::degraded(format!(
+                "{damaged} entries are damaged on bookie {}; repair writes them anew",
+                args.bookie
+            ))),
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use geminga_proto::id::{BookieId, EntryId, LedgerId};
 use geminga_proto::storage::{
     AppendRequest, AppendResult, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult,
-    ReadRequest, ReadResult,
+    ReadRequest, ReadResult, ScrubProgress,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -29,6 +29,7 @@ pub(super) enum Job {
     Fenced(Vec<FenceRequest>, Reply<FencedResult>),
     DeleteHint(Vec<LedgerId>, Reply<Result<(), BookieError>>),
     Info(Reply<Result<BookieInfo, BookieError>>),
+    Scrub(bool, Reply<Result<ScrubProgress, BookieError>>),
 }
 
 /// Where an answer goes. As long as it exists, the question counts as pending, even if whoever

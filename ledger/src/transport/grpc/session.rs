@@ -402,6 +402,10 @@ fn ask(connection: &Connection, client: &Client, job: Job) {
                     let result = told(&bookie, result).and_then(|found| wire::info(&found));
                     answer.send(result);
                 }
+                Job::Scrub(start, answer) => {
+                    let result = client.scrub(v1::ScrubRequest { start }).await;
+                    answer.send(told(&bookie, result).map(|found| wire::scrub(&found)));
+                }
                 Job::Read(..) | Job::Fence(..) => unreachable!("these have a stream"),
             }
         };

@@ -4,7 +4,7 @@
 use geminga_proto::id::{EntryId, Lac};
 use geminga_proto::storage::{
     BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest, ReadResult,
-    StoredEntry, SyncMode,
+    ScrubProgress, StoredEntry, SyncMode,
 };
 use geminga_proto::v1;
 
@@ -84,6 +84,11 @@ pub(super) fn info(answer: &v1::InfoAnswer) -> Result<BookieInfo, BookieError> {
         ledgers: answer.ledgers,
         segments: answer.segments,
     })
+}
+
+pub(super) fn scrub(answer: &v1::ScrubAnswer) -> ScrubProgress {
+    let v1::ScrubAnswer { total_bytes, done_bytes, running, damaged_entries } = *answer;
+    ScrubProgress { total_bytes, done_bytes, running, damaged_entries }
 }
 
 #[cfg(test)]

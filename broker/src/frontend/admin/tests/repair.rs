@@ -98,6 +98,8 @@ async fn what_can_not_be_taken_away_is_refused_and_nothing_is_marked() {
         ("bookie-2", "decommission", 412, "is not up"),
         ("bookie-0", "recover", 412, "is up"),
         ("bookie-0", "decommission", 412, "is needed"),
+        ("nobody", "scrub", 404, "does not exist"),
+        ("bookie-2", "scrub", 412, "is not up"),
     ] {
         let line = format!("PUT {OWN}/bookies/{name}/{what}");
         let reason = api.refused(&line, "", status).await;

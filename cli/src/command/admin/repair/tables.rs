@@ -2,7 +2,7 @@
 
 use std::io;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::command::admin::show::{bytes, count, items, text};
 use crate::output::{line, pairs, table};
@@ -24,6 +24,16 @@ pub(super) fn drain(info: &Value) -> io::Result<()> {
     let rows: Vec<Vec<String>> = items(&info["trouble"]).map(row).collect();
     line("")?;
     table(&["ledger", "what is in the way"], &rows)
+}
+
+/// How far a bookie is with verifying what it has.
+pub(super) fn scrub(progress: &Value) -> io::Result<()> {
+    pairs(&[
+        ("state", text(&json!(if progress["running"] == true { "running" } else { "done" }))),
+        ("verified", bytes(&progress["done_bytes"])),
+        ("of", bytes(&progress["total_bytes"])),
+        ("damaged entries", count(&progress["damaged_entries"])),
+    ])
 }
 
 /// What waits for repair.
