@@ -1,7 +1,7 @@
 //! Reads every copy of a ledger's entries and compares them. Changes nothing.
 //!
-//! *Invariant:* it looks only where nobody writes any more: at closed ledgers, and at fragments that
-//! aren't the last.
+//! *Invariant:* it looks only where nobody writes any more: at closed ledgers, and at fragments
+//! that aren't the last.
 
 use futures_util::future::join_all;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};

@@ -4,8 +4,8 @@
 //! answered was *sent*: so a process that stood still knows that it may have lost it, before it has
 //! asked anybody.
 //!
-//! *Invariant:* once lost, a keeper's lease never counts as held again; whoever wants to go on takes
-//! another.
+//! *Invariant:* once lost, a keeper's lease never counts as held again; whoever wants to go on
+//! takes another.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

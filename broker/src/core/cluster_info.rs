@@ -34,8 +34,8 @@ pub struct BookieInfo {
     pub up: Option<BookieUp>,
     /// Why its record can't be read.
     pub unreadable: Option<String>,
-    /// `decommission` if it is to be taken away, `lost` if what it had is recovered: it gets nothing
-    /// new.
+    /// `decommission` if it is to be taken away, `lost` if what it had is recovered: it gets
+    /// nothing new.
     pub draining: Option<&'static str>,
 }
 

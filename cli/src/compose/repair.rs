@@ -1,8 +1,8 @@
-//! [`Repair`]: a worker and a candidate for the auditor's office, the same in a bookie and in a process
-//! of its own; and [`RepairServer`], that process.
+//! [`Repair`]: a worker and a candidate for the auditor's office, the same in a bookie and in a
+//! process of its own; and [`RepairServer`], that process.
 //!
-//! *Architecture invariant:* a process whose etcd was replaced or set back repairs nothing any more,
-//! and stays: what another etcd says of the ledgers may be of another time.
+//! *Architecture invariant:* a process whose etcd was replaced or set back repairs nothing any
+//! more, and stays: what another etcd says of the ledgers may be of another time.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! What goes wrong in a simulation, and what mends it. Also when repairs begin, which change records
-//! under their owners' feet.
+//! What goes wrong in a simulation, and what mends it. Also when repairs begin, which change
+//! records under their owners' feet.
 //!
 //! At most one bookie of a run loses or damages what it had, and only where the ack quorum is
 //! above 1: more than that the protocol doesn't promise to survive.

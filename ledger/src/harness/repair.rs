@@ -2,8 +2,8 @@
 //! recoveries and other repairers go on, and bookies that drop what nobody names.
 //!
 //! A repairer may stand still in between, and another may take its task over as if its lease had
-//! ended. A bookie looks at the record and the claim of a ledger at one moment, and drops at a later
-//! one what it had stored before and neither of them named.
+//! ended. A bookie looks at the record and the claim of a ledger at one moment, and drops at a
+//! later one what it had stored before and neither of them named.
 
 use geminga_meta::record::RepairReason;
 use geminga_proto::id::{BookieId, EntryId, LedgerId};

@@ -1,8 +1,8 @@
-//! [`WatchedPlacement`]: chooses among the bookies that are registered, by a watched view. Those that
-//! are being drained get nothing.
+//! [`WatchedPlacement`]: chooses among the bookies that are registered, by a watched view. Those
+//! that are being drained get nothing.
 //!
 //! While the metadata store doesn't answer, it goes on with what it knew last. A bookie that failed
-//! a ledger is *suspect* for a while, or until it is started anew, if what is wrong with it
+//! a ledger is *suspect* for a while, which grows if it keeps failing, or until it is started anew, if what is wrong with it
 //! concerns all ledgers ([`concerns_all`]); a dead one is in the view until its lease ends. An
 //! address stays known when its bookie is gone from the view: readers and recoveries try there.
 //!
@@ -62,6 +62,27 @@ struct Quarantine {
     /// The start of its process that failed; another one is another chance.
     session: u64,
     until: Monotonic,
+    /// How long it lasts: twice as long each time that the bookie fails soon after the last one.
+    lasts: Duration,
+}
+
+/// The longest quarantine, in times of the first one.
+const MOST_TIMES: u32 = 12;
+
+impl Quarantine {
+    /// A bookie has failed, in quarantine or not; what is known of it is from the same start.
+    fn again(known: Option<&Self>, first: Duration, session: u64, now: Monotonic) -> Self {
+        let lasts = match known.filter(|known| known.session == session) {
+            None => first,
+            // Others have failed with it, or what was sent before.
+            Some(known) if now < known.until => known.lasts,
+            Some(known) if now < known.until.saturating_add(known.lasts) => {
+                known.lasts.saturating_mul(2).min(first.saturating_mul(MOST_TIMES))
+            }
+            Some(_) => first,
+        };
+        Self { session, until: now.saturating_add(lasts), lasts }
+    }
 }
 
 /// What is known of the bookies.
@@ -392,12 +413,14 @@ impl Placement for WatchedPlacement {
         if !concerns_all(error) {
             return;
         }
-        let until = self.env.clock.monotonic().saturating_add(self.config.quarantine);
+        let (now, first) = (self.env.clock.monotonic(), self.config.quarantine);
         let mut known = self.known.lock();
         let found = known.bookies.iter().find(|known| known.bookie_id == *bookie);
         // One that isn't registered is not chosen anyway.
         if let Some(session) = found.map(|bookie| bookie.session) {
-            known.quarantined.insert(bookie.clone(), Quarantine { session, until });
+            let before = known.quarantined.get(bookie);
+            let quarantine = Quarantine::again(before, first, session, now);
+            known.quarantined.insert(bookie.clone(), quarantine);
         }
     }
 

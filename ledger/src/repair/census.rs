@@ -1,5 +1,5 @@
-//! [`RepairAuditor`]: stands for the auditor's office, and as long as it has it, shows the [`Auditor`]
-//! all ledgers and carries out what it decides.
+//! [`RepairAuditor`]: stands for the auditor's office, and as long as it has it, shows the
+//! [`Auditor`] all ledgers and carries out what it decides.
 //!
 //! *Invariant:* what it writes doesn't depend on being the only one: tasks are merged, and what is
 //! taken out of the queue, or forgotten, must be as it was seen.

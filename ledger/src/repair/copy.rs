@@ -1,9 +1,9 @@
-//! [`Copier`]: executes one run of a plan: reads entries from whoever has them, sends them, and reads
-//! them back.
+//! [`Copier`]: executes one run of a plan: reads entries from whoever has them, sends them, and
+//! reads them back.
 //!
-//! Invariants: an entry that no source can read is an error, never skipped; nothing counts as copied
-//! before it was read back from its new place and found the same; nothing is sent once the worker's
-//! lease may have ended.
+//! Invariants: an entry that no source can read is an error, never skipped; nothing counts as
+//! copied before it was read back from its new place and found the same; nothing is sent once the
+//! worker's lease may have ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -163,7 +163,7 @@ impl Copier<'_> {
                 Ok(entries) => return Ok(entries),
                 Err(error) => {
                     let ledger = self.metadata.id;
-                    tracing::debug!(%ledger, entry = %first, %source, %error, "a copy can't be read");
+                    tracing::debug!(%ledger, %first, %source, %error, "a copy can't be read");
                     worst = if worst == BookieError::NoSuchEntry { error } else { worst };
                 }
             }

@@ -1,6 +1,6 @@
-//! [`RepairWorker`]: repairs what is queued, some ledgers at a time. Any number of processes do so; who
-//! is at which ledger is told by a key that hangs on the worker's lease, so that what a dead one
-//! was at is taken over.
+//! [`RepairWorker`]: repairs what is queued, some ledgers at a time. Any number of processes do so;
+//! who is at which ledger is told by a key that hangs on the worker's lease, so that what a dead
+//! one was at is taken over.
 //!
 //! A ledger that can't be repaired now is tried again ever less often.
 

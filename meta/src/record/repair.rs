@@ -33,6 +33,10 @@ pub enum RepairReason {
 }
 
 impl RepairReason {
+    fn is_damage_of(&self, bookie: &BookieId) -> bool {
+        matches!(self, Self::Damaged { bookie: of, .. } if of == bookie)
+    }
+
     fn to_message(&self) -> pb::RepairReason {
         use pb::repair_reason::Reason;
         let reason = match self {
@@ -153,7 +157,7 @@ impl RepairRecord {
             }
             return;
         };
-        let of_bookie = |known: &RepairReason| matches!(known, RepairReason::Damaged { bookie: other, .. } if *other == bookie);
+        let of_bookie = |known: &RepairReason| known.is_damage_of(&bookie);
         let runs = self.reasons.iter().filter(|known| of_bookie(known)).count();
         let all = runs >= Self::MAX_RUNS || self.reasons.len() >= Self::MAX_REASONS;
         // Runs that it joins may join each other, so those before are looked at again.

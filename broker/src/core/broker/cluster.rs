@@ -3,7 +3,7 @@
 //! Brokers and owners come from the watched views, so they can be shown while the metadata is away;
 //! bookies and ledgers are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -340,6 +340,22 @@ fn draining(bookie: &BookieInfo) -> String {
     .to_owned()
 }
 
+/// Says when copies can't be spread over zones although there are several.
+fn zone_problems(bookies: &[BookieInfo], problems: &mut Vec<Problem>) {
+    let up = || bookies.iter().filter_map(|bookie| Some((bookie, bookie.up.as_ref()?)));
+    let all: BTreeSet<&str> = up().map(|(_, up)| up.zone.as_str()).collect();
+    let take = up().filter(|(bookie, up)| up.state == "writable" && bookie.draining.is_none());
+    let take: BTreeSet<&str> = take.map(|(_, up)| up.zone.as_str()).collect();
+    let [zone] = take.iter().copied().collect::<Vec<_>>()[..] else { return };
+    if all.len() > 1 {
+        let why = format!(
+            "all bookies that take writes are in zone {zone:?}: the copies of new ledgers are lost \
+             together with it; bring bookies of other zones back"
+        );
+        problems.push(problem(Concern::Quorum, "zones", why));
+    }
+}
+
 fn bookie_problems(
     bookies: &[BookieInfo],
     write_quorum: u32,
@@ -347,6 +363,7 @@ fn bookie_problems(
     problems: &mut Vec<Problem>,
 ) {
     let mut writable = 0_u32;
+    zone_problems(bookies, problems);
     for bookie in bookies {
         let up = bookie.up.as_ref().map(|up| up.state);
         let why = match (up, &bookie.unreadable) {
@@ -488,6 +505,31 @@ mod tests {
         })
         .await;
         broker.shutdown().await;
+    }
+
+    #[test]
+    fn copies_that_can_not_be_spread_over_zones_are_told() {
+        let in_zone = |name, state, zone: &str| {
+            let mut bookie = bookie(name, Some(state));
+            if let Some(up) = &mut bookie.up {
+                up.zone = zone.to_owned();
+            }
+            bookie
+        };
+        let told = |bookies: &[BookieInfo]| {
+            let mut problems = Vec::new();
+            zone_problems(bookies, &mut problems);
+            problems.into_iter().map(|problem| problem.subject).collect::<Vec<_>>()
+        };
+        let (one, two) = (in_zone("one", "writable", "a"), in_zone("two", "writable", "a"));
+        let mut three = in_zone("three", "writable", "b");
+        let none: [&str; 0] = [];
+        assert_eq!(told(&[one.clone(), two.clone()]), none, "there is one zone");
+        assert_eq!(told(&[one.clone(), two.clone(), three.clone()]), none);
+        let full = in_zone("three", "full", "b");
+        assert_eq!(told(&[one.clone(), two.clone(), full]), ["zones"]);
+        three.draining = Some("decommission");
+        assert_eq!(told(&[one, two, three]), ["zones"]);
     }
 
     #[test]

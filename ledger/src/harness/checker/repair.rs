@@ -1,5 +1,5 @@
-//! A repair brings a bookie into a fragment only with every entry of it, leaves the last fragment of
-//! a ledger that isn't closed alone, copies nothing beyond a ledger's end, and says that copies
+//! A repair brings a bookie into a fragment only with every entry of it, leaves the last fragment
+//! of a ledger that isn't closed alone, copies nothing beyond a ledger's end, and says that copies
 //! lack no more only when none does; and no bookie drops a copy that it is to keep.
 
 use geminga_proto::id::{BookieId, EntryId, LedgerId};

@@ -283,6 +283,30 @@ async fn a_bookie_that_is_away_is_gone_after_a_while_and_not_once_it_is_back() {
 }
 
 #[tokio::test]
+async fn a_bookie_that_keeps_failing_is_avoided_ever_longer() {
+    let scene = scene(&[record(0, ""), record(1, "")]).await;
+    let mut lasted = Vec::new();
+    for _ in 0..9 {
+        // Many ledgers meet the same failure.
+        for _ in 0..3 {
+            scene.placement.failed(&name(0), BookieError::Unreachable);
+        }
+        let mut seconds = 0;
+        while scene.placement.is_suspect(&name(0)) {
+            scene.clock.advance(Duration::from_secs(1));
+            seconds += 1;
+        }
+        lasted.push(seconds);
+    }
+    assert_eq!(lasted, [5, 10, 20, 40, 60, 60, 60, 60, 60]);
+    // It worked for longer than it was avoided.
+    scene.clock.advance(Duration::from_secs(61));
+    scene.placement.failed(&name(0), BookieError::Unreachable);
+    scene.clock.advance(Duration::from_secs(5));
+    assert!(!scene.placement.is_suspect(&name(0)));
+}
+
+#[tokio::test]
 async fn a_view_whose_taking_in_panics_is_taken_in_again() {
     let (changed, changes) = watch::channel(0);
     let (_quiet, drains) = watch::channel(0);
