@@ -1,11 +1,15 @@
 //! Bookies are lost for good, or taken away under load: what they had is elsewhere soon after, and
-//! their names are free.
+//! their names are free. What a disk has changed is mended from other copies.
 
+use std::io::Read;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use geminga_tests::bookie_files::{change, groups, segments};
 use geminga_tests::cli::{self, Ran};
 use geminga_tests::cluster::{Cluster, Plan};
 use geminga_tests::load::{Load, Pace};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const TOPICS: [&str; 3] = ["left", "right", "top"];
@@ -238,4 +242,108 @@ async fn a_bookie_that_is_needed_or_unknown_is_not_taken_away() {
         !names(&json(&cluster, &["bookies", "list"])).contains(&"bookie-1")
     });
     block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_bookies_do_not_take_part_a_process_of_its_own_repairs() {
+    let mut set = plan(4, "1s").set;
+    set.push(("repair.enabled", "false"));
+    let mut cluster = block(|| Cluster::up(&Plan { set, ..plan(4, "1s") }));
+    keep(&cluster);
+    let id = closed_ledger_of(&cluster, "kept");
+    let on_it = |cluster: &Cluster| {
+        let ledger = json(cluster, &["ledgers", "show", &id]);
+        let bookies = ledger["fragments"][0]["bookies"].as_array().cloned().unwrap_or_default();
+        bookies.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let lost = on_it(&cluster).remove(0);
+    block(|| cluster.kill(&lost));
+    let endpoints = cluster.metadata_endpoints();
+    let args = [
+        "repair",
+        "--metadata-endpoints",
+        &endpoints,
+        "--set",
+        "repair.grace_period=1s",
+        "--set",
+        "repair.scan_interval=500ms",
+    ];
+    let mut command = cli::command(&args);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut repair = Ended(command.spawn().expect("the binary starts"));
+    until("another bookie has it", || !on_it(&cluster).contains(&lost));
+    drop(admin(&cluster, &["ledgers", "check", &id]).ok());
+    let said = block(|| repair.end());
+    assert!(said.contains("repaired") && !said.contains("panicked"), "{said}");
+    assert_kept(&cluster);
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_a_disk_has_changed_is_mended_from_the_others() {
+    let mut cluster = block(|| Cluster::up(&plan(3, "1m")));
+    keep(&cluster);
+    let id = closed_ledger_of(&cluster, "kept");
+    drop(admin(&cluster, &["ledgers", "check", &id]).ok());
+    block(|| cluster.stop("bookie-1"));
+    let file = segments(&cluster.dir().join("bookie-1/data")).remove(0);
+    change(&file, |bytes| {
+        let all = groups(bytes);
+        let group = all.iter().max_by_key(|group| group.first_payload.1).expect("messages");
+        let (at, len) = group.first_payload;
+        bytes[at + len / 2] ^= 0x10;
+    });
+    cluster.expect_in_log("bookie-1", "stored bytes don't verify");
+    cluster.expect_in_log("bookie-1", "a stored entry is damaged");
+    block(|| cluster.start("bookie-1"));
+    let found = admin(&cluster, &["ledgers", "check", &id, "--output", "json"]);
+    assert_eq!(found.code, Some(4), "{}", found.stderr);
+    let bad = |one: &Value| one["bookie"] == "bookie-1" && one["damaged"] == 1;
+    let found = found.json();
+    assert!(found["bookies"].as_array().into_iter().flatten().any(bad), "{found}");
+    // The bookie says so itself, and a worker sends it what it lacks.
+    until("it is mended", || admin(&cluster, &["ledgers", "check", &id]).code == Some(0));
+    until("nothing waits for repair", || cluster.records("repairs/").is_empty());
+    assert_kept(&cluster);
+    block(|| cluster.down());
+}
+
+/// The one closed ledger of a topic.
+fn closed_ledger_of(cluster: &Cluster, topic: &str) -> String {
+    let mut found = String::new();
+    until("it is closed", || {
+        let ledgers = json(cluster, &["ledgers", "list", "--topic", topic]);
+        let closed = ledgers.as_array().into_iter().flatten();
+        let mut closed = closed.filter(|ledger| ledger["state"] == "closed");
+        found = closed.next().map(|ledger| ledger["ledger_id"].to_string()).unwrap_or_default();
+        !found.is_empty()
+    });
+    found
+}
+
+/// A process that is ended by SIGTERM, or killed if the scenario fails.
+struct Ended(Child);
+
+impl Ended {
+    /// What it has said.
+    fn end(&mut self) -> String {
+        let raw = i32::try_from(self.0.id()).expect("process ids fit");
+        let pid = Pid::from_raw(raw).expect("a child's id is not 0");
+        kill_process(pid, Signal::TERM).expect("a child can be signalled");
+        let mut said = String::new();
+        let errors = self.0.stderr.as_mut().expect("it is piped");
+        errors.read_to_string(&mut said).expect("a pipe can be read");
+        let status = self.0.wait().expect("a child can be waited for");
+        assert!(status.success(), "{status}: {said}");
+        said
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            drop(self.0.kill());
+            drop(self.0.wait());
+        }
+    }
 }

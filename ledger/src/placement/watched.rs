@@ -2,9 +2,10 @@
 //! that are being drained get nothing.
 //!
 //! While the metadata store doesn't answer, it goes on with what it knew last. A bookie that failed
-//! a ledger is *suspect* for a while, which grows if it keeps failing, or until it is started anew, if what is wrong with it
-//! concerns all ledgers ([`concerns_all`]); a dead one is in the view until its lease ends. An
-//! address stays known when its bookie is gone from the view: readers and recoveries try there.
+//! a ledger is *suspect* for a while, which grows if it keeps failing, or until it is started anew,
+//! if what is wrong with it concerns all ledgers ([`concerns_all`]); a dead one is in the view
+//! until its lease ends. An address stays known when its bookie is gone from the view: readers and
+//! recoveries try there.
 //!
 //! Invariant: `pick` and `address` wait for nothing but a short lock.
 

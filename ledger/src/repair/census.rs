@@ -44,8 +44,6 @@ enum CensusError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Election(#[from] ElectionError),
-    #[error(transparent)]
-    Queue(#[from] QueueError),
     #[error("it is not known at the moment which bookies are up")]
     Unseen,
     #[error("the office is lost")]
@@ -105,19 +103,15 @@ impl RepairAuditor {
         let mut auditor = Auditor::new(self.config.grace);
         tokio::select! {
             () = lease.lost() => Err(CensusError::OfficeLost),
-            error = self.audit(&mut auditor) => Err(error),
+            never = self.audit(&mut auditor) => match never {},
         }
     }
 
-    async fn audit(&self, auditor: &mut Auditor) -> CensusError {
+    async fn audit(&self, auditor: &mut Auditor) -> Infallible {
         loop {
-            match self.look(auditor).await {
-                Ok(()) => {}
-                // Nothing is known, so nothing is decided; the grace period goes on.
-                Err(error @ (CensusError::Unseen | CensusError::Store(_))) => {
-                    tracing::debug!(%error, "a look at the ledgers was broken off");
-                }
-                Err(error) => return error,
+            // What isn't seen isn't decided. Since when bookies are away is still known.
+            if let Err(error) = self.look(auditor).await {
+                tracing::debug!(%error, "a look at the ledgers was broken off");
             }
             self.pause().await;
         }
@@ -169,7 +163,12 @@ impl RepairAuditor {
                         continue;
                     }
                     queued += usize::from(task.is_none());
-                    queue(self.meta().as_ref(), &shared.env, id, &reasons).await?;
+                    match queue(self.meta().as_ref(), &shared.env, id, &reasons).await {
+                        Ok(_) => {}
+                        Err(QueueError::Store(error)) => return Err(error.into()),
+                        // One that can't be used hides no other.
+                        Err(error) => tracing::debug!(ledger = %id, %error, "it can't be queued"),
+                    }
                 }
                 Verdict::Dequeue => {
                     let Some(task) = task else { continue };
@@ -186,7 +185,12 @@ impl RepairAuditor {
             }
         }
         for bookie in auditor.end(whole) {
-            self.forget(&bookie).await?;
+            match self.forget(&bookie).await {
+                Err(CensusError::Read(error)) => {
+                    tracing::debug!(%bookie, %error, "a drained bookie can't be forgotten");
+                }
+                forgotten => forgotten?,
+            }
         }
         Ok(())
     }

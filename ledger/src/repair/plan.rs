@@ -506,17 +506,18 @@ fn draw<'a>(among: &[&'a BookieView], below: &mut dyn FnMut(u64) -> u64) -> Opti
 }
 
 /// If all members of a fragment that are up are in one zone, and a bookie of another zone could be
-/// had: the position of the one that had better leave.
+/// had: the position of the one that had better leave. Having no zone is none: bookies that are
+/// given one, one after the other, must not set everything in motion.
 #[must_use]
 pub fn in_one_zone(fragment: &Fragment, view: &ClusterView) -> Option<usize> {
     let up = |(at, bookie): (usize, &BookieId)| Some((at, view.get(bookie)?));
     let up: Vec<(usize, &BookieView)> =
         fragment.bookies.iter().enumerate().filter_map(up).collect();
     let zone = up.first()?.1.zone.as_str();
-    let alike = up.len() > 1 && up.iter().all(|(_, view)| view.zone == zone);
+    let alike = up.len() > 1 && !zone.is_empty() && up.iter().all(|(_, view)| view.zone == zone);
     let elsewhere = view.bookies.iter().any(|other| {
         let fits = other.takes && !other.suspect && !fragment.bookies.contains(&other.bookie);
-        fits && other.zone != zone
+        fits && other.zone != zone && !other.zone.is_empty()
     });
     // The fullest: it gains the most.
     let fullest = up.iter().min_by_key(|(_, view)| view.free_bytes).map(|(at, _)| *at);

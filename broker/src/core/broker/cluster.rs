@@ -342,7 +342,10 @@ fn draining(bookie: &BookieInfo) -> String {
 
 /// Says when copies can't be spread over zones although there are several.
 fn zone_problems(bookies: &[BookieInfo], problems: &mut Vec<Problem>) {
-    let up = || bookies.iter().filter_map(|bookie| Some((bookie, bookie.up.as_ref()?)));
+    let up = || {
+        let up = bookies.iter().filter_map(|bookie| Some((bookie, bookie.up.as_ref()?)));
+        up.filter(|(_, up)| !up.zone.is_empty())
+    };
     let all: BTreeSet<&str> = up().map(|(_, up)| up.zone.as_str()).collect();
     let take = up().filter(|(bookie, up)| up.state == "writable" && bookie.draining.is_none());
     let take: BTreeSet<&str> = take.map(|(_, up)| up.zone.as_str()).collect();

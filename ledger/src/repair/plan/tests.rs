@@ -183,6 +183,15 @@ fn copies_in_one_zone_are_spread_when_another_zone_has_room() {
     // Who leaves is up, and may be asked.
     assert_eq!(plan.copies[0].from.len(), 3);
     assert!(!planned(&after, &[RepairReason::Placement], &cluster).has_work());
+    // Zones are being introduced.
+    let without = |at: usize| {
+        let mut cluster = cluster.clone();
+        cluster.bookies[at..].iter_mut().for_each(|bookie| bookie.zone.clear());
+        cluster
+    };
+    for at in [0, 3, 4] {
+        assert_eq!(in_one_zone(&metadata.fragments[0], &without(at)), None, "{at}");
+    }
 }
 
 #[test]

@@ -166,3 +166,19 @@ async fn what_is_found_meanwhile_stays_in_the_queue() {
         scene.assert_whole(3).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_finds_what_was_moved_away_from_all_that_it_knows() {
+    let scene = Scene::new(6).await;
+    scene.ledger(LedgerState::Closed, &[&[0, 1, 2]]).await;
+    let reader = scene.ledgers.open(scene::LEDGER).await.expect("it is closed");
+    for bookie in 0..3 {
+        scene.lose(bookie);
+        scene.queue(&[scene::missing(bookie)]).await;
+        assert!(matches!(scene.attempt().await, Ok(Repaired::Done(_))));
+    }
+    for entry in [0, 9] {
+        let read = reader.read(EntryId(entry), 1, 100).await.expect("it is elsewhere");
+        assert_eq!(read[0].payload, Scene::payload(EntryId(entry)));
+    }
+}

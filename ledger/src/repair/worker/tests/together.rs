@@ -165,6 +165,35 @@ async fn an_open_ledger_is_left_to_its_owner_for_as_long_as_the_grace_period() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_can_not_be_read_hides_nothing_else() {
+    let scene = Scene::new(4).await;
+    scene.ledger(LedgerState::Closed, &[&[0, 1, 2]]).await;
+    let other = LedgerId(LEDGER.0 - 1);
+    let garbage = Txn::default()
+        .put(keys::ledger(other), "?")
+        .put(keys::repair(other), "?")
+        .put(keys::drain(&name(9)), "?");
+    scene.store.txn(garbage).await.expect("written");
+    let running = start(&scene);
+    scene.lose(0);
+    drain(&scene, 0, DrainKind::Lost).await;
+    until("it is repaired", 60, async || {
+        let metadata = scene.metadata().await.expect("it is there");
+        !metadata.fragments[0].bookies.contains(&name(0))
+    })
+    .await;
+    // Nobody can tell whether the other ledger is on it.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(scene.store.get(&keys::cookie(&name(0))).await.expect("read").is_some());
+    scene.store.txn(Txn::default().delete(keys::ledger(other))).await.expect("written");
+    until("its name is free", 60, async || {
+        scene.store.get(&keys::cookie(&name(0))).await.expect("read").is_none()
+    })
+    .await;
+    running.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn reports_of_damage_are_dealt_with_at_once() {
     let scene = Scene::new(3).await;
     scene.ledger(LedgerState::Closed, &[&[0, 1, 2]]).await;
