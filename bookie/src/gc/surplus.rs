@@ -57,7 +57,8 @@ impl Collector {
     }
 }
 
-/// What `bookie` is to keep of the ledger in this pair; `None`: all of it, as far as it can be told.
+/// What `bookie` is to keep of the ledger in this pair; `None`: all of it, as far as it can be
+/// told.
 pub(super) fn kept(pair: &KeyValue, ledger: LedgerId, bookie: &BookieId) -> Option<Kept> {
     let record = Stored::<LedgerRecord>::from_pair(pair.clone()).ok()?.record;
     let LedgerState::Closed { last_entry, .. } = record.state else { return None };

@@ -5,8 +5,8 @@
 //! one end to the other will want next. So catching up evicts nothing of the tail. Both are bounded
 //! in bytes.
 //!
-//! *Read-ahead:* whoever goes on where the read before ended has the next piece read meanwhile. Whoever
-//! asks for a piece that is being read waits for it.
+//! *Read-ahead:* whoever goes on where the read before ended has the next piece read meanwhile.
+//! Whoever asks for a piece that is being read waits for it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

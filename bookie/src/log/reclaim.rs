@@ -229,8 +229,8 @@ impl LogState {
         })
     }
 
-    /// Drops what segments below `complete` have of these ledgers besides what is to be kept: as far
-    /// as a segment has nothing else of that ledger. Its row stays, with token, fence and
+    /// Drops what segments below `complete` have of these ledgers besides what is to be kept: as
+    /// far as a segment has nothing else of that ledger. Its row stays, with token, fence and
     /// last-add-confirmed. Returns how many entries that were.
     pub(crate) fn keep_only(&mut self, complete: SegmentId, kept: &[Kept]) -> u64 {
         let mut dropped = 0;

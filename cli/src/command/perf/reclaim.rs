@@ -44,6 +44,8 @@ const ROUNDS: usize = 3;
 const RAW_READ_BYTES: usize = 4 << 20;
 /// How long nothing may have been rewritten for reclaim to count as done.
 const STILL: Duration = Duration::from_secs(3);
+/// Fills every segment that was begun before.
+const FILLING_BYTES: u64 = 600 << 20;
 /// Bytes on their way to the disk.
 const IN_FLIGHT_BYTES: u64 = 16 << 20;
 
@@ -63,9 +65,9 @@ async fn measure(args: &ReclaimArgs) -> anyhow::Result<()> {
     node.drain(args).await?;
     let drained = amplification(&before, &node.bookie.metrics());
     let before = node.bookie.metrics();
-    let left = node.halve(args).await?;
+    let (left, filling) = node.halve(args).await?;
     let after = node.bookie.metrics();
-    let half = amplification(&before, &after);
+    let half = amplification(&plus(&before, &filling), &after);
     let (mut raw, mut ledgers) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         raw.push(node.read_raw(args.total / 2)?);
@@ -99,6 +101,15 @@ async fn measure(args: &ReclaimArgs) -> anyhow::Result<()> {
         ))?,
     }
     Ok(())
+}
+
+/// As if what was appended meanwhile had been before.
+fn plus(before: &BookieMetrics, other: &BookieMetrics) -> BookieMetrics {
+    BookieMetrics {
+        appended_bytes: before.appended_bytes + other.appended_bytes,
+        written_bytes: before.written_bytes + other.written_bytes,
+        ..*before
+    }
 }
 
 /// Bytes written to the disk for each byte appended.
@@ -202,13 +213,25 @@ impl Node {
         Ok(())
     }
 
-    /// Answers which ledgers are left.
-    async fn halve(&mut self, args: &ReclaimArgs) -> anyhow::Result<Vec<LedgerId>> {
+    /// Answers which ledgers are left, and what was written so that all of them is sealed.
+    async fn halve(
+        &mut self,
+        args: &ReclaimArgs,
+    ) -> anyhow::Result<(Vec<LedgerId>, BookieMetrics)> {
         let ledgers = self.write(args, args.total).await?;
-        let (gone, left): (Vec<_>, Vec<_>) = ledgers.iter().partition(|id| id.0 % 2 == 0);
+        let before = self.bookie.metrics();
+        let filling = self.write(args, FILLING_BYTES).await?;
+        let after = self.bookie.metrics();
+        let (mut gone, left): (Vec<_>, Vec<_>) = ledgers.iter().partition(|id| id.0 % 2 == 0);
+        gone.extend(filling);
         self.delete(&gone).await?;
         self.settle().await;
-        Ok(left)
+        let filling = BookieMetrics {
+            appended_bytes: after.appended_bytes - before.appended_bytes,
+            written_bytes: after.written_bytes - before.written_bytes,
+            ..BookieMetrics::default()
+        };
+        Ok((left, filling))
     }
 
     /// Waits until reclaim has nothing more to do.
