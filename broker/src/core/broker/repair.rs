@@ -270,6 +270,16 @@ impl Broker {
         page.pairs.iter().map(task).collect()
     }
 
+    /// What is to be repaired of a ledger, if anything is.
+    ///
+    /// # Errors
+    /// Why the metadata can't be read.
+    pub async fn repair_of(&self, ledger: LedgerId) -> Result<Option<RepairTask>, AdminError> {
+        let key = keys::repair(ledger);
+        let task = read::<RepairRecord>(self.metadata().as_ref(), &key).await?;
+        Ok(task.map(|task| repair_task(ledger, task.record)))
+    }
+
     /// Reads and compares every copy of up to `most` entries of a ledger, from `first` on.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::core::stats::{LedgerInfo, LedgerStats, QueueStats};
 use crate::frontend::admin::AdminState;
 use crate::frontend::admin::error::ApiError;
 use crate::frontend::admin::extract::{Options, PathParams};
-use crate::frontend::admin::redirect;
+use crate::frontend::admin::{redirect, repair};
 
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
@@ -92,13 +92,15 @@ async fn ledgers_of(
     Ok(json!({ "ledgers": ledgers, "next": next }))
 }
 
-/// One ledger.
+/// One ledger, with what is to be repaired of it.
 pub async fn ledger(
     State(state): State<AdminState>,
     params: PathParams,
 ) -> Result<Json<Value>, ApiError> {
     let id: LedgerId = params.get("ledger")?.parse()?;
-    Ok(Json(ledger_json(&state.broker.ledger(id).await?)))
+    let mut json = ledger_json(&state.broker.ledger(id).await?);
+    json["repair"] = json!(state.broker.repair_of(id).await?.as_ref().map(repair::task_json));
+    Ok(Json(json))
 }
 
 fn ledger_json(info: &LedgerInfo) -> Value {

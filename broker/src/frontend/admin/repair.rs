@@ -129,7 +129,8 @@ pub async fn repairs(
     Ok(Json(json!({ "repairs": tasks, "next": next })))
 }
 
-fn task_json(task: &RepairTask) -> Value {
+/// A ledger's task.
+pub(super) fn task_json(task: &RepairTask) -> Value {
     json!({
         "ledger_id": task.ledger.0,
         "reasons": task.reasons,

@@ -169,6 +169,21 @@ pub(super) fn ledgers(ledgers: &Value) -> io::Result<()> {
     table(&["ledger", "of", "state", "Qw/Qa", "last entry", "size", "bookies"], &rows)
 }
 
+/// Why a ledger waits for repair, and what is in the way.
+fn to_repair(task: &Value) -> String {
+    if task.is_null() {
+        return "-".to_owned();
+    }
+    let reasons: Vec<String> = items(&task["reasons"]).map(text).collect();
+    let mut said = reasons.join("; ");
+    match (task["worker"].as_str(), task["last_error"].as_str()) {
+        (Some(worker), _) => said.push_str(&format!(" ({worker} is at it)")),
+        (None, Some(error)) if !error.is_empty() => said.push_str(&format!(" ({error})")),
+        (None, _) => {}
+    }
+    said
+}
+
 /// One ledger.
 pub(super) fn ledger(one: &Value) -> io::Result<()> {
     pairs(&[
@@ -180,6 +195,7 @@ pub(super) fn ledger(one: &Value) -> io::Result<()> {
         ("last entry", text(&one["last_entry"])),
         ("size", bytes(&one["bytes"])),
         ("under-replicated", text(&one["under_replicated"])),
+        ("to be repaired", to_repair(&one["repair"])),
     ])?;
     let fragment = |fragment: &Value| {
         let names: Vec<String> = items(&fragment["bookies"]).map(text).collect();

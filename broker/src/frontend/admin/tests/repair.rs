@@ -159,6 +159,11 @@ async fn every_copy_of_a_closed_ledger_is_compared() {
     producer.publish("more").await;
     api.done(&format!("PUT {TOPICS}/one/unload"), "").await;
     let info = api.get(&path).await;
+    assert_eq!(info["repair"], Value::Null);
+    let task = RepairRecord::new(&[RepairReason::Placement], 7);
+    put(&cluster, keys::repair(ledger), &task).await;
+    let told = api.get(&path).await["repair"].take();
+    assert_eq!(told["reasons"], json!(["copies are in one zone only"]));
     assert_eq!((&info["state"], &info["last_entry"]), (&json!("closed"), &json!(1)));
     let holder: BookieId =
         info["fragments"][0]["bookies"][0].as_str().expect("a name").parse().expect("valid");
