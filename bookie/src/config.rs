@@ -56,7 +56,7 @@ pub struct BookieConfig {
     /// Bytes of index pages of sealed segments that are cached.
     pub index_cache_bytes: u64,
     /// Bytes of entries that were read from segments that are still written to, and are kept.
-    pub tail_cache_bytes: u64,
+    pub read_cache_bytes: u64,
     /// Bytes of entries that are read before those who read a ledger in order ask for them.
     pub read_ahead_bytes: u64,
     /// Segment files that are kept open for reading.
@@ -104,7 +104,7 @@ impl Default for BookieConfig {
             background_bytes_per_s: 128 * MIB,
             scrub_interval: Duration::from_secs(7 * 24 * 60 * 60),
             index_cache_bytes: 32 * MIB,
-            tail_cache_bytes: 16 * MIB,
+            read_cache_bytes: 16 * MIB,
             read_ahead_bytes: 64 * MIB,
             max_open_files: 128,
             max_read_entries: 1_000,

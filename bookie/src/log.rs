@@ -151,7 +151,7 @@ impl Log {
             device,
             copies,
             pages: PageCache::new(config.index_cache_bytes),
-            cache: ReadCache::new(config.tail_cache_bytes, config.read_ahead_bytes),
+            cache: ReadCache::new(config.read_cache_bytes, config.read_ahead_bytes),
             env,
             instance: origin.instance,
             read_limits: ReadLimits {

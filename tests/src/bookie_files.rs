@@ -24,6 +24,19 @@ pub fn segments(data: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The segment files below a data directory that are sealed, as the manifest of a bookie says that
+/// has ended: what others hold is of no meaning.
+///
+/// # Panics
+/// When there is no manifest.
+#[must_use]
+pub fn sealed_segments(data: &Path) -> Vec<PathBuf> {
+    let manifest = std::fs::read(data.join("bookie/manifest-a")).expect("it has a manifest");
+    let slots = manifest[96..].chunks_exact(64).take(u32_at(&manifest, 12) as usize);
+    let sealed = slots.filter(|slot| slot[4] == 3).map(|slot| u32_at(slot, 0));
+    sealed.map(|number| data.join(format!("bookie/segment-{number:08}.seg"))).collect()
+}
+
 /// Reads a file, changes it, and writes it back.
 ///
 /// # Panics

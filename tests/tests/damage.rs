@@ -160,6 +160,7 @@ fn a_changed_byte_in_a_sealed_segment_is_an_error_and_never_wrong_data() {
     // What is read is checked when it is read.
     server.restart();
     server.expect_in_log("stored bytes don't verify");
+    server.expect_in_log("a stored entry is damaged");
     server.expect_in_log("the stored entry is corrupt");
     let words = ["no progress for 3s", "reading failed", "the stored entry is corrupt"];
     reads_fail(&server, &lines, 3, &words);

@@ -93,9 +93,11 @@ impl LogState {
         if self.poisoned.is_some() {
             return None;
         }
-        // A close writes what was accepted, which may take more than the active segment has.
+        // A close writes what was accepted, which may take more than the active segment has. On a
+        // full disk, what is left is rather reclaim's until somebody needs it.
+        let ahead = !self.closing && self.ordinary_free_bytes() > 0;
         if self.next.is_none()
-            && (!self.closing || self.has_work())
+            && (ahead || self.has_work())
             && let Some(preparation) = self.preparation()
         {
             return Some(Chore::Prepare(preparation));
@@ -261,12 +263,17 @@ impl LogState {
         self.no_space = false;
     }
 
-    /// Free files that are too small, or more than are kept for re-use.
+    /// Free files that are too small, or more than are kept for re-use. On a full disk also those
+    /// that are smaller than others: together they may make one that is large enough for a copy.
     fn surplus(&self) -> Vec<u32> {
         let mut free: Vec<&Slot> = self.spare_slots().collect();
         free.sort_unstable_by_key(|slot| std::cmp::Reverse((slot.capacity_bytes, slot.number)));
         let kept = self.limits.max_spare_segments as usize;
-        let least = self.limits.least_segment_bytes;
+        let least = if self.is_pressed() {
+            self.limits.segment_bytes
+        } else {
+            self.limits.least_segment_bytes
+        };
         let surplus = free.iter().enumerate();
         surplus
             .filter(|(rank, slot)| *rank >= kept || slot.capacity_bytes < least)

@@ -214,6 +214,20 @@ impl Log {
         Ok(entries)
     }
 
+    /// Whether the newest copy of an entry is another one by now than the located one, and whole.
+    pub(super) fn has_newer(&self, ledger: LedgerId, located: &Located) -> bool {
+        let entry = located.entry;
+        let plan = self.state.lock().plan(ledger, entry, 1);
+        let newest = match plan.recent.get(&entry) {
+            Some(found) => Some(*found),
+            None => self.locate_sealed(&plan, entry, None).ok().flatten(),
+        };
+        let place = |of: &Located| (of.segment, of.place);
+        newest
+            .filter(|newest| place(newest) != place(located))
+            .is_some_and(|newest| self.read_run(ledger, &[newest], &mut Vec::new()).is_ok())
+    }
+
     /// Entries were sent to whoever asked for them. The piece to read ahead, if any.
     pub(crate) fn sent(&self, request: &ReadRequest, entries: &[StoredEntry]) -> Option<Piece> {
         let last = entries.last()?;

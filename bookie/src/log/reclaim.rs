@@ -134,7 +134,7 @@ impl LogState {
     }
 
     /// Little is left for ordinary adds.
-    fn is_pressed(&self) -> bool {
+    pub(super) fn is_pressed(&self) -> bool {
         self.no_space || self.ordinary_free_bytes() < self.limits.segment_bytes * 2
     }
 
@@ -294,12 +294,34 @@ impl LogState {
         }
     }
 
-    /// What adds under `mark` leave alone, in segments: there is always one for a copy and, since
-    /// space is taken in whole segments, one that another may be short of.
-    pub(super) const fn reserved_segments(mark: Mark) -> u64 {
+    /// What adds under `mark` leave alone at least, in bytes: one copy's room, as long as there is
+    /// any that somebody else on the disk hasn't taken, and some for what segments waste at their
+    /// ends. The log's next segment doesn't take that room either.
+    pub(super) fn least_reserve(&self, mark: Mark) -> u64 {
+        let segment = self.limits.segment_bytes;
+        let target = self.largest_target();
+        let privileged =
+            if target >= self.limits.least_segment_bytes { target + segment / 2 } else { segment };
         match mark {
-            Mark::Ordinary => 3,
-            Mark::Privileged => 2,
+            Mark::Ordinary => privileged + segment,
+            Mark::Privileged => privileged,
         }
+    }
+
+    /// How much of the room that a start finds for its first segment it takes: a small part of
+    /// what is left, if that is the last, so that a rewrite has room for a copy.
+    pub(super) fn first_share(&self, preparation: Preparation) -> u64 {
+        let (bytes, leaves_a_target) = match preparation {
+            Preparation::Reuse(slot) => {
+                (slot.capacity_bytes, self.leaves_a_target(Some(slot.number), 0))
+            }
+            Preparation::Create { capacity_bytes } => {
+                (capacity_bytes, self.leaves_a_target(None, capacity_bytes))
+            }
+        };
+        let least = self.limits.least_segment_bytes;
+        let part = (bytes / 8).next_multiple_of(BLOCK_BYTES as u64).max(least);
+        let splits = !leaves_a_target && bytes >= part + least;
+        if splits { part } else { bytes }
     }
 }

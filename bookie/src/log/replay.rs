@@ -12,6 +12,7 @@ use geminga_proto::env::Env;
 use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::SyncMode;
 
+use super::chore::Preparation;
 use super::codec::Home;
 use super::damaged::Damaged;
 use super::footer::{self, FooterHeader, Row};
@@ -498,7 +499,16 @@ fn begin(
 ) -> Result<(), OpenError> {
     state.note_space(device.space()?);
     let full = || OpenError::Full { directory: device.describe() };
-    let preparation = state.first_preparation().ok_or_else(full)?;
+    let mut preparation = state.first_preparation().ok_or_else(full)?;
+    let share = state.first_share(preparation);
+    let mut split = None;
+    match &mut preparation {
+        Preparation::Reuse(slot) => {
+            split = (share < slot.capacity_bytes).then_some(share);
+            slot.capacity_bytes = share;
+        }
+        Preparation::Create { capacity_bytes } => *capacity_bytes = share,
+    }
     let manifest = state.manifest.clone();
     let is_first = manifest.slots.is_empty();
     let prepared = keeper::prepare(device, copies, manifest, preparation, |file, bytes| {
@@ -510,6 +520,11 @@ fn begin(
     });
     match prepared {
         Ok((manifest, active)) => {
+            // Only now that the manifest counts no more of it than that.
+            if let Some((file, bytes)) = active.file.as_ref().zip(split) {
+                file.truncate(bytes)?;
+                file.sync_length()?;
+            }
             state.install(manifest);
             state.active = active;
             state.note_space(device.space()?);

@@ -199,17 +199,26 @@ impl Log {
         len
     }
 
-    /// Notes that no copy of an entry is whole. `located`: the newest. True if it counts as damage:
-    /// it doesn't any more if its ledger or its segment has gone meanwhile.
+    /// Notes that no copy of an entry is whole. `located`: the newest, as it was when it was looked
+    /// up. True if it counts as damage: it doesn't any more if its ledger or its segment has gone
+    /// meanwhile, or if a whole copy has come.
     pub(super) fn note_damage(&self, ledger: LedgerId, located: &Located) -> bool {
         let Located { entry, segment, .. } = *located;
-        let mut state = self.state.lock();
-        if !state.still_holds(segment) || !state.table.contains_key(&ledger) {
+        let news = {
+            let mut state = self.state.lock();
+            if !state.still_holds(segment) || !state.table.contains_key(&ledger) {
+                return false;
+            }
+            state.damaged.note(ledger, entry, segment)
+        };
+        // A copy that comes from now on takes the note away; one that has come since it was looked
+        // up is found.
+        if self.has_newer(ledger, located) {
+            self.state.lock().damaged.mended(ledger, entry);
             return false;
         }
-        if state.damaged.note(ledger, entry, segment) {
-            state.counters.damaged_entries += 1;
-            drop(state);
+        if news {
+            self.state.lock().counters.damaged_entries += 1;
             tracing::error!(%ledger, %entry, %segment, "a stored entry is damaged");
         }
         true

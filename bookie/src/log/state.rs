@@ -436,7 +436,7 @@ impl LogState {
             Mark::Privileged => self.limits.reclaim_reserve_percent,
         };
         let share = self.total_bytes() / 100 * u64::from(percent);
-        share.max(self.limits.segment_bytes * Self::reserved_segments(mark))
+        share.max(self.least_reserve(mark))
     }
 
     fn has_room(&self, mark: Mark, bytes: u64) -> bool {

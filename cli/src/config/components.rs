@@ -233,7 +233,7 @@ fn plain_bookie(settings: &Settings) -> Result<BookieConfig, ConfigError> {
         background_bytes_per_s: from.background_bytes_per_s.0,
         scrub_interval: from.scrub_interval.0,
         index_cache_bytes: from.index_cache_bytes.0,
-        tail_cache_bytes: from.tail_cache_bytes.0,
+        read_cache_bytes: from.read_cache_bytes.0,
         read_ahead_bytes: from.read_ahead_bytes.0,
         idle_close: from.idle_close.0,
         census_interval: from.census_interval.0,

@@ -223,7 +223,7 @@ settings! {
         /// Memory for index pages.
         index_cache_bytes: ByteSize = ByteSize(32 << 20),
         /// Memory for entries that were read from segments that are still written to.
-        tail_cache_bytes: ByteSize = ByteSize(16 << 20),
+        read_cache_bytes: ByteSize = ByteSize(16 << 20),
         /// Memory for entries that are read before whoever catches up asks for them.
         read_ahead_bytes: ByteSize = ByteSize(64 << 20),
         /// After how long without a write the last one is sealed off.
