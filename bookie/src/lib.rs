@@ -18,3 +18,5 @@ pub mod reporter;
 pub mod service;
 
 pub use log::OpenReport;
+#[cfg(any(test, feature = "simulation"))]
+pub use log::by_hand::Turner;

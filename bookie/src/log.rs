@@ -20,6 +20,8 @@ use crate::error::OpenError;
 use crate::gc::Kept;
 
 mod background;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod by_hand;
 mod chore;
 mod codec;
 pub(crate) mod crew;
@@ -52,6 +54,7 @@ pub(crate) use replay::manifest_names;
 use background::Background;
 use files::Files;
 use group::GroupBuffer;
+use keeper::Chored;
 use manifest::Copies;
 use read_cache::ReadCache;
 pub(crate) use reader::NotRead;
@@ -88,6 +91,8 @@ pub(crate) struct Log {
     idle_close: Duration,
     background: Mutex<Background>,
     rewrite_buffer_bytes: u64,
+    /// There are no threads: whoever needs a chore done does it.
+    by_hand: bool,
 }
 
 /// Which log is opened, and what is known of it from elsewhere.
@@ -162,6 +167,7 @@ impl Log {
             idle_close: config.idle_close,
             background: Mutex::new(Background::new(config.background_bytes_per_s)),
             rewrite_buffer_bytes: config.reclaim_buffer_bytes,
+            by_hand: false,
         };
         Ok((log, report))
     }
@@ -364,10 +370,7 @@ impl Log {
         while state.manifest.metadata_revision < revision
             || mine.iter().any(|id| state.doomed.contains(id))
         {
-            if state.poisoned.is_some() || state.turns.keeper_ended {
-                return Err(BookieError::ReadOnly);
-            }
-            self.settled.wait(&mut state);
+            self.await_chore(&mut state)?;
         }
         Ok(mine.len() as u64)
     }
@@ -379,12 +382,24 @@ impl Log {
         state.wanted_revision = revision;
         self.call_keeper(&mut state);
         while state.manifest.metadata_revision != state.wanted_revision {
-            if state.poisoned.is_some() || state.turns.keeper_ended {
-                return Err(BookieError::ReadOnly);
-            }
-            self.settled.wait(&mut state);
+            self.await_chore(&mut state)?;
         }
         Ok(())
+    }
+
+    /// Returns when a chore was done, by the keeper or, without one, here.
+    fn await_chore(&self, state: &mut MutexGuard<'_, LogState>) -> Result<(), BookieError> {
+        if state.poisoned.is_some() || state.turns.keeper_ended {
+            return Err(BookieError::ReadOnly);
+        }
+        if !self.by_hand {
+            self.settled.wait(state);
+            return Ok(());
+        }
+        match MutexGuard::unlocked(state, || self.run_chore()) {
+            Chored::Done => Ok(()),
+            Chored::Nothing | Chored::Starved(_) => Err(BookieError::ReadOnly),
+        }
     }
 }
 
