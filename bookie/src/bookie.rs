@@ -360,6 +360,13 @@ impl Bookie {
         self.inner.log.with_state(|state| state.poisoned.clone())
     }
 
+    /// The highest revision of the metadata store that the disk knows.
+    #[cfg(any(test, feature = "simulation"))]
+    #[must_use]
+    pub fn seen_revision(&self) -> u64 {
+        self.inner.log.with_state(|state| state.manifest.metadata_revision)
+    }
+
     /// Who this is.
     #[must_use]
     pub fn identity(&self) -> &Identity {

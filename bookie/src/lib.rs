@@ -8,6 +8,8 @@
 pub mod bookie;
 pub mod config;
 pub mod cookie;
+#[cfg(any(test, feature = "simulation"))]
+pub mod defect;
 pub mod device;
 pub mod done;
 pub mod error;

@@ -14,6 +14,8 @@ use geminga_proto::storage::{AppendRequest, BookieError, FenceRequest, ScrubProg
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::config::{BookieConfig, Limits};
+#[cfg(any(test, feature = "simulation"))]
+use crate::defect::Defect;
 use crate::device::{Device, DeviceError};
 use crate::done::{self, Answer, AppendDone};
 use crate::error::OpenError;
@@ -309,7 +311,7 @@ impl Log {
             self.work.notify_all();
         }
         drop(state);
-        let written = write(group);
+        let written = self.perform(group);
         let mut state = self.state.lock();
         state.turns.writing = false;
         let answers = state.complete(group, written);
@@ -320,6 +322,24 @@ impl Log {
             self.call_keeper(&mut state);
         }
         answers
+    }
+
+    #[cfg(not(any(test, feature = "simulation")))]
+    fn perform(&self, group: &OpenGroup) -> Result<(), DeviceError> {
+        write(group)
+    }
+
+    /// Writes the group, unless a defect is planted here.
+    #[cfg(any(test, feature = "simulation"))]
+    fn perform(&self, group: &OpenGroup) -> Result<(), DeviceError> {
+        match self.with_state(|state| state.limits.planted) {
+            Some(Defect::AckBeforeSync) => write_only(group),
+            Some(Defect::FailedSyncIsDone) => {
+                drop(write(group));
+                Ok(())
+            }
+            _ => write(group),
+        }
     }
 
     /// Fills the group until the disk is free.
@@ -408,6 +428,15 @@ fn write(group: &OpenGroup) -> Result<(), DeviceError> {
     let file = group.file.as_ref().ok_or_else(missing)?;
     file.write_at(group.offset, group.buffer.as_slice())?;
     file.sync()
+}
+
+/// As [`write`], with the sync forgotten.
+#[cfg(any(test, feature = "simulation"))]
+fn write_only(group: &OpenGroup) -> Result<(), DeviceError> {
+    match group.file.as_ref() {
+        Some(file) => file.write_at(group.offset, group.buffer.as_slice()),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

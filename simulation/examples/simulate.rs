@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use geminga_ledger::harness;
+use geminga_simulation::mutant::Mutant;
 use geminga_simulation::theme::Theme;
-use geminga_simulation::{Outcome, Run, run};
+use geminga_simulation::{Outcome, Run, catch, run};
 use parking_lot::Mutex;
 
 /// Runs that go on at a time.
@@ -29,6 +30,7 @@ struct Arguments {
     seeds: Option<u64>,
     theme: Option<Theme>,
     trace: Option<u64>,
+    mutants: bool,
     /// Shows what the product logs.
     log: bool,
     /// Runs each seed twice and compares.
@@ -47,7 +49,8 @@ impl Arguments {
 
 fn arguments() -> Result<Arguments, String> {
     let (level, seeds, theme, trace) = (None, None, None, None);
-    let mut found = Arguments { level, from: 0, seeds, theme, trace, log: false, twice: false };
+    let (mutants, log, twice) = (false, false, false);
+    let mut found = Arguments { level, from: 0, seeds, theme, trace, mutants, log, twice };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut text = || words.next().ok_or(format!("{word} needs a value"));
@@ -60,6 +63,7 @@ fn arguments() -> Result<Arguments, String> {
             "--seeds" => found.seeds = Some(number(text())?),
             "--from" => found.from = number(text())?,
             "--trace" => found.trace = Some(number(text())?),
+            "--mutants" => found.mutants = true,
             "--log" => found.log = true,
             "--twice" => found.twice = true,
             "--theme" => {
@@ -168,6 +172,50 @@ fn cluster(arguments: &Arguments) -> bool {
     failed == 0
 }
 
+/// A defect: its number, its level, its name, and how it was caught.
+type Row = (u64, &'static str, String, Option<(u64, String, Option<String>)>);
+
+/// Plants every defect of both levels, one after the other.
+fn mutants(arguments: &Arguments) -> bool {
+    let rows = Mutex::new(Vec::<Row>::new());
+    if arguments.has(Level::Engine) {
+        let (seeds, all) = (arguments.seeds(10_000), harness::mutant::Mutant::ALL);
+        each(0..all.len() as u64, |number| {
+            let mutant = all[usize::try_from(number).unwrap_or(0)];
+            let caught = harness::catch(mutant, seeds.clone());
+            let caught = caught.map(|caught| (caught.seed, caught.what, caught.without));
+            rows.lock().push((number, "engine", format!("{mutant:?}"), caught));
+        });
+    }
+    if arguments.has(Level::Cluster) {
+        let (seeds, all) = (arguments.seeds(300), Mutant::ALL);
+        each(0..all.len() as u64, |number| {
+            let mutant = all[usize::try_from(number).unwrap_or(0)];
+            let caught = catch(mutant, seeds.clone());
+            let caught = caught.map(|caught| (caught.seed, caught.what, caught.without));
+            rows.lock().push((1_000 + number, "cluster", format!("{mutant:?}"), caught));
+        });
+    }
+    let mut rows = rows.into_inner();
+    rows.sort_by_key(|(number, ..)| *number);
+    let (planted, mut good) = (rows.len(), 0);
+    for (_, level, name, caught) in rows {
+        match caught {
+            Some((seed, what, None)) => {
+                good += 1;
+                println!("{level} {name}: caught at seed {seed}: {what}");
+            }
+            Some((seed, _, Some(what))) => {
+                println!("{level} {name}: NOT caught: seed {seed} fails without it, too: {what}");
+            }
+            None => println!("{level} {name}: NOT caught"),
+        }
+    }
+    println!("{planted} planted, {good} caught");
+    // 95 of 100 are asked for.
+    good * 100 >= planted * 95
+}
+
 fn main() -> ExitCode {
     let arguments = match arguments() {
         Ok(arguments) => arguments,
@@ -177,6 +225,7 @@ fn main() -> ExitCode {
         }
     };
     let good = match arguments.trace {
+        None if arguments.mutants => mutants(&arguments),
         Some(seed) => trace(&arguments, seed),
         None => {
             let engine = !arguments.has(Level::Engine) || engine(&arguments);

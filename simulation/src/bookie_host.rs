@@ -8,11 +8,16 @@ use std::time::Duration;
 use geminga_bookie::Turner;
 use geminga_bookie::bookie::Bookie;
 use geminga_bookie::config::BookieConfig;
-use geminga_bookie::cookie::{self, CookieError};
+use geminga_bookie::cookie::{self, CookieError, Identity};
+use geminga_bookie::defect::Defect;
+use geminga_bookie::device::DeviceError;
 use geminga_bookie::device::memory::MemoryDevice;
 use geminga_bookie::error::OpenError;
 use geminga_bookie::gc::Collector;
 use geminga_bookie::registration::{Checked, RegistrationConfig, RegistrationError};
+use geminga_meta::keys;
+use geminga_meta::read::read;
+use geminga_meta::record::CookieRecord;
 use geminga_meta::store::MetadataStore;
 use geminga_proto::env::Env;
 use geminga_proto::id::BookieId;
@@ -20,6 +25,7 @@ use tokio::sync::Notify;
 
 use crate::clock::HostClock;
 use crate::dice::Dice;
+use crate::mutant::Mutant;
 use crate::network::{HostId, Place};
 use crate::shared::Shared;
 use crate::transport::Door;
@@ -54,7 +60,7 @@ pub(crate) fn name(host: HostId) -> BookieId {
 }
 
 /// Settings with which segments are small and soon full.
-pub(crate) fn config(accept_damage: bool) -> BookieConfig {
+pub(crate) fn config(accept_damage: bool, planted: Option<Defect>) -> BookieConfig {
     BookieConfig {
         segment_bytes: Some(128 << 10),
         first_segment_bytes: 64 << 10,
@@ -68,6 +74,7 @@ pub(crate) fn config(accept_damage: bool) -> BookieConfig {
         census_interval: Duration::from_secs(3),
         mass_deletion_floor: 10_000,
         accept_damage,
+        planted,
         ..BookieConfig::default()
     }
 }
@@ -79,7 +86,8 @@ pub(crate) async fn run(shared: Arc<Shared>, start: Start) {
     let meta: Arc<dyn MetadataStore> = shared.access(place);
     let Some((bookie, turner)) = open(&shared, &start, &meta, &env).await else { return };
     let dice = shared.dice("disk", place);
-    tokio::spawn(turn(turner, dice, start.device.clone(), Arc::clone(&start.disk_us)));
+    let stop = Arc::<AtomicBool>::default();
+    let turning = tokio::spawn(turn(turner, dice, start.clone(), Arc::clone(&stop)));
     let config = RegistrationConfig {
         address: format!("{}:1", start.id),
         zone: String::new(),
@@ -112,6 +120,9 @@ pub(crate) async fn run(shared: Arc<Shared>, start: Start) {
     registration.close().await;
     shared.doors.lock().remove(&place.host);
     collecting.abort();
+    stop.store(true, Ordering::Relaxed);
+    // It ends with its turn; a panic of it was noticed.
+    drop(turning.await);
     let closed = bookie.close().await;
     shared.trace.note(format_args!("{place} has left: {closed:?}"));
     start.ended.notify_one();
@@ -136,6 +147,16 @@ async fn open(
                 shared.trace.note(format_args!("{place}: its disk fails: {error}"));
                 tokio::time::sleep(AGAIN).await;
             }
+            Err(error @ CookieError::Wiped { .. }) => {
+                shared.trace.note(format_args!("{place}: {error}"));
+                if shared.mutant != Some(Mutant::CookieUnchecked) {
+                    return None;
+                }
+                let known = keys::cookie(&start.id);
+                let known = read::<CookieRecord>(meta.as_ref(), &known).await.ok()??;
+                let (id, cluster) = (start.id.clone(), shared.cluster.clone());
+                break Identity::detached(id, cluster, known.record.instance);
+            }
             Err(error) => {
                 shared.history.broken(format!("{place} can't have its disk: {error}"));
                 return None;
@@ -143,7 +164,8 @@ async fn open(
         }
     };
     let device = Arc::new(start.device.clone());
-    let config = config(start.accept_damage);
+    let planted = shared.mutant.and_then(Mutant::of_bookie);
+    let config = config(start.accept_damage, planted);
     match Bookie::open_by_hand(config, identity, device, env.clone()) {
         Ok((bookie, turner, report)) => {
             let (ledgers, groups) = (report.ledgers, report.replayed_groups);
@@ -155,7 +177,10 @@ async fn open(
             Some((bookie, turner))
         }
         Err(error) => {
-            let full = matches!(error, OpenError::Full { .. });
+            let full = matches!(
+                error,
+                OpenError::Full { .. } | OpenError::Device(DeviceError::Full { .. })
+            );
             if start.device.is_dead() || start.troubled.load(Ordering::Relaxed) || full {
                 shared.trace.note(format_args!("{place} can't open its log: {error}"));
             } else {
@@ -166,17 +191,20 @@ async fn open(
     }
 }
 
-/// What the log's threads would do, at the pace of the disk.
-async fn turn(mut turner: Turner, dice: Dice, device: MemoryDevice, disk_us: Arc<AtomicU64>) {
+/// What the log's threads would do, at the pace of the disk, until it is told to stop.
+async fn turn(mut turner: Turner, dice: Dice, start: Start, stop: Arc<AtomicBool>) {
     let mut turns = 0_u64;
-    loop {
-        let most = disk_us.load(Ordering::Relaxed).max(1);
-        let pause = Duration::from_micros(500 + dice.below(most));
-        tokio::time::sleep(pause).await;
-        if device.is_dead() {
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_micros(300 + dice.below(900))).await;
+        if start.device.is_dead() {
             return;
         }
-        turner.write();
+        if turner.begin() {
+            // What comes while the disk writes is for the next group.
+            let most = start.disk_us.load(Ordering::Relaxed).max(1);
+            tokio::time::sleep(Duration::from_micros(dice.below(most))).await;
+            turner.finish();
+        }
         for _ in 0..CHORES {
             if !turner.keep() {
                 break;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use geminga_broker::core::broker::{Broker, Consumer, Producer};
 use geminga_broker::core::config::BrokerConfig;
+use geminga_broker::core::defect::Defect;
 use geminga_broker::core::dispatch::DispatchLimits;
 use geminga_broker::core::state_log::StateLogConfig;
 use geminga_broker::core::stats::SubscriptionStats;
@@ -19,6 +20,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::clock::HostClock;
+use crate::mutant::Mutant;
 use crate::network::{HostId, LineId, Place};
 use crate::shared::Shared;
 use crate::transport::SimTransport;
@@ -56,8 +58,7 @@ impl Counter {
     /// A client's line is there. Called inside the broker's runtime.
     pub fn accept(self: &Arc<Self>, line: LineId, client: mpsc::Sender<Event>) {
         let (sender, frames) = mpsc::channel(MAX_WAITING);
-        let (network, time) = (Arc::clone(&self.shared.network), Arc::clone(&self.shared.time));
-        let out = Arc::new(Outbound { network, time, line, client });
+        let out = Arc::new(Outbound { shared: Arc::clone(&self.shared), line, client });
         let served = tokio::spawn(serve(self.broker.clone(), out, frames)).abort_handle();
         self.lines.lock().insert(line, (sender, served));
         let this = Arc::clone(self);
@@ -154,7 +155,7 @@ pub(crate) fn name(host: HostId) -> String {
 }
 
 /// Settings with which everything that happens rarely happens often.
-fn config(host: HostId) -> BrokerConfig {
+fn config(host: HostId, planted: Option<Defect>) -> BrokerConfig {
     let id = BrokerId::new(&name(host)).expect("a valid name");
     BrokerConfig {
         service_url: format!("sim://{}", host.0),
@@ -184,8 +185,10 @@ fn config(host: HostId) -> BrokerConfig {
             max_entry_bytes: 2 << 10,
             ledger_max_bytes: 8 << 10,
             snapshot_after_bytes: 16 << 10,
+            planted,
             ..StateLogConfig::default()
         },
+        planted,
         ..BrokerConfig::new(id)
     }
 }
@@ -211,6 +214,7 @@ pub(crate) async fn run(
     leave: Arc<Notify>,
     ended: Arc<Notify>,
 ) {
+    let planted = shared.mutant.and_then(Mutant::of_broker);
     let env = shared.env(place, &clock);
     let meta: Arc<dyn MetadataStore> = shared.access(place);
     let view = WatchedPlacementConfig {
@@ -230,7 +234,7 @@ pub(crate) async fn run(
     let ledgers = ledgers.expect("valid settings, inside a runtime");
     let broker = loop {
         let (env, meta) = (env.clone(), Arc::clone(&meta));
-        match Broker::start(config(place.host), env, meta, ledgers.clone()).await {
+        match Broker::start(config(place.host, planted), env, meta, ledgers.clone()).await {
             Ok(broker) => break broker,
             Err(error) if error.store_error().is_some() => tokio::time::sleep(AGAIN).await,
             Err(error) => {

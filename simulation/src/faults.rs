@@ -49,6 +49,12 @@ pub(crate) enum Fault {
     DiskFull(HostId, bool),
     /// A write takes up to so many µs.
     DiskSlow(HostId, u64),
+    /// The disk of a bookie is exchanged for an empty one, and put back later.
+    Wipe(HostId),
+    /// See [`Self::Wipe`].
+    Unwipe(HostId),
+    /// A bookie reads from old metadata, or from the present ones again.
+    OldMeta(HostId, bool),
     /// A byte on the one disk that may be damaged changes.
     Flip(u64),
 }
@@ -100,7 +106,12 @@ enum Trouble {
     DiskError,
     DiskFull,
     DiskSlow,
+    AllSlow,
+    SlowTakeOver,
     Damage,
+    DamagedTakeOver,
+    Wipe,
+    OldMeta,
     Roll,
 }
 
@@ -131,16 +142,43 @@ impl Planner<'_> {
                     DiskFull,
                     DiskSlow,
                     Damage,
+                    Wipe,
+                    OldMeta,
                     Roll,
                 ],
                 8,
             ),
             Theme::Partitions => (&[Partition, OneWay, SlowWay, BreakLines], 7),
-            Theme::Power => (&[BookiePower, BookiePower, BookieCrash, AllBookies], 6),
+            Theme::Power => (&[BookiePower, BookiePower, BookieCrash, AllBookies, BrokerCrash], 7),
             Theme::Crashes => (&[BrokerCrash, BrokerCrash, BookieCrash, BreakLines], 6),
-            Theme::Zombies => (&[FreezeBroker, Apart, OneWay, Lease, BrokerCrash], 6),
-            Theme::Metadata => (&[MetaAway, MetaMute, Lease, Watches, BrokerCrash], 6),
-            Theme::Disks => (&[DiskError, DiskFull, DiskSlow, Damage, BookiePower], 7),
+            Theme::Zombies => (
+                &[
+                    FreezeBroker,
+                    Apart,
+                    Apart,
+                    OneWay,
+                    Lease,
+                    BrokerCrash,
+                    AllSlow,
+                    AllBookies,
+                    SlowTakeOver,
+                ],
+                9,
+            ),
+            Theme::Metadata => (&[MetaAway, MetaMute, Lease, Watches, BrokerCrash, OldMeta], 7),
+            Theme::Disks => (
+                &[
+                    DiskError,
+                    DiskFull,
+                    DiskSlow,
+                    Damage,
+                    BookiePower,
+                    Wipe,
+                    BrokerCrash,
+                    DamagedTakeOver,
+                ],
+                8,
+            ),
             Theme::Clocks => (&[Clock, Clock, BrokerCrash, Lease, Roll], 7),
             Theme::Rolling => (&[Roll, Roll, BookieCrash, BreakLines], 5),
         };
@@ -261,6 +299,49 @@ impl Planner<'_> {
             Trouble::Lease => {
                 let host = self.any_host();
                 self.plan.push((at, Fault::LoseLease(host)));
+            }
+            Trouble::AllSlow => {
+                let slow = self.dice.within(20_000..400_000);
+                for host in self.hosts.bookies.clone() {
+                    self.between(at, until, Fault::DiskSlow(host, slow), Fault::DiskSlow(host, 0));
+                }
+            }
+            Trouble::SlowTakeOver => {
+                // Somebody is followed who goes on, while disks take their time.
+                let until = at + 5_000_000;
+                let meta = self.hosts.meta;
+                self.block(at, until, broker, meta);
+                self.block(at, until, meta, broker);
+                let slow = self.dice.within(50_000..400_000);
+                for host in self.hosts.bookies.clone() {
+                    let end = Fault::DiskSlow(host, 0);
+                    self.between(at + 1_500_000, until, Fault::DiskSlow(host, slow), end);
+                }
+            }
+            Trouble::DamagedTakeOver => {
+                // A bookie was away for some entries; then one of the others loses its own.
+                let back = at + self.dice.within(200_000..900_000);
+                self.between(
+                    at,
+                    back,
+                    Fault::Crash { host: bookie, tear: Tear::Lost, silently: false },
+                    Fault::Start(bookie),
+                );
+                let at = back + self.dice.below(150_000);
+                for _ in 0..self.dice.within(20..120) {
+                    self.plan.push((at, Fault::Flip(self.dice.any())));
+                }
+                let crash = Fault::Crash { host: broker, tear: Tear::Lost, silently: false };
+                let again = at + self.dice.within(500_000..3_000_000);
+                self.between(at + self.dice.below(30_000), again, crash, Fault::Start(broker));
+            }
+            Trouble::Wipe => {
+                self.between(at, until + 500_000, Fault::Wipe(bookie), Fault::Unwipe(bookie));
+            }
+            Trouble::OldMeta => {
+                let until = at + self.dice.within(3_500_000..7_000_000);
+                let end = Fault::OldMeta(bookie, false);
+                self.between(at, until, Fault::OldMeta(bookie, true), end);
             }
             Trouble::Watches => self.plan.push((at, Fault::LoseWatches)),
             Trouble::Clock => {

@@ -23,7 +23,9 @@ mod faults;
 mod history;
 mod machine;
 mod metadata;
+pub mod mutant;
 mod network;
+mod panics;
 mod run;
 mod shared;
 pub mod theme;
@@ -32,4 +34,4 @@ mod transport;
 mod wire;
 mod world;
 
-pub use run::{Outcome, Run, run};
+pub use run::{Caught, Outcome, Run, catch, run};

@@ -4,17 +4,20 @@
 //! without an answer has an unknown outcome, and may be done much later. Watches tell what they
 //! see after the way that it takes, and are lost when nothing passes for long.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use geminga_meta::keys;
 use geminga_meta::store::memory::MemoryStore;
 use geminga_meta::store::{
-    KeyValue, LeaseId, MetadataStore, Op, RangePage, Revision, StoreError, Txn, TxnOutcome, Watch,
-    WatchError, WatchEvent,
+    KeyValue, LeaseId, MAX_RANGE, MetadataStore, Op, RangePage, Revision, StoreError, Txn,
+    TxnOutcome, Watch, WatchError, WatchEvent,
 };
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::network::{HostId, Network, Place};
@@ -33,14 +36,73 @@ pub struct MetaAccess {
     network: Arc<Network>,
     place: Place,
     store: Arc<MemoryStore>,
+    stale: Arc<Stale>,
     trace: Trace,
+}
+
+/// The keys that a bookie compares with, as they were once.
+#[derive(Debug)]
+pub struct Snapshot {
+    pairs: Vec<KeyValue>,
+    revision: Revision,
+}
+
+/// Hosts that reach an old copy of the store instead.
+#[derive(Debug, Default)]
+pub struct Stale(Mutex<BTreeMap<HostId, Arc<Snapshot>>>);
+
+impl Stale {
+    /// From now on a host reads from an old copy, or from the store again.
+    pub(crate) fn set(&self, host: HostId, snapshot: Option<Arc<Snapshot>>) {
+        match snapshot {
+            Some(snapshot) => self.0.lock().insert(host, snapshot),
+            None => self.0.lock().remove(&host),
+        };
+    }
+
+    fn of(&self, host: HostId) -> Option<Arc<Snapshot>> {
+        self.0.lock().get(&host).cloned()
+    }
+}
+
+impl Snapshot {
+    /// As it is now.
+    pub(crate) fn take(store: &MemoryStore) -> Self {
+        let prefixes = [keys::CLUSTER, keys::COOKIES, keys::LEDGERS];
+        let read = |prefix: &str| store.range(prefix, None, MAX_RANGE).now_or_never()?.ok();
+        let pages = prefixes.into_iter().filter_map(read);
+        let pairs = pages.flat_map(|page| page.pairs).collect();
+        Self { pairs, revision: store.revision() }
+    }
+
+    /// Which moment it shows.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision.0
+    }
+
+    fn range(&self, prefix: &str, after: Option<&str>, limit: usize) -> RangePage {
+        let wanted = |pair: &&KeyValue| {
+            pair.key.starts_with(prefix) && after.is_none_or(|after| pair.key.as_str() > after)
+        };
+        let mut pairs: Vec<KeyValue> = self.pairs.iter().filter(wanted).cloned().collect();
+        pairs.sort_by(|one, other| one.key.cmp(&other.key));
+        let more = pairs.len() > limit;
+        pairs.truncate(limit);
+        RangePage { pairs, revision: self.revision, more }
+    }
 }
 
 impl MetaAccess {
     /// The way from `place`.
     #[must_use]
-    pub fn new(network: Arc<Network>, place: Place, store: Arc<MemoryStore>, trace: Trace) -> Self {
-        Self { network, place, store, trace }
+    pub fn new(
+        network: Arc<Network>,
+        place: Place,
+        store: Arc<MemoryStore>,
+        stale: Arc<Stale>,
+        trace: Trace,
+    ) -> Self {
+        Self { network, place, store, stale, trace }
     }
 
     /// Sends a request and waits. `None`: there is no answer in time.
@@ -110,6 +172,9 @@ impl MetadataStore for MetaAccess {
         after: Option<&str>,
         limit: usize,
     ) -> Result<RangePage, StoreError> {
+        if let Some(old) = self.stale.of(self.place.host) {
+            return Ok(old.range(prefix, after, limit));
+        }
         let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
         let range = move |store: Arc<MemoryStore>| -> BoxFuture<'static, _> {
             Box::pin(async move { store.range(&prefix, after.as_deref(), limit).await })

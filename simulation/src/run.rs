@@ -6,6 +6,8 @@ use std::time::Duration;
 use crate::crowd::Crowd;
 use crate::dice::Dice;
 use crate::faults::plan;
+use crate::mutant::Mutant;
+use crate::panics;
 use crate::theme::Theme;
 use crate::trace::Words;
 use crate::world::World;
@@ -22,6 +24,8 @@ pub struct Run {
     pub seed: u64,
     /// What goes wrong mostly; `None`: the seed decides.
     pub theme: Option<Theme>,
+    /// The planted defect.
+    pub mutant: Option<Mutant>,
     /// Keeps the trace in words.
     pub words: bool,
 }
@@ -30,8 +34,39 @@ impl Run {
     /// Without a defect.
     #[must_use]
     pub fn seed(seed: u64) -> Self {
-        Self { seed, theme: None, words: false }
+        Self { seed, theme: None, mutant: None, words: false }
     }
+}
+
+impl Run {
+    /// With a defect, under the theme in which it shows.
+    #[must_use]
+    pub fn planted(seed: u64, mutant: Mutant) -> Self {
+        Self { theme: Some(mutant.theme()), mutant: Some(mutant), ..Self::seed(seed) }
+    }
+}
+
+/// How a planted defect was caught.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caught {
+    /// The first seed at which a promise is broken.
+    pub seed: u64,
+    /// Which one.
+    pub what: String,
+    /// What the same run without the defect breaks: then the defect was not what was caught.
+    pub without: Option<String>,
+}
+
+/// The first seed at which a planted defect is caught. Beside it the same seed is run under the
+/// same theme without the defect.
+#[must_use]
+pub fn catch(mutant: Mutant, mut seeds: std::ops::Range<u64>) -> Option<Caught> {
+    seeds.find_map(|seed| {
+        let planted = Run::planted(seed, mutant);
+        let what = run(planted).violation?;
+        let without = run(Run { mutant: None, ..planted }).violation;
+        Some(Caught { seed, what, without })
+    })
 }
 
 /// What came of it.
@@ -61,7 +96,8 @@ pub fn run(run: Run) -> Outcome {
     let theme = run.theme.unwrap_or_else(|| Theme::of(run.seed));
     let words = if run.words { Words::Kept } else { Words::Digest };
     let dice = Dice::new(run.seed, "run", 0);
-    let mut world = World::new(run.seed, words);
+    panics::listen();
+    let mut world = World::new(run.seed, run.mutant, words);
     let crowd = Crowd::gather(&world, &dice);
     crowd.enter(&world);
     if world.until(SETUP_US, |_| crowd.has_entered()) {
@@ -73,6 +109,7 @@ pub fn run(run: Run) -> Outcome {
     } else {
         world.shared.history.broken("the subscriptions can't be made".to_owned());
     }
+    panics::deafen();
     let history = world.shared.history.lock();
     Outcome {
         violation: history.violation.clone(),

@@ -11,7 +11,8 @@ use crate::broker_host::Counters;
 use crate::clock::{HostClock, SimTime};
 use crate::dice::{Dice, stream_seed};
 use crate::history::History;
-use crate::metadata::MetaAccess;
+use crate::metadata::{MetaAccess, Stale};
+use crate::mutant::Mutant;
 use crate::network::{HostId, Network, Place};
 use crate::trace::Trace;
 use crate::transport::{Directory, Doors};
@@ -20,6 +21,10 @@ use crate::transport::{Directory, Doors};
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub seed: u64,
+    /// The planted defect.
+    pub mutant: Option<Mutant>,
+    /// Hosts for which the metadata went back in time.
+    pub stale: Arc<Stale>,
     pub time: Arc<SimTime>,
     pub trace: Trace,
     pub network: Arc<Network>,
@@ -45,7 +50,8 @@ impl Shared {
     /// A host's way to the metadata.
     pub fn access(&self, place: Place) -> Arc<MetaAccess> {
         let (network, store) = (Arc::clone(&self.network), Arc::clone(&self.store));
-        Arc::new(MetaAccess::new(network, place, store, self.trace.clone()))
+        let stale = Arc::clone(&self.stale);
+        Arc::new(MetaAccess::new(network, place, store, stale, self.trace.clone()))
     }
 
     /// Randomness beside that of the product.

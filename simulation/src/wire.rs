@@ -15,7 +15,8 @@ use geminga_proto::id::{ConsumerId, Position, ProducerId};
 use geminga_proto::topic_name::TopicName;
 use tokio::sync::mpsc;
 
-use crate::network::{End, HostId, LineId, Network, Place};
+use crate::checker::durable;
+use crate::network::{End, HostId, LineId, Place};
 use crate::shared::Shared;
 
 /// Events that wait for a client, and requests that wait for a broker.
@@ -81,8 +82,7 @@ pub(crate) enum Event {
 /// The broker's end of a line: what the core pushes goes to the client.
 #[derive(Debug)]
 pub(crate) struct Outbound {
-    pub network: Arc<Network>,
-    pub time: Arc<crate::clock::SimTime>,
+    pub shared: Arc<Shared>,
     pub line: LineId,
     pub client: mpsc::Sender<Event>,
 }
@@ -100,12 +100,13 @@ impl Outbound {
             drop(client.try_send(event));
             drop(kept);
         };
-        self.network.send(self.line, End::Called, Box::new(arrive));
+        self.shared.network.send(self.line, End::Called, Box::new(arrive));
     }
 }
 
 impl ProducerSink for Outbound {
     fn receipts(&self, _: ProducerId, receipts: &[Receipt]) {
+        durable::check(&self.shared, receipts);
         self.push(Event::Receipts(receipts.to_vec()));
     }
 
@@ -122,7 +123,7 @@ impl ProducerSink for Outbound {
 
 impl ConsumerSink for Outbound {
     fn deliver(&self, _: ConsumerId, deliveries: Vec<Delivery>) {
-        let sent_us = self.time.now_us();
+        let sent_us = self.shared.time.now_us();
         let mut permits = Vec::with_capacity(deliveries.len());
         let mut delivered = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
@@ -140,7 +141,7 @@ impl ConsumerSink for Outbound {
     }
 
     fn ack_receipt(&self, _: ConsumerId, request_id: u64, result: Result<(), AckError>) {
-        let sent_us = self.time.now_us();
+        let sent_us = self.shared.time.now_us();
         self.push(Event::AckReceipt { request_id, result, sent_us });
     }
 

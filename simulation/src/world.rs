@@ -1,6 +1,6 @@
 //! [`World`]: all hosts, stepped one after the other, a millisecond at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -27,8 +27,10 @@ use crate::clock::{HostClock, SimTime};
 use crate::faults::{Fault, Hosts};
 use crate::history::{History, Owned};
 use crate::machine::{Machine, TICK};
-use crate::metadata::META;
+use crate::metadata::{META, Snapshot};
+use crate::mutant::Mutant;
 use crate::network::{HostId, Network, Place};
+use crate::panics;
 use crate::shared::Shared;
 use crate::trace::{Trace, Words};
 
@@ -38,6 +40,10 @@ const BROKERS: usize = 3;
 pub(crate) const NAMESPACES: usize = 2;
 /// Size of a bookie's disk.
 const DISK_BYTES: u64 = 24 << 20;
+/// How often a copy of the metadata is kept.
+const SNAPSHOT_US: u64 = 500_000;
+/// Copies that are kept.
+const SNAPSHOTS: usize = 30;
 /// What a write takes at most when nothing is wrong.
 const DISK_US: u64 = 2_000;
 
@@ -48,6 +54,10 @@ struct BookieSlot {
     clock: Arc<HostClock>,
     disk_us: Arc<AtomicU64>,
     troubled: Arc<AtomicBool>,
+    /// The right disk, while another one is in its place.
+    aside: Option<MemoryDevice>,
+    /// Its power goes at one of its next writes.
+    armed: bool,
     running: Option<Running>,
 }
 
@@ -83,6 +93,8 @@ pub(crate) struct World {
     pub client: Place,
     pub ledgers: Ledgers,
     watches: Vec<Watched>,
+    /// The metadata as they were, the latest last.
+    snapshots: VecDeque<Arc<Snapshot>>,
 }
 
 /// The namespaces of a run.
@@ -92,7 +104,7 @@ pub(crate) fn namespace(number: usize) -> NamespaceName {
 
 impl World {
     /// An initialised cluster whose hosts all start now.
-    pub fn new(seed: u64, words: Words) -> Self {
+    pub fn new(seed: u64, mutant: Option<Mutant>, words: Words) -> Self {
         let time = Arc::new(SimTime::default());
         let trace = Trace::new(Arc::clone(&time), words);
         let count = 2 + BOOKIES + BROKERS;
@@ -106,6 +118,8 @@ impl World {
         let client = network.start(CLIENTS);
         let mut shared = Shared {
             seed,
+            mutant,
+            stale: Arc::default(),
             trace,
             network: Arc::new(network),
             store,
@@ -127,6 +141,8 @@ impl World {
             clock: host_clock(),
             disk_us: Arc::new(AtomicU64::new(DISK_US)),
             troubled: Arc::default(),
+            aside: None,
+            armed: false,
             running: None,
         };
         let broker_slot =
@@ -135,6 +151,7 @@ impl World {
             .chain((0..NAMESPACES).map(|number| keys::ownership_of(&namespace(number))))
             .map(|prefix| Watched { prefix, after: Revision(0), watch: None })
             .collect();
+        let first = Arc::new(Snapshot::take(&shared.store));
         shared.history.lock().owners = vec![Vec::new(); NAMESPACES];
         let mut world = Self {
             hosts: Hosts { meta: META, clients: CLIENTS, bookies, brokers },
@@ -144,6 +161,7 @@ impl World {
             client,
             ledgers: Ledgers::default(),
             watches,
+            snapshots: VecDeque::from([first]),
             shared: Arc::new(shared),
         };
         world.bookies = world.hosts.bookies.iter().map(bookie_slot).collect();
@@ -172,6 +190,12 @@ impl World {
             deliver();
         }
         self.watch();
+        if now_us.is_multiple_of(SNAPSHOT_US) {
+            self.snapshots.push_back(Arc::new(Snapshot::take(&self.shared.store)));
+            if self.snapshots.len() > SNAPSHOTS {
+                self.snapshots.pop_front();
+            }
+        }
         let network = Arc::clone(&self.shared.network);
         self.clients.step(now_us, network.take_inbox(CLIENTS));
         let bookies = self.bookies.iter_mut().map(|slot| (slot.host, &mut slot.running));
@@ -189,6 +213,9 @@ impl World {
         }
         for host in left {
             self.crash(host, Tear::Whole, false);
+        }
+        if let Some(what) = panics::heard() {
+            self.shared.history.broken(format!("something panics: {what}"));
         }
     }
 
@@ -242,11 +269,13 @@ impl World {
         }
         self.shared.trace.note(format_args!("h{} ends, {tear:?}", host.0));
         self.shared.network.end(host, silently);
+        self.shared.stale.set(host, None);
         let door = self.shared.doors.lock().remove(&host);
         let counter = self.shared.counters.remove(host);
         if let Some(slot) = self.bookies.iter_mut().find(|slot| slot.host == host) {
             drop(slot.running.take());
             slot.device = slot.device.crash(tear);
+            slot.armed = false;
         }
         if let Some(slot) = self.brokers.iter_mut().find(|slot| slot.host == host) {
             drop(slot.running.take());
@@ -284,9 +313,21 @@ impl World {
             }
             Fault::MetaDown(down) => self.shared.store.faults().set_down(down),
             Fault::LoseLease(host) => self.lose_lease(host),
+            Fault::Wipe(host) => self.wipe(host),
+            Fault::Unwipe(host) => self.unwipe(host),
+            Fault::OldMeta(host, old) => {
+                let old = old.then(|| self.old_metadata(host)).flatten();
+                self.shared.stale.set(host, old);
+            }
             Fault::LoseWatches => self.shared.store.lose_watches(),
-            Fault::CutPower { .. }
-            | Fault::DiskFails(..)
+            Fault::CutPower { host, writes } => {
+                let slot = self.bookies.iter_mut().find(|slot| slot.host == host);
+                if let Some(slot) = slot.filter(|slot| slot.running.is_some()) {
+                    slot.device.cut_power_at_write(writes);
+                    slot.armed = true;
+                }
+            }
+            Fault::DiskFails(..)
             | Fault::DiskMends(_)
             | Fault::DiskFull(..)
             | Fault::DiskSlow(..)
@@ -298,9 +339,6 @@ impl World {
         let slot = |host: HostId| self.bookies.iter().find(|slot| slot.host == host);
         let device = |host: HostId| slot(host).map(|slot| &slot.device);
         match fault {
-            Fault::CutPower { host, writes } => {
-                device(host).inspect(|device| device.cut_power_at_write(writes));
-            }
             Fault::DiskFails(host, operation, after) => {
                 slot(host).inspect(|slot| slot.troubled.store(true, Ordering::Relaxed));
                 device(host).inspect(|device| device.fail(operation, after));
@@ -342,6 +380,40 @@ impl World {
         }
     }
 
+    /// The newest copy of the metadata that a bookie must know to be old.
+    fn old_metadata(&self, host: HostId) -> Option<Arc<Snapshot>> {
+        let door = self.shared.doors.lock().get(&host).cloned()?;
+        let seen = door.bookie().seen_revision();
+        self.snapshots.iter().rev().find(|old| old.revision() < seen).cloned()
+    }
+
+    /// A bookie comes back with an empty disk.
+    fn wipe(&mut self, host: HostId) {
+        self.crash(host, Tear::Lost, false);
+        if let Some(slot) = self.bookies.iter_mut().find(|slot| slot.host == host)
+            && slot.aside.is_none()
+        {
+            let empty = MemoryDevice::new(DISK_BYTES);
+            slot.aside = Some(std::mem::replace(&mut slot.device, empty));
+        }
+        self.start(host);
+    }
+
+    /// The right disk is put back, unless the bookie is happy with the other one.
+    fn unwipe(&mut self, host: HostId) {
+        let serves = self.shared.doors.lock().contains_key(&host);
+        let Some(slot) = self.bookies.iter_mut().find(|slot| slot.host == host) else { return };
+        let Some(right) = slot.aside.take() else { return };
+        if serves {
+            return;
+        }
+        self.crash(host, Tear::Lost, false);
+        if let Some(slot) = self.bookies.iter_mut().find(|slot| slot.host == host) {
+            slot.device = right;
+        }
+        self.start(host);
+    }
+
     fn set_clock(&self, host: HostId, offset_ms: i64) {
         let bookies = self.bookies.iter().map(|slot| (slot.host, &slot.clock));
         let brokers = self.brokers.iter().map(|slot| (slot.host, &slot.clock));
@@ -377,6 +449,10 @@ impl World {
         self.shared.trace.note(format_args!("heal"));
         self.shared.network.heal();
         self.shared.store.faults().clear();
+        for host in self.hosts.bookies.clone() {
+            self.unwipe(host);
+            self.shared.stale.set(host, None);
+        }
         for slot in &self.bookies {
             slot.device.mend();
             slot.troubled.store(false, Ordering::Relaxed);
@@ -388,13 +464,11 @@ impl World {
                 running.machine.freeze(false);
             }
         }
-        // What failed to write is read-only until it is opened again.
+        // What failed to write is read-only until it is opened again; and no power goes any more.
         for host in self.hosts.bookies.clone() {
-            let poisoned = |world: &Self| {
-                let door = world.shared.doors.lock().get(&host).cloned();
-                door.is_none_or(|door| door.bookie().poisoned().is_some())
-            };
-            if poisoned(self) {
+            let armed = self.bookies.iter().any(|slot| slot.host == host && slot.armed);
+            let door = self.shared.doors.lock().get(&host).cloned();
+            if armed || door.is_none_or(|door| door.bookie().poisoned().is_some()) {
                 self.crash(host, Tear::Lost, false);
             }
         }
@@ -471,7 +545,7 @@ impl World {
             let opened = match claimed.now_or_never() {
                 Some(Ok(identity)) => {
                     let device = Arc::new(slot.device.clone());
-                    let config = bookie_host::config(slot.host == spoiled);
+                    let config = bookie_host::config(slot.host == spoiled, None);
                     Bookie::open_by_hand(config, identity, device, env).map(|opened| opened.0).ok()
                 }
                 _ => None,

@@ -2,12 +2,14 @@
 //! simulations, which decide themselves when a group is written and when the keeper works.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use geminga_proto::env::Monotonic;
 
 use super::keeper::Chored;
+use super::state::LogState;
+use super::writer::NotOpened;
 use super::{Hand, Log, Turn};
+use crate::done;
 
 /// What the log threads and the keeper have in hand.
 #[derive(Debug)]
@@ -23,25 +25,61 @@ impl Turner {
         Self { log, hand: Hand::default(), quiet_since: None }
     }
 
-    /// Writes one group, if there is anything to write or an idle log to close. Tells whether it
-    /// did something.
-    pub fn write(&mut self) -> bool {
-        let state = self.log.state.lock();
-        if state.has_work() {
-            self.quiet_since = None;
-            return self.log.write_group(state, &mut self.hand, false) == Turn::Progress;
+    /// Opens a group with what waits, or an empty one that closes an idle log, and fills it: from
+    /// here on it is in flight. Tells whether there is one; [`Self::finish`] it before the next.
+    pub fn begin(&mut self) -> bool {
+        let log = Arc::clone(&self.log);
+        let mut state = log.state.lock();
+        if self.hand.group.is_some() {
+            return true;
         }
+        let closing = !state.has_work() && self.is_to_close(&state);
+        let buffer = std::mem::take(&mut self.hand.buffer);
+        let group = match state.open_group(buffer, closing) {
+            Ok(group) => self.hand.group.insert(group),
+            Err(NotOpened::Nothing(unused)) => {
+                self.hand.buffer = unused;
+                return false;
+            }
+            Err(NotOpened::NeedsSegment(unused)) => {
+                self.hand.buffer = unused;
+                log.without_segment(state);
+                return false;
+            }
+        };
+        self.quiet_since = None;
+        log.build(&mut state, group);
+        let Err(refused) = state.submit(group) else { return true };
+        drop(state);
+        self.put_back();
+        done::deliver(refused);
+        false
+    }
+
+    /// Writes and syncs the group in flight, and answers.
+    pub fn finish(&mut self) {
+        let Some(group) = &mut self.hand.group else { return };
+        let written = self.log.perform(group);
+        let answers = self.log.state.lock().complete(group, written);
+        self.put_back();
+        done::deliver(answers);
+    }
+
+    fn put_back(&mut self) {
+        if let Some(group) = self.hand.group.take() {
+            self.hand.buffer = group.buffer;
+        }
+    }
+
+    /// Whether the last group has waited for long enough to be proven by an empty one.
+    fn is_to_close(&mut self, state: &LogState) -> bool {
         if !state.unproven || state.poisoned.is_some() {
             self.quiet_since = None;
             return false;
         }
         let now = self.log.env.clock.monotonic();
         let since = *self.quiet_since.get_or_insert(now);
-        if now.saturating_sub(since) < self.idle_close() {
-            return false;
-        }
-        self.quiet_since = None;
-        self.log.write_group(state, &mut self.hand, true) == Turn::Progress
+        now.saturating_sub(since) >= self.log.idle_close
     }
 
     /// Does the most urgent chore. Tells whether there was one.
@@ -52,10 +90,6 @@ impl Turner {
     /// Asks the disk what it has left, as the keeper does from time to time.
     pub fn look_at_space(&self) {
         self.log.refresh_space();
-    }
-
-    fn idle_close(&self) -> Duration {
-        self.log.idle_close
     }
 }
 
