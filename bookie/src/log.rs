@@ -418,7 +418,7 @@ impl Log {
         }
         match MutexGuard::unlocked(state, || self.run_chore()) {
             Chored::Done => Ok(()),
-            Chored::Nothing | Chored::Starved(_) => Err(BookieError::ReadOnly),
+            Chored::Nothing | Chored::Later(_) | Chored::Starved(_) => Err(BookieError::ReadOnly),
         }
     }
 }

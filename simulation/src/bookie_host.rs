@@ -72,6 +72,7 @@ pub(crate) fn config(accept_damage: bool, planted: Option<Defect>) -> BookieConf
         max_open_files: 4,
         idle_close: Duration::from_millis(40),
         census_interval: Duration::from_secs(3),
+        scrub_interval: Duration::from_secs(3),
         mass_deletion_floor: 10_000,
         accept_damage,
         planted,
