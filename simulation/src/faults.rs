@@ -225,6 +225,7 @@ impl Planner<'_> {
         }
     }
 
+    /// Adds a trouble: those of ways and of the metadata here.
     fn add(&mut self, trouble: Trouble, at: u64) {
         let until = at + self.lasting();
         let (bookie, broker) = (self.any_bookie(), self.any_broker());
@@ -251,6 +252,38 @@ impl Planner<'_> {
                     self.plan.push((at, Fault::BreakLine(self.dice.any())));
                 }
             }
+            Trouble::Apart => {
+                let meta = self.hosts.meta;
+                self.block(at, until, broker, meta);
+                self.block(at, until, meta, broker);
+            }
+            Trouble::MetaAway => {
+                self.between(at, until, Fault::MetaDown(true), Fault::MetaDown(false));
+            }
+            Trouble::MetaMute => {
+                let (host, meta) = (self.any_host(), self.hosts.meta);
+                self.block(at, until.min(at + 2_500_000), meta, host);
+            }
+            Trouble::SlowTakeOver => {
+                // Somebody is followed who goes on, while disks take their time.
+                let until = at + 5_000_000;
+                let meta = self.hosts.meta;
+                self.block(at, until, broker, meta);
+                self.block(at, until, meta, broker);
+                let slow = self.dice.within(50_000..400_000);
+                for host in self.hosts.bookies.clone() {
+                    let end = Fault::DiskSlow(host, 0);
+                    self.between(at + 1_500_000, until, Fault::DiskSlow(host, slow), end);
+                }
+            }
+            Trouble::Watches => self.plan.push((at, Fault::LoseWatches)),
+            other => self.add_host(other, at, until, (bookie, broker)),
+        }
+    }
+
+    fn add_host(&mut self, trouble: Trouble, at: u64, until: u64, who: (HostId, HostId)) {
+        let (bookie, broker) = who;
+        match trouble {
             Trouble::BookiePower => {
                 let cut = Fault::CutPower { host: bookie, writes: self.dice.within(1..4) };
                 self.plan.push((at, cut));
@@ -284,74 +317,20 @@ impl Planner<'_> {
             Trouble::FreezeBookie => {
                 self.between(at, until, Fault::Freeze(bookie), Fault::Thaw(bookie));
             }
-            Trouble::Apart => {
-                let meta = self.hosts.meta;
-                self.block(at, until, broker, meta);
-                self.block(at, until, meta, broker);
-            }
-            Trouble::MetaAway => {
-                self.between(at, until, Fault::MetaDown(true), Fault::MetaDown(false));
-            }
-            Trouble::MetaMute => {
-                let (host, meta) = (self.any_host(), self.hosts.meta);
-                self.block(at, until.min(at + 2_500_000), meta, host);
-            }
             Trouble::Lease => {
                 let host = self.any_host();
                 self.plan.push((at, Fault::LoseLease(host)));
-            }
-            Trouble::AllSlow => {
-                let slow = self.dice.within(20_000..400_000);
-                for host in self.hosts.bookies.clone() {
-                    self.between(at, until, Fault::DiskSlow(host, slow), Fault::DiskSlow(host, 0));
-                }
-            }
-            Trouble::SlowTakeOver => {
-                // Somebody is followed who goes on, while disks take their time.
-                let until = at + 5_000_000;
-                let meta = self.hosts.meta;
-                self.block(at, until, broker, meta);
-                self.block(at, until, meta, broker);
-                let slow = self.dice.within(50_000..400_000);
-                for host in self.hosts.bookies.clone() {
-                    let end = Fault::DiskSlow(host, 0);
-                    self.between(at + 1_500_000, until, Fault::DiskSlow(host, slow), end);
-                }
-            }
-            Trouble::DamagedTakeOver => {
-                // A bookie was away for some entries; then one of the others loses its own.
-                let back = at + self.dice.within(200_000..900_000);
-                self.between(
-                    at,
-                    back,
-                    Fault::Crash { host: bookie, tear: Tear::Lost, silently: false },
-                    Fault::Start(bookie),
-                );
-                let at = back + self.dice.below(150_000);
-                for _ in 0..self.dice.within(20..120) {
-                    self.plan.push((at, Fault::Flip(self.dice.any())));
-                }
-                let crash = Fault::Crash { host: broker, tear: Tear::Lost, silently: false };
-                let again = at + self.dice.within(500_000..3_000_000);
-                self.between(at + self.dice.below(30_000), again, crash, Fault::Start(broker));
-            }
-            Trouble::Wipe => {
-                self.between(at, until + 500_000, Fault::Wipe(bookie), Fault::Unwipe(bookie));
             }
             Trouble::OldMeta => {
                 let until = at + self.dice.within(3_500_000..7_000_000);
                 let end = Fault::OldMeta(bookie, false);
                 self.between(at, until, Fault::OldMeta(bookie, true), end);
             }
-            Trouble::Watches => self.plan.push((at, Fault::LoseWatches)),
             Trouble::Clock => {
                 let host = self.any_host();
                 let hour = 3_600_000;
                 let wrong = i64::try_from(self.dice.below(2 * hour)).unwrap_or(0) - 3_600_000;
                 self.plan.push((at, Fault::Clock(host, wrong)));
-            }
-            Trouble::DiskError | Trouble::DiskFull | Trouble::DiskSlow | Trouble::Damage => {
-                self.add_disk(trouble, at, until, bookie);
             }
             Trouble::Roll => {
                 let host = self.any_host();
@@ -362,10 +341,12 @@ impl Planner<'_> {
                     Fault::Start(host),
                 );
             }
+            other => self.add_disk(other, at, until, who),
         }
     }
 
-    fn add_disk(&mut self, trouble: Trouble, at: u64, until: u64, bookie: HostId) {
+    fn add_disk(&mut self, trouble: Trouble, at: u64, until: u64, who: (HostId, HostId)) {
+        let (bookie, broker) = who;
         match trouble {
             Trouble::DiskError => {
                 let all = [Operation::Write, Operation::Sync, Operation::Read, Operation::Open];
@@ -388,6 +369,32 @@ impl Planner<'_> {
             Trouble::DiskSlow => {
                 let slow = self.dice.within(20_000..600_000);
                 self.between(at, until, Fault::DiskSlow(bookie, slow), Fault::DiskSlow(bookie, 0));
+            }
+            Trouble::AllSlow => {
+                let slow = self.dice.within(20_000..400_000);
+                for host in self.hosts.bookies.clone() {
+                    self.between(at, until, Fault::DiskSlow(host, slow), Fault::DiskSlow(host, 0));
+                }
+            }
+            Trouble::DamagedTakeOver => {
+                // A bookie was away for some entries; then one of the others loses its own.
+                let back = at + self.dice.within(200_000..900_000);
+                self.between(
+                    at,
+                    back,
+                    Fault::Crash { host: bookie, tear: Tear::Lost, silently: false },
+                    Fault::Start(bookie),
+                );
+                let at = back + self.dice.below(150_000);
+                for _ in 0..self.dice.within(20..120) {
+                    self.plan.push((at, Fault::Flip(self.dice.any())));
+                }
+                let crash = Fault::Crash { host: broker, tear: Tear::Lost, silently: false };
+                let again = at + self.dice.within(500_000..3_000_000);
+                self.between(at + self.dice.below(30_000), again, crash, Fault::Start(broker));
+            }
+            Trouble::Wipe => {
+                self.between(at, until + 500_000, Fault::Wipe(bookie), Fault::Unwipe(bookie));
             }
             _ => {
                 for _ in 0..=self.dice.below(4) {

@@ -5,6 +5,8 @@
 //! A job that meets an unreachable quorum or metadata store is tried again; meanwhile an open
 //! ledger goes on. A job that finds the managed ledger's record changed (by another owner, or by
 //! an own transaction whose answer was lost) gives the topic up: loading it again sorts it out.
+//!
+//! Length: all jobs of the one task, with what the simulation plants in some of them.
 
 use std::sync::Arc;
 use std::time::Duration;
