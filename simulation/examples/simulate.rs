@@ -21,7 +21,7 @@ enum Level {
     Cluster,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Arguments {
     /// `None`: both.
     level: Option<Level>,
@@ -31,6 +31,8 @@ struct Arguments {
     theme: Option<Theme>,
     trace: Option<u64>,
     mutants: bool,
+    /// A part of the names of the defects that are planted.
+    only: Option<String>,
     /// Shows what the product logs.
     log: bool,
     /// Runs each seed twice and compares.
@@ -49,8 +51,8 @@ impl Arguments {
 
 fn arguments() -> Result<Arguments, String> {
     let (level, seeds, theme, trace) = (None, None, None, None);
-    let (mutants, log, twice) = (false, false, false);
-    let mut found = Arguments { level, from: 0, seeds, theme, trace, mutants, log, twice };
+    let (mutants, only, log, twice) = (false, None, false, false);
+    let mut found = Arguments { level, from: 0, seeds, theme, trace, mutants, only, log, twice };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut text = || words.next().ok_or(format!("{word} needs a value"));
@@ -64,6 +66,7 @@ fn arguments() -> Result<Arguments, String> {
             "--from" => found.from = number(text())?,
             "--trace" => found.trace = Some(number(text())?),
             "--mutants" => found.mutants = true,
+            "--mutant" => (found.mutants, found.only) = (true, Some(text()?)),
             "--log" => found.log = true,
             "--twice" => found.twice = true,
             "--theme" => {
@@ -172,45 +175,49 @@ fn cluster(arguments: &Arguments) -> bool {
     failed == 0
 }
 
-/// A defect: its number, its level, its name, and how it was caught.
-type Row = (u64, &'static str, String, Option<(u64, String, Option<String>)>);
+/// Tells how a defect was caught, if so; counts the good ones.
+fn tell(name: &str, caught: Option<(u64, String, Option<String>)>, good: &AtomicU64) {
+    match caught {
+        Some((seed, what, None)) => {
+            good.fetch_add(1, Ordering::Relaxed);
+            println!("{name}: caught at seed {seed}: {what}");
+        }
+        Some((seed, _, Some(what))) => {
+            println!("{name}: NOT caught: seed {seed} fails without it, too: {what}");
+        }
+        None => println!("{name}: NOT caught"),
+    }
+}
 
 /// Plants every defect of both levels, one after the other.
 fn mutants(arguments: &Arguments) -> bool {
-    let rows = Mutex::new(Vec::<Row>::new());
+    let (good, only) = (AtomicU64::new(0), arguments.only.as_deref().unwrap_or_default());
+    let mut planted = 0;
     if arguments.has(Level::Engine) {
-        let (seeds, all) = (arguments.seeds(10_000), harness::mutant::Mutant::ALL);
+        let seeds = arguments.seeds(10_000);
+        let all = harness::mutant::Mutant::ALL.into_iter();
+        let all: Vec<_> = all.filter(|mutant| format!("{mutant:?}").contains(only)).collect();
+        planted += all.len() as u64;
         each(0..all.len() as u64, |number| {
             let mutant = all[usize::try_from(number).unwrap_or(0)];
             let caught = harness::catch(mutant, seeds.clone());
             let caught = caught.map(|caught| (caught.seed, caught.what, caught.without));
-            rows.lock().push((number, "engine", format!("{mutant:?}"), caught));
+            tell(&format!("engine {mutant:?}"), caught, &good);
         });
     }
     if arguments.has(Level::Cluster) {
-        let (seeds, all) = (arguments.seeds(300), Mutant::ALL);
+        let seeds = arguments.seeds(300);
+        let all = Mutant::ALL.into_iter();
+        let all: Vec<_> = all.filter(|mutant| format!("{mutant:?}").contains(only)).collect();
+        planted += all.len() as u64;
         each(0..all.len() as u64, |number| {
             let mutant = all[usize::try_from(number).unwrap_or(0)];
             let caught = catch(mutant, seeds.clone());
             let caught = caught.map(|caught| (caught.seed, caught.what, caught.without));
-            rows.lock().push((1_000 + number, "cluster", format!("{mutant:?}"), caught));
+            tell(&format!("cluster {mutant:?}"), caught, &good);
         });
     }
-    let mut rows = rows.into_inner();
-    rows.sort_by_key(|(number, ..)| *number);
-    let (planted, mut good) = (rows.len(), 0);
-    for (_, level, name, caught) in rows {
-        match caught {
-            Some((seed, what, None)) => {
-                good += 1;
-                println!("{level} {name}: caught at seed {seed}: {what}");
-            }
-            Some((seed, _, Some(what))) => {
-                println!("{level} {name}: NOT caught: seed {seed} fails without it, too: {what}");
-            }
-            None => println!("{level} {name}: NOT caught"),
-        }
-    }
+    let good = good.into_inner();
     println!("{planted} planted, {good} caught");
     // 95 of 100 are asked for.
     good * 100 >= planted * 95
