@@ -38,7 +38,8 @@ pub struct Bookie {
 #[derive(Debug)]
 struct Inner {
     log: Arc<Log>,
-    crew: Crew,
+    /// `None`: the log is turned by hand, and nothing here uses a thread.
+    crew: Option<Crew>,
     identity: Identity,
     config: BookieConfig,
     reads: Arc<Semaphore>,
@@ -109,14 +110,53 @@ impl Bookie {
         device: Arc<dyn Device>,
         env: Env,
     ) -> Result<(Self, OpenReport), OpenError> {
+        let (log, report) = Self::open_log(&config, &identity, device, env)?;
+        let log = Arc::new(log);
+        let crew = Crew::start(log.clone())?;
+        Ok((Self::of(config, identity, log, Some(crew)), report))
+    }
+
+    /// As [`Self::open`], but starts no thread: the log does what the [`Turner`] is told to, and
+    /// what would wait on a thread for the disk is done at once. So a simulation has every turn in
+    /// its hands.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn open_by_hand(
+        config: BookieConfig,
+        identity: Identity,
+        device: Arc<dyn Device>,
+        env: Env,
+    ) -> Result<(Self, crate::log::by_hand::Turner, OpenReport), OpenError> {
+        let (log, report) = Self::open_log(&config, &identity, device, env)?;
+        let log = Arc::new(log.by_hand());
+        let turner = crate::log::by_hand::Turner::new(log.clone());
+        Ok((Self::of(config, identity, log, None), turner, report))
+    }
+
+    fn of(config: BookieConfig, identity: Identity, log: Arc<Log>, crew: Option<Crew>) -> Self {
+        let reads = Arc::new(Semaphore::new(config.max_concurrent_reads as usize));
+        let hints = Mutex::default();
+        let hinted = Notify::new();
+        let inner = Inner { log, crew, identity, config, reads, hints, hinted };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn open_log(
+        config: &BookieConfig,
+        identity: &Identity,
+        device: Arc<dyn Device>,
+        env: Env,
+    ) -> Result<(Log, OpenReport), OpenError> {
         let limits = config.validate()?;
         let origin = Origin {
             instance: identity.instance,
             initialized: identity.begun,
             youngest_ledger: identity.youngest_ledger,
         };
-        let (log, report) = Log::open(&config, limits, origin, device, env)?;
-        cookie::mark_begun(log.device(), &identity)?;
+        let (log, report) = Log::open(config, limits, origin, device, env)?;
+        cookie::mark_begun(log.device(), identity)?;
         tracing::info!(
             directory = log.device().describe(),
             sync_mode = report.sync_mode.as_str(),
@@ -134,13 +174,19 @@ impl Bookie {
                 "lost segments may have held ledgers of higher ids than are known"
             );
         }
-        let log = Arc::new(log);
-        let crew = Crew::start(log.clone())?;
-        let reads = Arc::new(Semaphore::new(config.max_concurrent_reads as usize));
-        let hints = Mutex::default();
-        let hinted = Notify::new();
-        let inner = Inner { log, crew, identity, config, reads, hints, hinted };
-        Ok((Self { inner: Arc::new(inner) }, report))
+        Ok((log, report))
+    }
+
+    /// Does what may wait for the disk, where that holds up nobody else. `None`: it panicked.
+    pub(crate) async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        if self.inner.crew.is_none() {
+            return Some(work(self));
+        }
+        let bookie = self.clone();
+        tokio::task::spawn_blocking(move || work(&bookie)).await.ok()
     }
 
     /// Takes an entry. `Ok`: `done` will be told what came of it, exactly once, in a batch with
@@ -180,15 +226,14 @@ impl Bookie {
         }
         let permit = self.inner.reads.acquire().await;
         // The semaphore is never closed; were it, reading unbounded would be the lesser evil.
-        let log = self.inner.log.clone();
-        let read = tokio::task::spawn_blocking(move || {
-            let read = log.read(&request, room);
-            let piece = read.as_ref().ok().and_then(|entries| log.sent(&request, entries));
+        let read = self.aside(move |bookie| {
+            let read = bookie.log().read(&request, room);
+            let piece = read.as_ref().ok().and_then(|entries| bookie.log().sent(&request, entries));
             (read, piece)
         });
         let read = read.await;
         drop(permit);
-        let (read, piece) = read.map_err(|_| BookieError::Io)?;
+        let (read, piece) = read.ok_or(BookieError::Io)?;
         if let Some(piece) = piece {
             self.read_ahead(piece);
         }
@@ -198,6 +243,9 @@ impl Bookie {
     /// Reads what will be asked for next, unless others have more urgent reads under way.
     fn read_ahead(&self, piece: Piece) {
         let Ok(permit) = self.inner.reads.clone().try_acquire_owned() else { return };
+        if self.inner.crew.is_none() {
+            return self.inner.log.read_ahead(&piece);
+        }
         let log = self.inner.log.clone();
         // Whoever waits for the piece is told by its end, however that comes.
         drop(tokio::task::spawn_blocking(move || {
@@ -312,6 +360,13 @@ impl Bookie {
         self.inner.log.with_state(|state| state.poisoned.clone())
     }
 
+    /// The highest revision of the metadata store that the disk knows.
+    #[cfg(any(test, feature = "simulation"))]
+    #[must_use]
+    pub fn seen_revision(&self) -> u64 {
+        self.inner.log.with_state(|state| state.manifest.metadata_revision)
+    }
+
     /// Who this is.
     #[must_use]
     pub fn identity(&self) -> &Identity {
@@ -330,9 +385,7 @@ impl Bookie {
     /// # Errors
     /// [`CloseError`]: the next start will replay.
     pub async fn close(&self) -> Result<(), CloseError> {
-        let bookie = self.clone();
-        let closed = tokio::task::spawn_blocking(move || bookie.close_now()).await;
-        closed.unwrap_or(Err(CloseError::Panicked))
+        self.aside(Self::close_now).await.unwrap_or(Err(CloseError::Panicked))
     }
 
     /// As [`Bookie::close`], blocking.
@@ -340,7 +393,13 @@ impl Bookie {
     /// # Errors
     /// As [`Bookie::close`].
     pub fn close_now(&self) -> Result<(), CloseError> {
-        self.inner.crew.stop()?;
+        match &self.inner.crew {
+            Some(crew) => crew.stop()?,
+            #[cfg(any(test, feature = "simulation"))]
+            None => self.inner.log.finish_by_hand(),
+            #[cfg(not(any(test, feature = "simulation")))]
+            None => {}
+        }
         Ok(self.inner.log.seal_all()?)
     }
 

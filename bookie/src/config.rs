@@ -84,6 +84,9 @@ pub struct BookieConfig {
     /// from a backup: ledgers made since are unknown to them and will be deleted. Otherwise the
     /// start is refused.
     pub accept_older_metadata: bool,
+    /// What the simulation has planted.
+    #[cfg(any(test, feature = "simulation"))]
+    pub planted: Option<crate::defect::Defect>,
 }
 
 impl Default for BookieConfig {
@@ -116,6 +119,8 @@ impl Default for BookieConfig {
             mass_deletion_percent: 50,
             accept_damage: false,
             accept_older_metadata: false,
+            #[cfg(any(test, feature = "simulation"))]
+            planted: None,
         }
     }
 }
@@ -189,6 +194,9 @@ pub struct Limits {
     pub reclaim_live_percent: u32,
     /// How often everything is verified.
     pub scrub_interval: Duration,
+    /// What the simulation has planted.
+    #[cfg(any(test, feature = "simulation"))]
+    pub planted: Option<crate::defect::Defect>,
 }
 
 impl Limits {
@@ -253,6 +261,8 @@ impl BookieConfig {
             max_spare_segments: self.max_spare_segments,
             reclaim_live_percent: self.reclaim_live_percent,
             scrub_interval: self.scrub_interval,
+            #[cfg(any(test, feature = "simulation"))]
+            planted: self.planted,
         })
     }
 

@@ -22,6 +22,8 @@ use geminga_proto::id::{ClusterId, LedgerId};
 use crate::log::state::LogState;
 
 use crate::bookie::{Bookie, Hints};
+#[cfg(any(test, feature = "simulation"))]
+use crate::defect::Defect;
 
 mod surplus;
 
@@ -145,6 +147,7 @@ impl Collector {
         tokio::pin!(shutdown);
         loop {
             let looked = tokio::select! {
+                biased;
                 () = &mut shutdown => return,
                 _ = interval.tick() => self.census().await,
                 () = self.bookie.hinted() => self.look().await,
@@ -246,6 +249,11 @@ impl Collector {
         }
         let page = self.store.range(prefix, after, limit).await?;
         let Revision(found) = page.revision;
+        #[cfg(any(test, feature = "simulation"))]
+        if self.bookie.config().planted == Some(Defect::OldRevisionAccepted) {
+            *revision = found.max(*revision);
+            return Ok(page);
+        }
         if found < *revision {
             return Err(CollectError::WentBack { seen: *revision, found });
         }
@@ -343,9 +351,9 @@ impl Collector {
 
     /// Makes the revision durable, whether or not anything is gone at it; then deletes.
     async fn delete(&self, gone: Vec<LedgerId>, revision: u64) -> Result<u64, CollectError> {
-        let log = self.bookie.log().clone();
-        let noted = tokio::task::spawn_blocking(move || log.forget(revision, &gone));
-        noted.await.ok().and_then(Result::ok).ok_or(CollectError::ReadOnly)
+        let forget = move |bookie: &Bookie| bookie.log().forget(revision, &gone);
+        let noted = self.bookie.aside(forget).await;
+        noted.and_then(Result::ok).ok_or(CollectError::ReadOnly)
     }
 }
 
@@ -370,9 +378,8 @@ pub async fn check(bookie: &Bookie, store: &Arc<dyn MetadataStore>) -> Result<()
         }
         checked => checked?,
     }
-    let log = bookie.log().clone();
-    let noted = tokio::task::spawn_blocking(move || log.set_revision(revision)).await;
-    noted.ok().and_then(Result::ok).ok_or(CollectError::ReadOnly)
+    let noted = bookie.aside(move |bookie| bookie.log().set_revision(revision)).await;
+    noted.and_then(Result::ok).ok_or(CollectError::ReadOnly)
 }
 
 /// The present revision of the metadata, if they are this bookie's and not older than it has seen.
@@ -395,9 +402,8 @@ pub async fn present_revision(
 /// # Errors
 /// The log takes no writes any more.
 pub async fn note(bookie: &Bookie, revision: u64) -> Result<(), CollectError> {
-    let log = bookie.log().clone();
-    let noted = tokio::task::spawn_blocking(move || log.forget(revision, &[])).await;
-    noted.ok().and_then(Result::ok).map(drop).ok_or(CollectError::ReadOnly)
+    let noted = bookie.aside(move |bookie| bookie.log().forget(revision, &[])).await;
+    noted.and_then(Result::ok).map(drop).ok_or(CollectError::ReadOnly)
 }
 
 /// Makes durable that the metadata were replaced or set back while this bookie ran: nothing is
@@ -406,9 +412,8 @@ pub async fn note(bookie: &Bookie, revision: u64) -> Result<(), CollectError> {
 /// # Errors
 /// [`CollectError::ReadOnly`].
 pub async fn note_replaced(bookie: &Bookie) -> Result<(), CollectError> {
-    let log = bookie.log().clone();
-    let noted = tokio::task::spawn_blocking(move || log.forget(REPLACED, &[]));
-    noted.await.ok().and_then(Result::ok).map(drop).ok_or(CollectError::ReadOnly)
+    let noted = bookie.aside(|bookie| bookie.log().forget(REPLACED, &[])).await;
+    noted.and_then(Result::ok).map(drop).ok_or(CollectError::ReadOnly)
 }
 
 #[cfg(test)]

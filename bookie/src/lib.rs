@@ -8,6 +8,8 @@
 pub mod bookie;
 pub mod config;
 pub mod cookie;
+#[cfg(any(test, feature = "simulation"))]
+pub mod defect;
 pub mod device;
 pub mod done;
 pub mod error;
@@ -18,3 +20,5 @@ pub mod reporter;
 pub mod service;
 
 pub use log::OpenReport;
+#[cfg(any(test, feature = "simulation"))]
+pub use log::by_hand::Turner;

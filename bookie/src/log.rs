@@ -14,12 +14,16 @@ use geminga_proto::storage::{AppendRequest, BookieError, FenceRequest, ScrubProg
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::config::{BookieConfig, Limits};
+#[cfg(any(test, feature = "simulation"))]
+use crate::defect::Defect;
 use crate::device::{Device, DeviceError};
 use crate::done::{self, Answer, AppendDone};
 use crate::error::OpenError;
 use crate::gc::Kept;
 
 mod background;
+#[cfg(any(test, feature = "simulation"))]
+pub(crate) mod by_hand;
 mod chore;
 mod codec;
 pub(crate) mod crew;
@@ -52,6 +56,7 @@ pub(crate) use replay::manifest_names;
 use background::Background;
 use files::Files;
 use group::GroupBuffer;
+use keeper::Chored;
 use manifest::Copies;
 use read_cache::ReadCache;
 pub(crate) use reader::NotRead;
@@ -88,6 +93,8 @@ pub(crate) struct Log {
     idle_close: Duration,
     background: Mutex<Background>,
     rewrite_buffer_bytes: u64,
+    /// There are no threads: whoever needs a chore done does it.
+    by_hand: bool,
 }
 
 /// Which log is opened, and what is known of it from elsewhere.
@@ -162,6 +169,7 @@ impl Log {
             idle_close: config.idle_close,
             background: Mutex::new(Background::new(config.background_bytes_per_s)),
             rewrite_buffer_bytes: config.reclaim_buffer_bytes,
+            by_hand: false,
         };
         Ok((log, report))
     }
@@ -303,7 +311,7 @@ impl Log {
             self.work.notify_all();
         }
         drop(state);
-        let written = write(group);
+        let written = self.perform(group);
         let mut state = self.state.lock();
         state.turns.writing = false;
         let answers = state.complete(group, written);
@@ -314,6 +322,24 @@ impl Log {
             self.call_keeper(&mut state);
         }
         answers
+    }
+
+    #[cfg(not(any(test, feature = "simulation")))]
+    fn perform(&self, group: &OpenGroup) -> Result<(), DeviceError> {
+        write(group)
+    }
+
+    /// Writes the group, unless a defect is planted here.
+    #[cfg(any(test, feature = "simulation"))]
+    fn perform(&self, group: &OpenGroup) -> Result<(), DeviceError> {
+        match self.with_state(|state| state.limits.planted) {
+            Some(Defect::AckBeforeSync) => write_only(group),
+            Some(Defect::FailedSyncIsDone) => {
+                drop(write(group));
+                Ok(())
+            }
+            _ => write(group),
+        }
     }
 
     /// Fills the group until the disk is free.
@@ -364,10 +390,7 @@ impl Log {
         while state.manifest.metadata_revision < revision
             || mine.iter().any(|id| state.doomed.contains(id))
         {
-            if state.poisoned.is_some() || state.turns.keeper_ended {
-                return Err(BookieError::ReadOnly);
-            }
-            self.settled.wait(&mut state);
+            self.await_chore(&mut state)?;
         }
         Ok(mine.len() as u64)
     }
@@ -379,12 +402,24 @@ impl Log {
         state.wanted_revision = revision;
         self.call_keeper(&mut state);
         while state.manifest.metadata_revision != state.wanted_revision {
-            if state.poisoned.is_some() || state.turns.keeper_ended {
-                return Err(BookieError::ReadOnly);
-            }
-            self.settled.wait(&mut state);
+            self.await_chore(&mut state)?;
         }
         Ok(())
+    }
+
+    /// Returns when a chore was done, by the keeper or, without one, here.
+    fn await_chore(&self, state: &mut MutexGuard<'_, LogState>) -> Result<(), BookieError> {
+        if state.poisoned.is_some() || state.turns.keeper_ended {
+            return Err(BookieError::ReadOnly);
+        }
+        if !self.by_hand {
+            self.settled.wait(state);
+            return Ok(());
+        }
+        match MutexGuard::unlocked(state, || self.run_chore()) {
+            Chored::Done => Ok(()),
+            Chored::Nothing | Chored::Later(_) | Chored::Starved(_) => Err(BookieError::ReadOnly),
+        }
     }
 }
 
@@ -393,6 +428,15 @@ fn write(group: &OpenGroup) -> Result<(), DeviceError> {
     let file = group.file.as_ref().ok_or_else(missing)?;
     file.write_at(group.offset, group.buffer.as_slice())?;
     file.sync()
+}
+
+/// As [`write`], with the sync forgotten.
+#[cfg(any(test, feature = "simulation"))]
+fn write_only(group: &OpenGroup) -> Result<(), DeviceError> {
+    match group.file.as_ref() {
+        Some(file) => file.write_at(group.offset, group.buffer.as_slice()),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub mod config;
 mod consumer;
 mod context;
 pub mod cursor;
+#[cfg(any(test, feature = "simulation"))]
+pub mod defect;
 pub mod dispatch;
 mod managed_ledger;
 mod metadata_health;

@@ -173,6 +173,7 @@ async fn read_any(store: &StoreShared, order: &[&BookieId], request: ReadRequest
         tokio::pin!(patience);
         loop {
             tokio::select! {
+                biased;
                 answer = asked.next() => match answer {
                     Some((_, Ok(entries))) => return Ok(entries),
                     Some((bookie, Err(error))) => {

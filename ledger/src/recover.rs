@@ -108,6 +108,7 @@ impl Recovery {
             }
             let answers = Arc::clone(&self.answers);
             tokio::select! {
+                biased;
                 Some(answer) = self.requests.next() => self.answered(answer, &mut commands)?,
                 () = answers.arrived.notified() => {
                     let arrived = std::mem::take(&mut *answers.queue.lock());

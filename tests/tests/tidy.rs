@@ -52,7 +52,8 @@ fn check(tree: &Tree) -> Vec<(&'static str, Violation)> {
 fn the_source_tree_keeps_the_house_rules() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let tree = Tree::load(&root);
-    let crates = ["proto", "meta", "ledger", "bookie", "broker", "client", "cli", "tests"];
+    let crates =
+        ["proto", "meta", "ledger", "bookie", "broker", "client", "cli", "simulation", "tests"];
     for name in crates {
         let found = tree.files.iter().any(|file| file.path.starts_with(&format!("{name}/src/")));
         assert!(found, "no source of {name} was found below {}", root.display());

@@ -190,6 +190,16 @@ impl LogState {
             })
             .collect();
         rows.sort_unstable_by_key(|row| row.ledger);
+        let entries = Arc::clone(&unsealed.entries);
+        #[cfg(any(test, feature = "simulation"))]
+        let entries = match self.limits.planted {
+            Some(crate::defect::Defect::IndexLacksLast) => {
+                let mut entries = (*entries).clone();
+                entries.pop_last();
+                Arc::new(entries)
+            }
+            _ => entries,
+        };
         SealJob {
             segment: unsealed.segment,
             slot: unsealed.slot,
@@ -200,7 +210,7 @@ impl LogState {
             damaged,
             shrink,
             rows,
-            entries: unsealed.entries.clone(),
+            entries,
         }
     }
 

@@ -18,6 +18,8 @@ use super::read_cache::Piece;
 use super::record;
 use super::state::{LogState, SealedSegment};
 use super::table::SegmentRef;
+#[cfg(any(test, feature = "simulation"))]
+use crate::defect::Defect;
 use crate::device::{AlignedBuffer, BLOCK_BYTES, DeviceError};
 
 /// Records farther apart are read separately.
@@ -396,6 +398,14 @@ impl Log {
             let at = usize::try_from(located.place.offset() - start).unwrap_or(usize::MAX);
             let entry = verified(&bytes, at, self.home(located.segment), ledger, located);
             let corrupt = || self.unverified(located.segment, BookieError::CorruptEntry);
+            #[cfg(any(test, feature = "simulation"))]
+            let corrupt = || {
+                let planted = self.with_state(|state| state.limits.planted);
+                match planted {
+                    Some(Defect::CorruptIsNoSuchEntry) => Failure::Failed(BookieError::NoSuchEntry),
+                    _ => corrupt(),
+                }
+            };
             entries.push(entry.ok_or_else(corrupt)?);
         }
         Ok(())

@@ -31,6 +31,8 @@ use super::scrub::Asked;
 use super::segment::DATA_START;
 use super::table::{Fence, IdSet, Ledger, LedgerTable};
 use crate::config::Limits;
+#[cfg(any(test, feature = "simulation"))]
+use crate::defect::Defect;
 use crate::device::{DeviceFile, Space};
 use crate::done::{AppendDone, Done};
 
@@ -332,8 +334,21 @@ impl LogState {
             return Err(BookieError::ReadOnly);
         }
         self.check_room(Mark::Privileged, record::stored_bytes(0) as u64)?;
+        #[cfg(any(test, feature = "simulation"))]
+        if self.limits.planted == Some(Defect::FenceNotWritten) {
+            let ledger = self.ledger_mut(request.ledger, request.token);
+            ledger.raise_fence(Fence::Durable);
+            return Ok(FenceAdmission::Done(Ok(ledger.lac())));
+        }
+        #[cfg(any(test, feature = "simulation"))]
+        let pending = match self.limits.planted {
+            Some(Defect::FencedAfterSync) => Fence::None,
+            _ => Fence::Pending,
+        };
+        #[cfg(not(any(test, feature = "simulation")))]
+        let pending = Fence::Pending;
         let ledger = self.ledger_mut(request.ledger, request.token);
-        ledger.raise_fence(Fence::Pending);
+        ledger.raise_fence(pending);
         let record = Record {
             kind: RecordKind::Fence,
             ledger: request.ledger,
@@ -456,6 +471,10 @@ impl LogState {
 
     /// What to answer for an entry that is in no index: *no such entry* only if that is certain.
     pub(crate) fn absence(&self, ledger: LedgerId, entry: EntryId) -> BookieError {
+        #[cfg(any(test, feature = "simulation"))]
+        if self.limits.planted == Some(Defect::UnknownIsNoSuchEntry) {
+            return BookieError::NoSuchEntry;
+        }
         // What failed to be written may be on the disk in whole or in part.
         if self.poisoned.is_some() {
             return BookieError::UnknownEntry;

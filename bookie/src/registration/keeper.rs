@@ -232,6 +232,7 @@ impl Keeper {
             // A sender that is gone means that nobody waits for the record to go.
             let told = async { stopped.wait_for(|stopped| *stopped).await.is_ok() };
             tokio::select! {
+                biased;
                 told = told => {
                     if told {
                         self.withdraw().await;
@@ -261,6 +262,7 @@ impl Keeper {
         tokio::pin!(turn);
         let told = async { stopped.wait_for(|stopped| *stopped).await.is_ok() };
         tokio::select! {
+            biased;
             turn = &mut turn => return Some(turn),
             _ = told => {}
         }

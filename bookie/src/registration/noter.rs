@@ -27,6 +27,7 @@ impl Noter {
             // A sender that is gone means that nobody waits for the end.
             let told = async { stopped.wait_for(|stopped| *stopped).await.is_ok() };
             let end = tokio::select! {
+                biased;
                 told = told => Some(told),
                 () = tokio::time::sleep(self.pause) => None,
             };

@@ -91,6 +91,9 @@ pub struct BrokerConfig {
     pub dispatch: DispatchLimits,
     /// The state logs of bundles.
     pub state_log: StateLogConfig,
+    /// What the simulation has planted.
+    #[cfg(any(test, feature = "simulation"))]
+    pub planted: Option<crate::core::defect::Defect>,
 }
 
 impl BrokerConfig {
@@ -129,6 +132,8 @@ impl BrokerConfig {
             max_consumers_per_subscription: 10_000,
             dispatch: DispatchLimits::default(),
             state_log: StateLogConfig::default(),
+            #[cfg(any(test, feature = "simulation"))]
+            planted: None,
         }
     }
 

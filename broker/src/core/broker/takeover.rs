@@ -170,6 +170,7 @@ pub async fn run(broker: Weak<Inner>) {
         learning.go_on(&inner);
         drop(inner);
         has_changed = tokio::select! {
+            biased;
             changed = brokers.changed() => if changed.is_err() { return } else { true },
             changed = owners.changed() => if changed.is_err() { return } else { true },
             Some(ended) = learning.tasks.join_next() => !learning.done(ended).await,

@@ -28,6 +28,8 @@ use super::cursors::{Cursors, SnapshotAt};
 use super::record::{EntryBuilder, MAX_RANGES, Record};
 use super::{CursorId, StateLogConfig, StateLogError, StoredSubscription};
 use crate::core::cursor::{CursorChange, CursorDelta, Frontier};
+#[cfg(any(test, feature = "simulation"))]
+use crate::core::defect::Defect;
 
 /// Bytes of snapshot records that one entry takes along, so that receipts don't wait for long.
 const SNAPSHOT_BYTES_PER_ENTRY: usize = 64 * 1024;
@@ -338,6 +340,11 @@ impl<T> Engine<T> {
         match result {
             Ok(entry) => {
                 group.entry = Some(entry);
+                #[cfg(any(test, feature = "simulation"))]
+                if self.config.planted == Some(Defect::StateLogBeforeConfirmed) {
+                    let tokens = std::mem::take(&mut group.tokens);
+                    fx.push(Effect::Complete(tokens, Ok(())));
+                }
                 self.ledger_bytes += group.bytes.len() as u64;
                 if let Some(round) = self.round.as_mut().filter(|_| group.begins_round) {
                     round.start = Some(Position::new(ledger, entry));

@@ -79,11 +79,13 @@ impl Keeper {
             let task = match task {
                 Some(task) => task,
                 None => tokio::select! {
-                    () = self.log.work.notified() => continue,
+                    // A look is rare, and must not wait for the work to end.
+                    biased;
                     _ = looks.tick() => {
                         self.look_at_width().await;
                         continue;
                     }
+                    () = self.log.work.notified() => continue,
                 },
             };
             match self.perform(&task).await {
@@ -126,6 +128,7 @@ impl Keeper {
         let log = Arc::clone(&self.log);
         // Nothing is made while the metadata are away, and what must be done goes first.
         let refreshed = tokio::select! {
+            biased;
             refreshed = self.refresh() => refreshed,
             () = log.work.notified() => {
                 log.work.notify_one();

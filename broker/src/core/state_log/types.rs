@@ -25,6 +25,9 @@ pub struct StateLogConfig {
     pub snapshot_after_bytes: u64,
     /// A snapshot round begins at opening if the chain has more ledgers than this.
     pub max_chain_ledgers: usize,
+    /// What the simulation has planted.
+    #[cfg(any(test, feature = "simulation"))]
+    pub planted: Option<crate::core::defect::Defect>,
 }
 
 impl Default for StateLogConfig {
@@ -35,6 +38,8 @@ impl Default for StateLogConfig {
             ledger_max_bytes: 64 * 1024 * 1024,
             snapshot_after_bytes: 16 * 1024 * 1024,
             max_chain_ledgers: 4,
+            #[cfg(any(test, feature = "simulation"))]
+            planted: None,
         }
     }
 }

@@ -140,6 +140,8 @@ impl Topic {
         receipt: Option<Receipt>,
         room: Option<Room>,
     ) {
+        #[cfg(any(test, feature = "simulation"))]
+        let (change, receipt) = self.spoil(change, receipt);
         let (topic, name) = (self.me.clone(), Arc::clone(slot.subscription.name()));
         let cursor = slot.cursor;
         let done: Done = Box::new(move |result| {
@@ -167,6 +169,35 @@ impl Topic {
                     }
                 });
             }
+        }
+    }
+
+    /// What a planted defect makes of a change and its receipt.
+    #[cfg(any(test, feature = "simulation"))]
+    fn spoil(
+        &self,
+        change: Option<CursorChange>,
+        receipt: Option<Receipt>,
+    ) -> (Option<CursorChange>, Option<Receipt>) {
+        use crate::core::defect::Defect;
+        match (self.context.config.planted, change) {
+            (Some(Defect::ReceiptBeforeDurable), change) => {
+                if let Some((sink, id, request_id)) = receipt {
+                    sink.ack_receipt(id, request_id, Ok(()));
+                }
+                (change, None)
+            }
+            (Some(Defect::HolesNotLogged), Some(CursorChange::Ack(mut delta))) => {
+                delta.acked.clear();
+                (Some(CursorChange::Ack(delta)), receipt)
+            }
+            (Some(Defect::CursorAhead), Some(CursorChange::Ack(mut delta))) => {
+                if let Some(last) = delta.acked.last_mut() {
+                    last.end = geminga_proto::id::MessageIndex(last.end.0 + 1);
+                }
+                (Some(CursorChange::Ack(delta)), receipt)
+            }
+            (_, change) => (change, receipt),
         }
     }
 }

@@ -322,6 +322,11 @@ impl Topic {
         let Some(last) = end.last_entry.0 else { return Ok((closed, 0)) };
         let header = self.last_header(end, last).await?;
         let end_index = header.last_index + 1;
+        #[cfg(any(test, feature = "simulation"))]
+        let end_index = match self.context.config.planted {
+            Some(crate::core::defect::Defect::IndexCountsEntries) => first_index + last.0 + 1,
+            _ => end_index,
+        };
         if end_index < first_index + last.0 + 1 {
             let why = format!(
                 "ledger {} ends at message {} but starts at {first_index}",

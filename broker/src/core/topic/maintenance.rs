@@ -5,6 +5,8 @@
 //! A job that meets an unreachable quorum or metadata store is tried again; meanwhile an open
 //! ledger goes on. A job that finds the managed ledger's record changed (by another owner, or by
 //! an own transaction whose answer was lost) gives the topic up: loading it again sorts it out.
+//!
+//! Length: all jobs of the one task, with what the simulation plants in some of them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,8 @@ use geminga_proto::id::{Lac, LedgerId, MessageIndex};
 use crate::core::api::TopicError;
 use crate::core::context::unavailable;
 use crate::core::cursor::Frontier;
+#[cfg(any(test, feature = "simulation"))]
+use crate::core::defect::Defect;
 use crate::core::managed_ledger::ManagedLedger;
 use crate::core::managed_ledger::list::{ClosedLedger, Retention};
 use crate::core::managed_ledger::queue::PublishQueue;
@@ -295,6 +299,11 @@ impl Topic {
             return 0;
         }
         let (consumed, retention) = (state.subscriptions.consumed(), self.retention(state));
+        #[cfg(any(test, feature = "simulation"))]
+        let consumed = match self.context.config.planted {
+            Some(Defect::TrimPastCursors) => MessageIndex::MAX,
+            _ => consumed,
+        };
         let (now_ms, open) = (self.context.env.clock.wall_ms(), state.log.open_bytes());
         state.log.ledgers.list.trimmable(consumed, retention, now_ms, open)
     }
@@ -458,6 +467,13 @@ impl Topic {
         if gone.is_empty() {
             let witness = Witness::new(ledgers.key(), ledgers.nonce());
             let policy = RetryPolicy::default();
+            #[cfg(any(test, feature = "simulation"))]
+            let txn = match context.config.planted {
+                Some(Defect::ListConflictIgnored) => {
+                    Txn { compares: vec![Compare::Present(ledgers.key())], ..txn }
+                }
+                _ => txn,
+            };
             match commit(&*context.meta, &context.env, policy, txn, &witness).await? {
                 TxnOutcome::Applied(revision) => ledgers.applied(Some(revision)),
                 TxnOutcome::Conflict(_) => return Err(JobError::Fatal(TopicError::Fenced)),
@@ -513,7 +529,13 @@ impl Topic {
         if let Lac(Some(last)) = end.last_entry {
             self.confirm_up_to(&mut state, ledger, last);
         }
-        state.log.queue.rewind();
+        #[cfg(any(test, feature = "simulation"))]
+        let rest = self.context.config.planted != Some(Defect::RestNotAppended);
+        #[cfg(not(any(test, feature = "simulation")))]
+        let rest = true;
+        if rest {
+            state.log.queue.rewind();
+        }
         state.log.failed = None;
         state.log.storage_full = false;
         state.log.pump(now);

@@ -21,6 +21,11 @@ pub struct LedgerTap {
 impl LedgerObserver for LedgerTap {
     fn confirmed(&self, lac: EntryId) {
         if let Some(topic) = self.topic.upgrade() {
+            #[cfg(any(test, feature = "simulation"))]
+            let lac = match topic.context.config.planted {
+                Some(crate::core::defect::Defect::BeyondLac) => lac.next(),
+                _ => lac,
+            };
             topic.confirmed(self.generation, lac);
         }
     }

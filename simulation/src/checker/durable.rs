@@ -1,0 +1,36 @@
+//! What is confirmed to a producer is on disks by then: a receipt isn't sent while so many bookies
+//! certainly lack the entry that the others are no ack quorum.
+
+use futures_util::FutureExt;
+use geminga_broker::core::api::Receipt;
+use geminga_proto::storage::{BookieError, ReadRequest};
+
+use crate::shared::Shared;
+
+/// Of all bookies, those that may lack a confirmed entry: whoever isn't in its ensemble, and whom
+/// the ack quorum did without.
+const MAY_LACK: usize = 2;
+
+/// Receipts are about to be sent.
+pub(crate) fn check(shared: &Shared, receipts: &[Receipt]) {
+    // Disks are looked at beside the network; who is down may have it.
+    let doors: Vec<_> = shared.doors.lock().values().cloned().collect();
+    for receipt in receipts {
+        let request = ReadRequest {
+            ledger: receipt.position.ledger,
+            first: receipt.position.entry,
+            max_entries: 1,
+            max_bytes: u64::MAX,
+            fence: None,
+        };
+        let lacks = |door: &&std::sync::Arc<crate::transport::Door>| {
+            let read = door.bookie().read(request).now_or_never();
+            matches!(read, Some(Err(BookieError::NoSuchEntry)))
+        };
+        let lacking = doors.iter().filter(lacks).count();
+        if lacking > MAY_LACK {
+            let what = format!("{receipt:?} is sent, and {lacking} bookies lack the entry");
+            shared.history.broken(what);
+        }
+    }
+}
