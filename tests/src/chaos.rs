@@ -77,8 +77,8 @@ pub async fn run(settings: &Settings) -> Report {
     let mut report = Report::new(settings.seed);
     report.skip(
         "network_partition",
-        "needs members in network namespaces, which scripts/cluster doesn't have; \
-         cut_off_from_etcd cuts connections by relays instead",
+        "by ip netns needs members in network namespaces, which scripts/cluster can't start; \
+         cut_off_from_etcd and isolate cut connections by relays instead",
     );
     if stage.disk.is_none() {
         report.skip(Kind::DiskFull.name(), "mounting a small disk isn't permitted here");
@@ -91,6 +91,14 @@ pub async fn run(settings: &Settings) -> Report {
     let settled = block(|| stage.settle());
     report.replication_restored = settled.is_ok();
     report.note(settled);
+    match block(|| attempt(|| stage.check_copies())) {
+        Ok((checked, broken)) => {
+            report.ledgers_checked = checked;
+            report.ledgers_broken = broken.len() as u64;
+            broken.into_iter().for_each(|why| report.note(Err(why)));
+        }
+        Err(why) => report.note(Err(format!("copies can't be compared: {why}"))),
+    }
     judge(load, client, &stage, &mut report).await;
     block(|| end(stage, &mut report));
     report
@@ -116,13 +124,17 @@ async fn break_it(settings: &Settings, stage: &mut Stage, load: &Load, report: &
             ended = load.try_to_get_on().await;
         }
         done += 1;
-        report.done(step.kind, load.longest_gap());
+        let ended_well = ended.is_ok();
         if let Err(why) = ended {
             let why = format!("fault {done}, {} of {target}, at {at} s: {why}", kind.name());
             report.note(Err(why));
+        } else {
+            tokio::time::sleep(step.calm).await;
+        }
+        report.done(step.kind, load.longest_gap());
+        if !ended_well {
             return;
         }
-        tokio::time::sleep(step.calm).await;
     }
 }
 

@@ -14,9 +14,12 @@ use super::attempt;
 use super::plan::{BOOKIES, BROKERS, Kind, Step};
 use super::stage::Stage;
 use crate::bookie_files::{groups, segments};
+use crate::relay::Relay;
 
 /// How many bytes change in one go.
 const FLIPS: usize = 3;
+/// How often more is published to have something to damage.
+const MOST_FILLS: usize = 4;
 
 /// Does one fault, and undoes it.
 ///
@@ -47,9 +50,14 @@ pub fn inject(stage: &mut Stage, step: &Step) -> Result<(), String> {
             stage.cluster.start(target);
         }),
         Kind::CutOffFromEtcd => attempt(|| {
-            stage.relay(target).cut();
+            stage.to_etcd(target).cut();
             hold();
-            stage.relay(target).heal();
+            stage.to_etcd(target).heal();
+        }),
+        Kind::Isolate => attempt(|| {
+            stage.relays_of(target).for_each(Relay::cut);
+            hold();
+            stage.relays_of(target).for_each(Relay::heal);
         }),
         Kind::DiskFull => fill(stage, step.hold),
         Kind::Damage => damage(stage, target, step.pick),
@@ -81,9 +89,19 @@ fn restart_all(stage: &mut Stage) -> Result<(), String> {
 
 /// Changes bytes of sealed segments, has the bookie look, and waits until it finds nothing any
 /// more.
-fn damage(stage: &Stage, bookie: &str, pick: u64) -> Result<(), String> {
+fn damage(stage: &mut Stage, bookie: &str, pick: u64) -> Result<(), String> {
     stage.settle()?;
-    let flipped = attempt(|| flip(&stage.cluster.dir().join(bookie).join("data"), pick))?;
+    let data = stage.cluster.dir().join(bookie).join("data");
+    let mut flipped = attempt(|| flip(&data, pick))?;
+    // One that is new has to get something first.
+    for _ in 0..MOST_FILLS {
+        if flipped > 0 {
+            break;
+        }
+        attempt(|| stage.keep())?;
+        stage.settle()?;
+        flipped = attempt(|| flip(&data, pick))?;
+    }
     if flipped == 0 {
         return Err(format!("{bookie} has no sealed segment to damage"));
     }

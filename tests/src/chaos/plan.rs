@@ -31,6 +31,8 @@ pub enum Kind {
     EtcdOutage,
     /// A broker or bookie reaches everybody but etcd, for longer than its lease.
     CutOffFromEtcd,
+    /// Nobody reaches a broker or bookie, nor does it reach etcd, for longer than its lease.
+    Isolate,
     /// Somebody else's file takes all that is left of a bookie's disk.
     DiskFull,
     /// Bytes of sealed segments change on a bookie's disk.
@@ -43,7 +45,7 @@ pub enum Kind {
 
 impl Kind {
     /// All there are.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Kill,
         Self::Freeze,
         Self::FreezePastLease,
@@ -51,6 +53,7 @@ impl Kind {
         Self::EtcdRestart,
         Self::EtcdOutage,
         Self::CutOffFromEtcd,
+        Self::Isolate,
         Self::DiskFull,
         Self::Damage,
         Self::Wipe,
@@ -68,6 +71,7 @@ impl Kind {
             Self::EtcdRestart => "etcd_restart",
             Self::EtcdOutage => "etcd_outage",
             Self::CutOffFromEtcd => "cut_off_from_etcd",
+            Self::Isolate => "isolate",
             Self::DiskFull => "disk_full",
             Self::Damage => "damage",
             Self::Wipe => "wipe",
@@ -80,7 +84,7 @@ impl Kind {
         match self {
             Self::Kill => (0, 7_000),
             Self::Freeze => (200, 3_000),
-            Self::FreezePastLease | Self::CutOffFromEtcd => (7_000, 13_000),
+            Self::FreezePastLease | Self::CutOffFromEtcd | Self::Isolate => (7_000, 13_000),
             Self::AllBookies | Self::EtcdRestart => (0, 1_000),
             Self::EtcdOutage => (outage_ms, outage_ms),
             Self::DiskFull => (3_000, 6_000),
@@ -154,6 +158,8 @@ impl Iterator for Draws {
         let target = match kind {
             Kind::DiskFull => ON_SMALL_DISK,
             Kind::EtcdRestart | Kind::EtcdOutage => "etcd-1",
+            Kind::AllBookies => "all bookies",
+            Kind::RollingRestart => "everybody",
             Kind::Damage | Kind::Wipe => self.one_of(&BOOKIES),
             _ => self.one_of(&[&BOOKIES[..], &BROKERS[..]].concat()),
         };

@@ -14,7 +14,7 @@ pub struct Report {
     /// What its faults were drawn from.
     pub seed: u64,
     /// Faults of each kind, and the longest time without a receipt on any one topic, from their
-    /// beginning until publishing got on.
+    /// beginning until the next one.
     faults: BTreeMap<Kind, (u64, Duration)>,
     /// Faults that weren't done, and why.
     skipped: BTreeMap<&'static str, &'static str>,
@@ -25,6 +25,10 @@ pub struct Report {
     pub is_read_back: bool,
     /// Whether `cluster status` was healthy at the end, and nothing waited for repair.
     pub replication_restored: bool,
+    /// Closed ledgers of which every copy was read and compared at the end.
+    pub ledgers_checked: u64,
+    /// Those of them that aren't whole.
+    pub ledgers_broken: u64,
     /// Panics in the logs.
     pub panics: u64,
     /// What went wrong, in words.
@@ -114,6 +118,7 @@ impl Report {
             "longest_wait_ms": ms(self.summary.longest_wait),
             "read_back": self.is_read_back,
             "replication_restored": self.replication_restored,
+            "ledgers": { "checked": self.ledgers_checked, "broken": self.ledgers_broken },
             "panics": self.panics,
             "broken": self.broken,
             "good": self.is_good(),
