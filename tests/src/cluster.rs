@@ -364,6 +364,18 @@ impl Cluster {
         std::fs::read_to_string(self.dir().join(name).join("log")).unwrap_or_default()
     }
 
+    /// Copies all logs into a directory that stays.
+    ///
+    /// # Errors
+    /// When they can't be written there.
+    pub fn keep_logs(&self, to: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(to)?;
+        for name in self.everybody() {
+            std::fs::write(to.join(format!("{name}.log")), self.log(&name))?;
+        }
+        Ok(())
+    }
+
     /// Words of a WARN or ERROR line that must be in this member's log when it is checked.
     pub fn expect_in_log(&mut self, name: &str, words: &'static str) {
         self.expected.push((name.to_owned(), words));

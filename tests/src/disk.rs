@@ -120,6 +120,12 @@ impl SmallDisk {
         std::fs::remove_file(self.filler()).expect("it was filled");
     }
 
+    /// Whether [`SmallDisk::fill`] has taken something that wasn't given back.
+    #[must_use]
+    pub fn is_filled(&self) -> bool {
+        self.filler().exists()
+    }
+
     fn filler(&self) -> PathBuf {
         self.path().join("somebody-elses")
     }

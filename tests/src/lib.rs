@@ -7,6 +7,7 @@
 //! *Invariant:* a server's log holds no WARN, ERROR or panic that the scenario doesn't expect.
 
 pub mod bookie_files;
+pub mod chaos;
 pub mod cli;
 pub mod cluster;
 pub mod corpus;

@@ -5,13 +5,15 @@
 //! sent; none whose acknowledgement had a receipt came again; what was first seen by an ordered
 //! consumer came in order; no error reached the application.
 
+mod history;
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use geminga_client::{Client, Consumer, InitialPosition, Message, MessageId, ReceivedMessage};
-use parking_lot::Mutex;
+use geminga_client::{Client, Consumer, InitialPosition, Message, ReceivedMessage};
+use history::History;
 use tokio::task::JoinHandle;
 
 /// Long enough for any machine; a test that needs it has failed.
@@ -55,81 +57,16 @@ pub struct Summary {
     pub redelivered: u64,
     /// The longest time between a message's sending and its receipt.
     pub longest_wait: Duration,
+    /// Messages with a receipt that weren't there at the end.
+    pub lost: u64,
+    /// Messages that came again although their acknowledgement has a receipt.
+    pub came_again: u64,
+    /// Messages that came before one that was sent earlier.
+    pub out_of_order: u64,
 }
 
 /// Messages that the holes of a cursor are made of.
 const MAX_HOLES: usize = 20_000;
-
-/// One topic's history.
-#[derive(Debug)]
-struct History {
-    topic: String,
-    /// Numbers whose publish has a receipt.
-    stored: Mutex<HashSet<u64>>,
-    /// Messages whose acknowledgement has a receipt.
-    acknowledged: Mutex<HashSet<MessageId>>,
-    /// What broke a promise.
-    violations: Mutex<Vec<String>>,
-    /// Receipts in time.
-    receipts: Mutex<Receipts>,
-    sent: AtomicU64,
-    received: AtomicU64,
-    redelivered: AtomicU64,
-    stop: AtomicBool,
-}
-
-/// When receipts came.
-#[derive(Debug)]
-struct Receipts {
-    last: Instant,
-    longest_gap: Duration,
-    longest_wait: Duration,
-}
-
-impl History {
-    fn new(topic: String) -> Arc<Self> {
-        let now = Instant::now();
-        let receipts =
-            Receipts { last: now, longest_gap: Duration::ZERO, longest_wait: Duration::ZERO };
-        Arc::new(Self {
-            topic,
-            stored: Mutex::default(),
-            acknowledged: Mutex::default(),
-            violations: Mutex::default(),
-            receipts: Mutex::new(receipts),
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            redelivered: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-        })
-    }
-
-    fn violated(&self, what: &str) {
-        let mut violations = self.violations.lock();
-        // The first tell as much as all of them.
-        if violations.len() < 10 {
-            violations.push(format!("{}: {what}", self.topic));
-        }
-    }
-
-    fn has_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    fn stored(&self, number: u64, sent: Instant) {
-        let now = Instant::now();
-        let mut receipts = self.receipts.lock();
-        receipts.longest_wait = receipts.longest_wait.max(now - sent);
-        receipts.longest_gap = receipts.longest_gap.max(now - receipts.last);
-        receipts.last = now;
-        drop(receipts);
-        self.stored.lock().insert(number);
-    }
-
-    fn progress(&self) -> (usize, u64) {
-        (self.stored.lock().len(), self.received.load(Ordering::Relaxed))
-    }
-}
 
 /// Load on several topics.
 #[derive(Debug)]
@@ -172,23 +109,45 @@ impl Load {
     /// # Panics
     /// When one doesn't, or an error reached the application.
     pub async fn gets_on(&self) {
+        if let Err(why) = self.try_to_get_on().await {
+            panic!("{why}");
+        }
+    }
+
+    /// The same for who has something to do yet when it doesn't.
+    ///
+    /// # Errors
+    /// Says what is wrong.
+    pub async fn try_to_get_on(&self) -> Result<(), String> {
         for lane in &self.lanes {
             let (stored, received) = lane.history.progress();
             let more = async {
                 loop {
-                    self.nothing_is_violated();
-                    let ended = lane.tasks.iter().any(JoinHandle::is_finished);
-                    assert!(!ended, "{}: publishing or consuming has ended", lane.history.topic);
+                    if let [first, ..] = self.violations().as_slice() {
+                        return Err(first.clone());
+                    }
+                    if lane.tasks.iter().any(JoinHandle::is_finished) {
+                        let topic = &lane.history.topic;
+                        return Err(format!("{topic}: publishing or consuming has ended"));
+                    }
                     let now = lane.history.progress();
                     if now.0 > stored + 100 && now.1 > received + 100 {
-                        return;
+                        return Ok(());
                     }
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
             };
-            let got_on = tokio::time::timeout(PATIENCE, more).await;
-            assert!(got_on.is_ok(), "{} stands still: {:?}", lane.history.topic, self.summary());
+            let stands_still =
+                |_| Err(format!("{} stands still: {:?}", lane.history.topic, self.summary()));
+            tokio::time::timeout(PATIENCE, more).await.unwrap_or_else(stands_still)?;
         }
+        Ok(())
+    }
+
+    /// What is known to be wrong so far.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        self.lanes.iter().flat_map(|lane| lane.history.violations.lock().clone()).collect()
     }
 
     /// Fails as soon as something is known to be wrong.
@@ -196,10 +155,8 @@ impl Load {
     /// # Panics
     /// Then.
     pub fn nothing_is_violated(&self) {
-        for lane in &self.lanes {
-            let violations = lane.history.violations.lock();
-            assert!(violations.is_empty(), "{violations:#?}");
-        }
+        let violations = self.violations();
+        assert!(violations.is_empty(), "{violations:#?}");
     }
 
     /// From now on [`Load::longest_gap`] counts anew.
@@ -228,6 +185,9 @@ impl Load {
             sum.stored += history.stored.lock().len();
             sum.acknowledged += history.acknowledged.lock().len();
             sum.redelivered += history.redelivered.load(Ordering::Relaxed);
+            sum.lost += history.lost.load(Ordering::Relaxed);
+            sum.came_again += history.came_again.load(Ordering::Relaxed);
+            sum.out_of_order += history.out_of_order.load(Ordering::Relaxed);
             sum.longest_wait = sum.longest_wait.max(history.receipts.lock().longest_wait);
         }
         sum
@@ -238,20 +198,28 @@ impl Load {
     /// # Panics
     /// When a promise is broken.
     pub async fn stop_and_judge(mut self, client: &Client) -> Summary {
-        let Self { lanes } = &mut self;
-        for Lane { history, .. } in &*lanes {
+        self.stop_and_read_back(client).await;
+        self.nothing_is_violated();
+        let summary = self.summary();
+        assert!(summary.stored > 100 && summary.acknowledged > 10, "next to nothing: {summary:?}");
+        summary
+    }
+
+    /// Stops and reads everything back, for who counts what [`Load::summary`] and
+    /// [`Load::violations`] say then.
+    ///
+    /// # Panics
+    /// When it can't be read.
+    pub async fn stop_and_read_back(&mut self, client: &Client) {
+        for Lane { history, .. } in &self.lanes {
             history.stop.store(true, Ordering::Relaxed);
         }
-        for Lane { history, tasks } in lanes {
+        for Lane { history, tasks } in &mut self.lanes {
             for task in tasks.drain(..) {
                 soon(task).await.expect("publishing and consuming go on to the end");
             }
             judge(client, history).await;
         }
-        self.nothing_is_violated();
-        let summary = self.summary();
-        assert!(summary.stored > 100 && summary.acknowledged > 10, "next to nothing: {summary:?}");
-        summary
     }
 }
 
@@ -325,6 +293,7 @@ async fn acknowledge(client: Client, history: Arc<History>) {
             history.redelivered.fetch_add(1, Ordering::Relaxed);
         }
         if history.acknowledged.lock().contains(&id) {
+            history.came_again.fetch_add(1, Ordering::Relaxed);
             history.violated(&format!("{id} was acknowledged with a receipt and came again"));
         }
         let acknowledged = if number(&message).is_multiple_of(3) {
@@ -355,9 +324,11 @@ async fn follow(client: Client, history: Arc<History>) {
         let number = number(&message);
         let place = (message.id.position, message.id.batch_index);
         if acknowledged.is_some_and(|last| place <= last) {
+            history.came_again.fetch_add(1, Ordering::Relaxed);
             history.violated(&format!("{} came again; all up to it was acknowledged", message.id));
         }
         if number > next {
+            history.out_of_order.fetch_add(1, Ordering::Relaxed);
             history.violated(&format!("{number} came before {next}"));
         }
         next = next.max(number + 1);
@@ -391,13 +362,17 @@ async fn judge(client: &Client, history: &History) {
     let stored = history.stored.lock();
     let lost = stored.iter().filter(|number| !first_places.contains_key(number)).count();
     if lost > 0 {
+        history.lost.fetch_add(lost as u64, Ordering::Relaxed);
         history.violated(&format!("{lost} messages with a receipt are lost"));
     }
     let sent = history.sent.load(Ordering::Relaxed);
     if stored.len() as u64 != sent {
         history.violated(&format!("{sent} were sent, only {} have a receipt", stored.len()));
     }
-    if !first_places.values().is_sorted() {
+    let places: Vec<usize> = first_places.into_values().collect();
+    let swapped = places.windows(2).filter(|pair| pair[0] > pair[1]).count();
+    if swapped > 0 {
+        history.out_of_order.fetch_add(swapped as u64, Ordering::Relaxed);
         history.violated("messages are out of order");
     }
 }

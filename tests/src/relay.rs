@@ -29,7 +29,15 @@ impl Relay {
     /// # Panics
     /// When no port is free.
     pub async fn start(target: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        Self::start_at("127.0.0.1:0", target).await
+    }
+
+    /// The same where it must listen at this address.
+    ///
+    /// # Panics
+    /// When it is taken.
+    pub async fn start_at(listen: &str, target: String) -> Self {
+        let listener = TcpListener::bind(listen).await.expect("the address is free");
         let address = listener.local_addr().expect("it is bound");
         let whole = Arc::new(watch::Sender::new(true));
         let state = Arc::clone(&whole);
