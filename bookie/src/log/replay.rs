@@ -21,13 +21,17 @@ use super::manifest::{self, Copies, Manifest, ManifestError, Sealed, Slot, SlotS
 use super::record::RecordKind;
 use super::scan::{self, Scan};
 use super::scrub::Asked;
-use super::segment::{self, HeaderError};
+use super::segment;
 use super::state::{Counters, LogState, Turns, Unsealed};
 use super::table::{Fence, Ledger, LedgerTable};
 use super::{Origin, keeper};
 use crate::config::Limits;
 use crate::device::{AlignedBuffer, BLOCK_BYTES, Device, DeviceError, DeviceFile};
 use crate::error::{Damage, OpenError};
+
+mod loss;
+
+use loss::Loss;
 
 /// What a start found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -570,29 +574,6 @@ fn set_aside(
         state.install(manifest);
     }
     Ok(())
-}
-
-/// Why a segment can't be used.
-enum Loss {
-    Lost(String),
-    Newer(u16),
-    /// It may be whole: the start fails, whatever the settings accept.
-    Device(DeviceError),
-}
-
-impl Loss {
-    fn lost(error: &DeviceError) -> Self {
-        Self::Lost(error.to_string())
-    }
-}
-
-impl From<HeaderError> for Loss {
-    fn from(error: HeaderError) -> Self {
-        match error {
-            HeaderError::Newer(version) => Self::Newer(version),
-            other => Self::Lost(other.to_string()),
-        }
-    }
 }
 
 /// Names of the manifest's copies, for messages.
