@@ -162,14 +162,6 @@ fn settings_with_a_typo_are_refused_with_the_nearest_name() {
 }
 
 #[test]
-fn commands_of_later_versions_say_so() {
-    let said = "`geminga repair` is not built yet";
-    run(&["repair"]).failed_with(2, &[said]);
-    // Whatever follows: what it will take isn't decided.
-    run(&["repair", "--help", "--later=1"]).failed_with(2, &[said]);
-}
-
-#[test]
 fn without_a_server_a_client_says_what_it_could_not_reach() {
     let closed = ClosedPort::take();
     let url = format!("http://{}", closed.address);
