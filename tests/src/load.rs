@@ -296,21 +296,25 @@ async fn acknowledge(client: Client, history: Arc<History>) {
             history.came_again.fetch_add(1, Ordering::Relaxed);
             history.violated(&format!("{id} was acknowledged with a receipt and came again"));
         }
-        let acknowledged = if number(&message).is_multiple_of(3) {
+        if number(&message).is_multiple_of(3) {
             held.push_back(id);
-            if held.len() > MAX_HOLES { held.pop_front() } else { None }
-        } else {
-            Some(id)
-        };
-        if let Some(id) = acknowledged {
-            let (consumer, history) = (Arc::clone(&consumer), Arc::clone(&history));
-            tokio::spawn(async move {
-                // Without a receipt the outcome is unknown, and nothing is promised.
-                if consumer.ack_with_receipt(&id).await.is_ok() {
-                    history.acknowledged.lock().insert(id);
-                }
-            });
+            // It may have been handed out again already, and wait to be received: so whether it
+            // comes again proves nothing.
+            if held.len() > MAX_HOLES
+                && let Some(oldest) = held.pop_front()
+                && let Err(error) = soon(consumer.ack(&oldest)).await
+            {
+                history.violated(&format!("acknowledging {oldest} failed: {error}"));
+            }
+            continue;
         }
+        let (consumer, history) = (Arc::clone(&consumer), Arc::clone(&history));
+        tokio::spawn(async move {
+            // Without a receipt the outcome is unknown, and nothing is promised.
+            if consumer.ack_with_receipt(&id).await.is_ok() {
+                history.acknowledged.lock().insert(id);
+            }
+        });
     }
 }
 
