@@ -23,7 +23,8 @@ use plan::{Draws, Kind, Step};
 use report::Report;
 use stage::Stage;
 
-const TOPICS: [&str; 3] = ["left", "right", "top"];
+/// In bundles of both brokers, by the hashes of their names.
+const TOPICS: [&str; 3] = ["left", "right", "up"];
 /// It is about faults and not throughput: some 400 KB a second in all.
 const PACE: Pace = Pace { burst: 8, pause: Duration::from_millis(8), message_bytes: 128 };
 

@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use geminga_proto::env::{Random, SeededRandom};
+use serde_json::Value;
 
-use super::attempt;
 use super::plan::{BOOKIES, BROKERS, Kind, ON_SMALL_DISK, Step};
 use super::stage::Stage;
+use super::{TOPICS, attempt};
 use crate::bookie_files::{groups, segments};
+use crate::http;
 use crate::relay::Relay;
 
 /// How many bytes change in one go.
@@ -31,7 +33,7 @@ pub fn inject(stage: &mut Stage, step: &Step) -> Result<(), String> {
     let hold = || std::thread::sleep(step.hold);
     let target = step.target;
     if BROKERS.contains(&target) {
-        spread(stage)?;
+        attempt(|| give_bundles_to(stage, target))??;
     }
     match step.kind {
         Kind::Kill => attempt(|| {
@@ -84,11 +86,23 @@ fn fill(stage: &Stage, hold: Duration) -> Result<(), String> {
     felt
 }
 
-/// Both brokers own something: what happens to one that doesn't is nothing. Bundles that nobody
-/// has are given out by their names.
-fn spread(stage: &Stage) -> Result<(), String> {
-    stage.until("bundles are given out anew", |stage| {
-        stage.admin(&["bundles", "unload", "public/default", "--all"]).code == Some(0)
+/// Gives the bundles out anew, by their names, until a broker owns a topic that is published to:
+/// what happens to one that owns nothing is nothing.
+fn give_bundles_to(stage: &Stage, broker: &str) -> Result<(), String> {
+    let unloaded = stage.admin(&["bundles", "unload", "public/default", "--all"]);
+    if unloaded.code != Some(0) {
+        return Err(format!("bundles can't be given out anew: {}", unloaded.stderr));
+    }
+    let address = stage.cluster.address(broker, "grpc");
+    let (_, port) = address.rsplit_once(':').ok_or("an address has a port")?;
+    let asked = stage.cluster.address(broker, "admin");
+    stage.until("the broker that is struck owns a topic", |_| {
+        TOPICS.iter().any(|topic| {
+            let path = format!("/lookup/v2/topic/persistent/public/default/{topic}");
+            let (_, body) = http::request("GET", &asked, &path, "");
+            let answer: Value = serde_json::from_str(&body).unwrap_or(Value::Null);
+            answer["gemingaUrl"].as_str().is_some_and(|url| url.ends_with(&format!(":{port}")))
+        })
     })
 }
 
