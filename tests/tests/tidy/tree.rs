@@ -21,9 +21,11 @@ impl SourceFile {
         has_extension(&self.path, "rs")
     }
 
-    /// The crate's folder.
+    /// The crate's folder; the simulation's is in that of the tests.
     pub fn crate_name(&self) -> &str {
-        self.path.split('/').next().unwrap_or_default()
+        let path =
+            self.path.strip_prefix("tests/simulation/").map_or(&*self.path, |_| "simulation");
+        path.split('/').next().unwrap_or_default()
     }
 
     /// Code that only tests build: `tests/` and `tests.rs`, examples, harnesses, and the inline
