@@ -224,20 +224,19 @@ impl Bookie {
         if let Some(token) = request.fence {
             self.fence(FenceRequest { ledger: request.ledger, token }).await?;
         }
-        let permit = self.inner.reads.acquire().await;
         // The semaphore is never closed; were it, reading unbounded would be the lesser evil.
+        let permit = self.inner.reads.clone().acquire_owned().await;
+        // Whoever asked may never look at the answer: permit and piece don't wait for that.
         let read = self.aside(move |bookie| {
             let read = bookie.log().read(&request, room);
             let piece = read.as_ref().ok().and_then(|entries| bookie.log().sent(&request, entries));
-            (read, piece)
+            drop(permit);
+            if let Some(piece) = piece {
+                bookie.read_ahead(piece);
+            }
+            read
         });
-        let read = read.await;
-        drop(permit);
-        let (read, piece) = read.ok_or(BookieError::Io)?;
-        if let Some(piece) = piece {
-            self.read_ahead(piece);
-        }
-        read
+        read.await.ok_or(BookieError::Io)?
     }
 
     /// Reads what will be asked for next, unless others have more urgent reads under way.

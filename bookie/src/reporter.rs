@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use geminga_meta::repair::report_damage;
 use geminga_meta::store::MetadataStore;
+use geminga_meta::update_loop::UpdateError;
 use geminga_proto::env::{Env, Monotonic};
 use geminga_proto::id::{EntryId, LedgerId};
 
@@ -77,7 +78,10 @@ impl Reporter {
                 Ok(()) => drop(self.said.insert((run.ledger, first), (last, now))),
                 Err(error) => {
                     tracing::debug!(%error, "damage can't be reported now");
-                    return;
+                    // Another record may be usable; a store that is away has none.
+                    if matches!(error, UpdateError::Store(_)) {
+                        return;
+                    }
                 }
             }
         }

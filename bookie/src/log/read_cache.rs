@@ -10,13 +10,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use geminga_proto::id::{EntryId, LedgerId};
 use geminga_proto::storage::{ReadRequest, StoredEntry};
 use parking_lot::{Condvar, Mutex};
 
 /// What an entry costs beside its bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
+/// Smaller entries are copied: else each would keep all that was read along with it.
+const COPIED_BYTES: usize = 32 << 10;
+/// How long somebody waits for a piece that is being read.
+const PATIENCE: Duration = Duration::from_millis(200);
 /// Ledgers whose readers are followed.
 const MAX_FOLLOWED: u64 = 1_024;
 
@@ -83,6 +89,14 @@ impl Ahead {
     }
 }
 
+/// An entry that doesn't keep much more memory than its own.
+fn alone(mut entry: StoredEntry) -> StoredEntry {
+    if entry.payload.len() < COPIED_BYTES {
+        entry.payload = Bytes::copy_from_slice(&entry.payload);
+    }
+    entry
+}
+
 fn entry_bytes(entry: &StoredEntry) -> u64 {
     (entry.payload.len() + ENTRY_OVERHEAD_BYTES) as u64
 }
@@ -98,7 +112,10 @@ pub(crate) struct Piece {
 impl Piece {
     /// Keeps what was read.
     pub fn keep(&self, entries: Vec<StoredEntry>) {
-        self.cache.ahead.lock().insert(self.ledger, entries);
+        if !entries.is_empty() {
+            let entries = entries.into_iter().map(alone).collect();
+            self.cache.ahead.lock().insert(self.ledger, entries);
+        }
     }
 }
 
@@ -126,7 +143,7 @@ impl ReadCache {
 
     /// Keeps an entry of a segment that is written to.
     pub fn keep_tail(&self, ledger: LedgerId, entry: &StoredEntry) {
-        self.tail.insert((ledger, entry.entry), entry.clone());
+        self.tail.insert((ledger, entry.entry), alone(entry.clone()));
     }
 
     /// Consecutive entries from the first one asked for on; empty if that one isn't here.
@@ -155,11 +172,14 @@ impl ReadCache {
         }
     }
 
-    /// Waits for a piece that begins with this entry, if one is being read.
+    /// Waits for a piece that begins with this entry, if one is being read; but not for long, since
+    /// it may itself wait for a thread.
     pub fn wait(&self, ledger: LedgerId, first: EntryId) {
         let mut under_way = self.under_way.lock();
         while under_way.get(&ledger) == Some(&first) {
-            self.ended.wait(&mut under_way);
+            if self.ended.wait_for(&mut under_way, PATIENCE).timed_out() {
+                return;
+            }
         }
     }
 
@@ -191,7 +211,6 @@ impl ReadCache {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use geminga_proto::id::Lac;
 
     use super::*;

@@ -216,6 +216,20 @@ impl Log {
         Ok(entries)
     }
 
+    /// One entry as the disk has it, from whatever segment has it whole: what is in memory proves
+    /// nothing about that.
+    pub(super) fn read_from_disk(&self, request: &ReadRequest) -> Option<StoredEntry> {
+        for _ in 0..ATTEMPTS {
+            let plan = self.state.lock().plan(request.ledger, request.first, 1);
+            match self.read_stored(&plan, request, (1, u64::MAX), u64::MAX) {
+                Ok(mut entries) => return entries.pop(),
+                Err(Failure::Recycled) => {}
+                Err(Failure::Failed(_) | Failure::Larger(_)) => return None,
+            }
+        }
+        None
+    }
+
     /// Whether the newest copy of an entry is another one by now than the located one, and whole.
     pub(super) fn has_newer(&self, ledger: LedgerId, located: &Located) -> bool {
         let entry = located.entry;
@@ -366,7 +380,8 @@ impl Log {
         }
         let offset = FooterHeader::page_offset(sealed.directory_rows, sealed.data_end, number);
         let mut block = AlignedBuffer::new(BLOCK_BYTES);
-        self.read_disk(sealed.slot, offset, &mut block)?;
+        let read = self.read_disk(sealed.slot, offset, &mut block);
+        read.map_err(|error| self.unreadable(segment, error))?;
         match Page::decode(block.as_slice(), self.home(segment), offset) {
             Some(page) => {
                 self.pages.0.insert((segment, number), page.clone());
@@ -392,7 +407,8 @@ impl Log {
         let start = first.place.offset() / block * block;
         let len = last.place.end().next_multiple_of(block) - start;
         let mut buffer = AlignedBuffer::new(usize::try_from(len).unwrap_or(usize::MAX));
-        self.read_disk(first.slot, start, &mut buffer)?;
+        let read = self.read_disk(first.slot, start, &mut buffer);
+        read.map_err(|error| self.unreadable(first.segment, error))?;
         let bytes = buffer.into_bytes();
         for located in run {
             let at = usize::try_from(located.place.offset() - start).unwrap_or(usize::MAX);
@@ -428,6 +444,15 @@ impl Log {
                 _ => BookieError::Io,
             }
         })
+    }
+
+    /// A file that can't be read may have been removed, or cut, because its segment was freed.
+    fn unreadable(&self, segment: SegmentId, error: BookieError) -> Failure {
+        if self.state.lock().still_holds(segment) {
+            Failure::Failed(error)
+        } else {
+            Failure::Recycled
+        }
     }
 
     /// Bytes that don't verify are damage, unless the segment is no longer what was looked up.

@@ -120,11 +120,8 @@ impl LogState {
         }
         let file_bytes = needed.file_bytes(max_group_bytes).max(self.limits.least_segment_bytes);
         // A copy that frees little costs more than it brings, unless there is nothing else.
-        let least_gain = if pressed {
-            self.limits.least_segment_bytes / 2
-        } else {
-            self.limits.segment_bytes / 4
-        };
+        let least = self.limits.least_segment_bytes;
+        let least_gain = if pressed { least } else { least.max(self.limits.segment_bytes / 4) };
         if sources.is_empty() || freed_bytes < file_bytes + least_gain {
             return None;
         }
@@ -203,7 +200,8 @@ impl LogState {
 
     /// Whether a rewrite could begin even after so much of what is free has gone.
     pub(super) fn leaves_a_target(&self, slot: Option<u32>, unmade_bytes: u64) -> bool {
-        let least = self.limits.least_segment_bytes;
+        // Smaller ones would have room for next to nothing.
+        let least = self.limits.least_segment_bytes.max(self.limits.segment_bytes / 2);
         self.rewrite.is_some()
             || self.unmade_bytes().saturating_sub(unmade_bytes) >= least
             || self

@@ -96,6 +96,8 @@ impl Log {
             Some(under_way) => match self.advance(under_way) {
                 Ok(Some(moved)) => return Ok(Step::Moved(moved)),
                 Ok(None) => self.finish(under_way),
+                // It goes on where it was.
+                Err(Stop::Device(error @ DeviceError::TooManyFiles { .. })) => return Err(error),
                 Err(stop) => Err(stop),
             },
             None => {
@@ -130,7 +132,7 @@ impl Log {
             Err(Stop::Device(DeviceError::Full { name })) => {
                 tracing::info!(name, "no space to rewrite segments");
                 self.state.lock().rewrite_ended(None);
-                Ok(Step::Nothing)
+                Ok(Step::Rest)
             }
             Err(Stop::Device(error)) => {
                 self.state.lock().rewrite_ended(None);
@@ -228,6 +230,10 @@ impl Log {
             rewriter.batch = Some(batch);
         }
         let Some(batch) = &mut rewriter.batch else { return Ok(None) };
+        let next = batch.spans.last().and_then(|span| rewriter.items.get(*span.first()?));
+        if let Some(item) = next {
+            self.can_open(item.located.slot)?;
+        }
         if let Some(span) = batch.spans.pop() {
             return self.read_span(&rewriter.items, rewriter.copied, batch, &span).map(Some);
         }
@@ -245,7 +251,6 @@ impl Log {
     ) -> Result<u64, Stop> {
         let (Some(start), Some(end)) = (span.first(), span.last()) else { return Ok(0) };
         let (start, end) = (items[*start].located, items[*end].located);
-        self.can_open(start.slot)?;
         let block = crate::device::BLOCK_BYTES as u64;
         let from = start.place.offset() / block * block;
         let len = end.place.end().next_multiple_of(block) - from;
@@ -258,7 +263,10 @@ impl Log {
             let read = read.and_then(|bytes| verified(bytes, at, home, ledger, &located));
             // Damaged here; another copy may be whole.
             let read = read.or_else(|| self.read_anywhere(ledger, located.entry));
-            let stored = read.ok_or(Stop::Blocked(located.segment))?;
+            // Its place in the copy is planned by its length.
+            let fits =
+                |read: &StoredEntry| read.payload.len() == located.place.payload_bytes as usize;
+            let stored = read.filter(fits).ok_or(Stop::Blocked(located.segment))?;
             // Without what lies between the records, which would be kept along with them.
             let payload = Bytes::copy_from_slice(&stored.payload);
             batch.records[*index - first] = Some((stored.lac, payload));
@@ -270,7 +278,7 @@ impl Log {
     pub(super) fn read_anywhere(&self, ledger: LedgerId, entry: EntryId) -> Option<StoredEntry> {
         let (max_entries, max_bytes, fence) = (1, u64::MAX, None);
         let request = ReadRequest { ledger, first: entry, max_entries, max_bytes, fence };
-        self.read(&request, u64::MAX).ok()?.pop()
+        self.read_from_disk(&request)
     }
 
     /// Writes the copy's index, then the manifest that has it in place of its sources.
@@ -299,7 +307,9 @@ impl Log {
         if !rows.is_empty() {
             file.write_at(*tail, index.as_slice())?;
             file.sync()?;
-            shrunk = end <= rewriter.capacity_bytes / 8 * 7;
+            // As `reclaim` has planned it: what isn't given back is less than a copy must gain.
+            let least = self.with_state(|state| state.limits.least_segment_bytes);
+            shrunk = end + least / 2 <= rewriter.capacity_bytes;
             let slots = manifest.slots.iter_mut();
             for slot in slots.filter(|slot| slot.number == rewrite.slot) {
                 slot.state = SlotState::Sealed(Sealed {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use geminga_proto::env::Monotonic;
 use geminga_proto::id::{EntryId, LedgerId, SegmentId};
-use geminga_proto::storage::ScrubProgress;
+use geminga_proto::storage::{BookieError, ScrubProgress};
 
 use super::Log;
 use super::background::Step;
@@ -141,13 +141,21 @@ impl Log {
     ) -> Result<Step, DeviceError> {
         let slot = sealed.slot;
         let header = self.read_blocks(slot, 0, BLOCK_BYTES as u64);
-        let header =
-            header.is_ok_and(|block| segment::check_header(&block, segment, self.instance).is_ok());
-        let index = if header { self.index(segment, sealed).ok() } else { None };
-        let Some(index) = index else {
-            self.lose_index(segment);
-            self.conclude_scrub(segment, false)?;
-            return Ok(Step::Moved(BLOCK_BYTES as u64));
+        let index = header.and_then(|block| {
+            let known = segment::check_header(&block, segment, self.instance);
+            known.map_err(|_| BookieError::UnknownEntry)?;
+            self.index(segment, sealed)
+        });
+        let index = match index {
+            Ok(index) => index,
+            Err(error) => {
+                // What the disk doesn't give now it may give at the next look.
+                if error != BookieError::Io {
+                    self.lose_index(segment);
+                }
+                self.conclude_scrub(segment, false)?;
+                return Ok(Step::Moved(BLOCK_BYTES as u64));
+            }
         };
         let mut entries = Vec::new();
         self.with_state(|state| {
@@ -231,6 +239,9 @@ impl Log {
         for (ledger, known) in table.iter() {
             for held in known.refs.iter().filter(|held| held.segment == segment) {
                 for entry in held.first_entry.0..=held.last_entry.0 {
+                    if damaged.is_full() {
+                        break;
+                    }
                     let news = held.count > 0 && damaged.note(*ledger, EntryId(entry), segment);
                     counters.damaged_entries += u64::from(news);
                 }
