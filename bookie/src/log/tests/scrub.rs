@@ -239,3 +239,16 @@ fn a_read_that_was_overtaken_by_the_mending_reports_no_damage() {
     assert!(!rig.log.note_damage(ledger, &located));
     rig.check(&stored);
 }
+
+#[test]
+fn what_is_in_memory_does_not_hide_that_the_disk_has_spoilt_it() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..3, 3_000);
+    // From the segment that is still written to, so it is kept.
+    assert_eq!(rig.get(1, 1), Ok(payload(1, 1, 3_000)));
+    rig.fill(2, 0..60, 5_000);
+    rig.spoil((1, 1), &SeededRandom::new(1));
+    assert_eq!(rig.get(1, 1), Ok(payload(1, 1, 3_000)), "it is in memory");
+    rig.scrub();
+    assert_eq!(rig.damaged(), [(1, 1)]);
+}
