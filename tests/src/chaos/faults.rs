@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::plan::{BOOKIES, BROKERS, Kind, ON_SMALL_DISK, Step};
 use super::stage::Stage;
 use super::{TOPICS, attempt};
-use crate::bookie_files::{groups, segments};
+use crate::bookie_files::{groups, sealed_segments};
 use crate::http;
 use crate::relay::Relay;
 
@@ -144,8 +144,8 @@ fn damage(stage: &mut Stage, bookie: &str, pick: u64) -> Result<(), String> {
     Err(format!("{bookie} has found nothing of what was damaged"))
 }
 
-/// How many bytes have changed: one in a payload of each group that is picked. The last two
-/// segments with groups aren't touched, since they may be written to.
+/// How many bytes have changed: one in a payload of each group that is picked. Only sealed segments
+/// are touched: what is still written to is verified when it is sealed by a start, or read.
 fn flip(data: &Path, pick: u64) -> usize {
     let random = SeededRandom::new(pick);
     let read = |path: PathBuf| {
@@ -153,8 +153,7 @@ fn flip(data: &Path, pick: u64) -> usize {
         let groups = groups(&bytes);
         (!groups.is_empty()).then_some((path, bytes, groups))
     };
-    let mut used: Vec<_> = segments(data).into_iter().filter_map(read).collect();
-    used.truncate(used.len().saturating_sub(2));
+    let mut used: Vec<_> = sealed_segments(data).into_iter().filter_map(read).collect();
     let mut flipped = 0;
     for _ in 0..FLIPS.min(used.len()) {
         let (path, bytes, groups) =
