@@ -467,6 +467,13 @@ impl Consumer {
         self.shared().is_connected()
     }
 
+    /// Which session with a broker there is: another one after each time that it was lost, or asked
+    /// for anew. What is received now was delivered in it.
+    #[must_use]
+    pub fn session_id(&self) -> Option<u64> {
+        self.shared().session_id()
+    }
+
     /// What waits here to be received: entries that are not opened yet, and their bytes.
     #[must_use]
     pub fn queued(&self) -> Queued {

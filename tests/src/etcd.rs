@@ -248,6 +248,19 @@ impl Etcd {
     /// When it doesn't run.
     pub fn freeze(&self, index: usize) {
         self.signal(index, Signal::STOP);
+        // Its threads stop one by one: until then it may still answer.
+        let child = self.members[index].child.as_ref().expect("the member runs");
+        let tasks = format!("/proc/{}/task", child.id());
+        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = task.and_then(|task| std::fs::read_to_string(task.path().join("stat")));
+            let stat = stat.unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !std::fs::read_dir(&tasks).expect("it runs").all(is_stopped) {
+            assert!(Instant::now() < deadline, "it doesn't stop");
+            std::thread::yield_now();
+        }
     }
 
     /// SIGCONT.

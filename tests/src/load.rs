@@ -292,7 +292,11 @@ async fn acknowledge(client: Client, history: Arc<History>) {
         if !seen.insert(id) {
             history.redelivered.fetch_add(1, Ordering::Relaxed);
         }
-        if history.acknowledged.lock().contains(&id) {
+        // A copy that this session's broker had sent before the receipt may come; one of a session
+        // that began after it may not.
+        let session = consumer.session_id();
+        let receipt_in = history.acknowledged.lock().get(&id).copied();
+        if receipt_in.is_some_and(|heard_in| heard_in.is_none() || heard_in != session) {
             history.came_again.fetch_add(1, Ordering::Relaxed);
             history.violated(&format!("{id} was acknowledged with a receipt and came again"));
         }
@@ -312,7 +316,7 @@ async fn acknowledge(client: Client, history: Arc<History>) {
         tokio::spawn(async move {
             // Without a receipt the outcome is unknown, and nothing is promised.
             if consumer.ack_with_receipt(&id).await.is_ok() {
-                history.acknowledged.lock().insert(id);
+                history.acknowledged.lock().insert(id, consumer.session_id());
             }
         });
     }

@@ -272,6 +272,10 @@ impl Shared {
         self.inbox.lock().session.is_open()
     }
 
+    pub(super) fn session_id(&self) -> Option<u64> {
+        self.inbox.lock().session.id()
+    }
+
     pub(super) fn queued(&self) -> Queued {
         self.inbox.lock().queued
     }

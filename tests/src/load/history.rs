@@ -1,6 +1,6 @@
 //! What one topic has seen under load: receipts, and what broke a promise.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ pub(super) struct History {
     /// Numbers whose publish has a receipt.
     pub(super) stored: Mutex<HashSet<u64>>,
     /// Messages whose acknowledgement has a receipt.
-    pub(super) acknowledged: Mutex<HashSet<MessageId>>,
+    /// In which session of the consumer the receipt was heard.
+    pub(super) acknowledged: Mutex<HashMap<MessageId, Option<u64>>>,
     /// What broke a promise.
     pub(super) violations: Mutex<Vec<String>>,
     /// Receipts in time.
