@@ -15,6 +15,7 @@
 //! lease, whose claim was replaced, changes nothing; and a bookie that neither the record nor a
 //! claim names may drop what it stored before it looked.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub mod auditor;
@@ -55,6 +56,34 @@ impl Default for RepairConfig {
             scan_interval: Duration::from_secs(60),
             lease_ttl: Duration::from_secs(10),
         }
+    }
+}
+
+/// What the worker of one process has done since it started; whoever shows it keeps a handle.
+#[derive(Debug, Default)]
+pub struct RepairMetrics {
+    ledgers: AtomicU64,
+    bytes: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl RepairMetrics {
+    /// Ledgers of which nothing lacks a copy any more.
+    #[must_use]
+    pub fn ledgers(&self) -> u64 {
+        self.ledgers.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of entries that were stored on another bookie and read back from there.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Attempts at a ledger that failed, and were or will be made again.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 }
 

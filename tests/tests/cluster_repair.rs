@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use geminga_tests::bookie_files::{change, groups, segments};
 use geminga_tests::cli::{self, Ran};
 use geminga_tests::cluster::{Cluster, Plan};
+use geminga_tests::http;
 use geminga_tests::load::{Load, Pace};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -109,6 +110,14 @@ fn assert_whole(cluster: &Cluster) {
     assert!(checked > 0, "there was nothing to compare");
 }
 
+/// What a bookie's metrics say that it has repaired.
+fn repaired_by(cluster: &Cluster, bookie: &str, counter: &str) -> u64 {
+    let metrics = http::get(&cluster.address(bookie, "metrics"), "/metrics");
+    let name = format!("geminga_repair_{counter}_total ");
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&*name));
+    value.and_then(|value| value.trim().parse().ok()).expect("it is a number")
+}
+
 fn names(bookies: &Value) -> Vec<&str> {
     let bookies = bookies["bookies"].as_array().into_iter().flatten();
     bookies.filter_map(|bookie| bookie["bookie_id"].as_str()).collect()
@@ -147,6 +156,11 @@ async fn what_a_bookie_had_that_is_lost_for_good_is_copied_and_its_name_is_free_
     });
     assert_whole(&cluster);
     assert_kept(&cluster);
+    for counter in ["ledgers", "bytes"] {
+        let there = ["bookie-1", "bookie-3", "bookie-4"];
+        let counted = there.map(|name| repaired_by(&cluster, name, counter));
+        assert!(counted.iter().sum::<u64>() > 0, "repair counts its {counter}: {counted:?}");
+    }
     let mut last = Value::Null;
     until("only the lost bookie is missed", || {
         let ran = admin(&cluster, &["cluster", "status", "--output", "json"]);

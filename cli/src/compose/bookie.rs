@@ -91,6 +91,14 @@ impl BookieServer {
         let mut parts = Parts::new();
         let mut registry = Registry::default();
         metrics::register(&mut registry, bookie.clone());
+        let repair = settings.repair.enabled.then(|| {
+            let (store, env) = (Arc::clone(&store), env.clone());
+            Repair::new(settings, id.as_str(), cluster.cluster_id, store, env)
+        });
+        let repair = repair.transpose()?;
+        if let Some(repair) = &repair {
+            metrics::register_repair(&mut registry, repair.metrics());
+        }
         let readiness = Readiness::default();
         let probes = Probes::new(registry, readiness.clone());
         let metrics = Some(metrics_port.advertised);
@@ -105,11 +113,6 @@ impl BookieServer {
             release: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let zone = config.zone.clone();
-        let repair = settings.repair.enabled.then(|| {
-            let (store, env) = (Arc::clone(&store), env.clone());
-            Repair::new(settings, id.as_str(), cluster.cluster_id, store, env)
-        });
-        let repair = repair.transpose()?;
         let aside = Some(Aside { port, config, store, env, repair });
         let addresses = Addresses { bookie: Some(address), metrics, ..Addresses::default() };
         Ok(Self { addresses, zone, data_dir, bookie, readiness, aside, registration: None, parts })

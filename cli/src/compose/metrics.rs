@@ -1,9 +1,11 @@
-//! The bookie's figures for `/metrics`: at its own port, or in a standalone at the admin port. The
+//! The figures of the bookie, and of what it repairs, for `/metrics`: at its own port, or in a standalone at the admin port. The
 //! bookie itself knows nothing of metrics' formats.
 
 use std::fmt;
+use std::sync::Arc;
 
 use geminga_bookie::bookie::{Bookie, BookieMetrics};
+use geminga_ledger::repair::RepairMetrics;
 use geminga_proto::storage::BookieInfo;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -51,9 +53,31 @@ const STORAGE_GAUGES: &[Metric<BookieInfo>] = &[
     ("segments", "Segment files in use", |of| of.segments),
 ];
 
+const REPAIR: &[Metric<RepairMetrics>] = &[
+    ("ledgers", "Ledgers repaired here", RepairMetrics::ledgers),
+    ("bytes", "Bytes of entries copied for that from here, and read back", RepairMetrics::bytes),
+    ("failures", "Attempts that failed, and are made again", RepairMetrics::failures),
+];
+
 /// Adds the bookie's figures to a registry. They are asked for at each scrape.
 pub(super) fn register(registry: &mut Registry, bookie: Bookie) {
     registry.register_collector(Box::new(Scrape { bookie }));
+}
+
+/// Adds what a process repairs.
+pub(super) fn register_repair(registry: &mut Registry, metrics: Arc<RepairMetrics>) {
+    registry.register_collector(Box::new(RepairScrape { metrics }));
+}
+
+#[derive(Debug)]
+struct RepairScrape {
+    metrics: Arc<RepairMetrics>,
+}
+
+impl Collector for RepairScrape {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        counters("repair", REPAIR, &self.metrics, &mut encoder)
+    }
 }
 
 #[derive(Debug)]
@@ -64,14 +88,24 @@ struct Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let metrics = self.bookie.metrics();
-        for (name, help, read) in COUNTERS {
-            let counter = ConstCounter::new(read(&metrics));
-            let (name, kind) = (format!("geminga_bookie_{name}"), counter.metric_type());
-            counter.encode(encoder.encode_descriptor(&name, help, None, kind)?)?;
-        }
+        counters("bookie", COUNTERS, &metrics, &mut encoder)?;
         gauges(GAUGES, &metrics, &mut encoder)?;
         gauges(STORAGE_GAUGES, &self.bookie.info(), &mut encoder)
     }
+}
+
+fn counters<T>(
+    of_what: &str,
+    list: &[Metric<T>],
+    of: &T,
+    encoder: &mut DescriptorEncoder,
+) -> Result<(), fmt::Error> {
+    for (name, help, read) in list {
+        let counter = ConstCounter::new(read(of));
+        let (name, kind) = (format!("geminga_{of_what}_{name}"), counter.metric_type());
+        counter.encode(encoder.encode_descriptor(&name, help, None, kind)?)?;
+    }
+    Ok(())
 }
 
 fn gauges<T>(

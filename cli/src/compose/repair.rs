@@ -11,7 +11,7 @@ use std::time::Duration;
 use geminga_ledger::config::LedgerStoreConfig;
 use geminga_ledger::placement::{WatchedPlacement, WatchedPlacementConfig};
 use geminga_ledger::repair::worker::RepairWorker;
-use geminga_ledger::repair::{RepairAuditor, RepairConfig};
+use geminga_ledger::repair::{RepairAuditor, RepairConfig, RepairMetrics};
 use geminga_ledger::store::LedgerStore;
 use geminga_ledger::transport::grpc::{GrpcTransport, GrpcTransportConfig};
 use geminga_meta::store::{EtcdStore, MetadataStore};
@@ -37,6 +37,7 @@ pub(super) struct Repair {
     cluster: ClusterId,
     store: Arc<dyn MetadataStore>,
     env: Env,
+    metrics: Arc<RepairMetrics>,
 }
 
 impl Repair {
@@ -54,7 +55,12 @@ impl Repair {
         let repair = components::repair(settings, name)?;
         let ledger = components::ledger(settings, Deployment::Cluster)?;
         let view = components::placement(settings);
-        Ok(Self { repair, ledger, view, cluster, store, env })
+        Ok(Self { repair, ledger, view, cluster, store, env, metrics: Arc::default() })
+    }
+
+    /// What it counts from its start on.
+    pub fn metrics(&self) -> Arc<RepairMetrics> {
+        Arc::clone(&self.metrics)
     }
 
     /// Works until `stopped`. Waits for etcd, however often it goes away.
@@ -75,7 +81,7 @@ impl Repair {
             }
         };
         let auditor = RepairAuditor::new(self.repair.clone(), ledgers.clone());
-        let worker = RepairWorker::new(self.repair, ledgers);
+        let worker = RepairWorker::new(self.repair, ledgers, self.metrics);
         let (Ok(auditor), Ok(worker)) = (auditor, worker) else {
             // They were accepted when this was made.
             tracing::error!("the settings of repair can't work");

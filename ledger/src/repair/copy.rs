@@ -6,6 +6,7 @@
 //! worker's lease may have ended.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use geminga_meta::lease_keeper::LeaseKeeper;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::metadata::{LedgerMetadata, LedgerState};
 use crate::reader::read_one;
+use crate::repair::RepairMetrics;
 use crate::repair::plan::{CopyRun, How};
 use crate::repair::throttle::Throttle;
 use crate::store::StoreShared;
@@ -73,6 +75,7 @@ pub(super) struct Copier<'a> {
     pub store: &'a StoreShared,
     pub metadata: &'a LedgerMetadata,
     pub throttle: &'a Throttle,
+    pub metrics: &'a RepairMetrics,
     pub lease: &'a LeaseKeeper,
 }
 
@@ -111,6 +114,7 @@ impl Copier<'_> {
             self.send(&run.to, &entries).await?;
             self.verify(&run.to, &entries).await?;
             sent += bytes;
+            self.metrics.bytes.fetch_add(bytes, Ordering::Relaxed);
             next = EntryId(next.0 + entries.len() as u64);
         }
         Ok(sent)

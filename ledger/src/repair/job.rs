@@ -18,6 +18,7 @@ use crate::engine::Versioned;
 use crate::error::RecoverError;
 use crate::metadata::LedgerState;
 use crate::records::{self, LoadError};
+use crate::repair::RepairMetrics;
 use crate::repair::claim::{Claim, TaskError, Tasks, told};
 use crate::repair::copy::{Copier, CopyError};
 use crate::repair::plan::{Obstacle, Plan, plan};
@@ -57,6 +58,7 @@ pub(super) struct Job<'a> {
     pub ledgers: &'a LedgerStore,
     pub tasks: &'a Tasks,
     pub throttle: &'a Throttle,
+    pub metrics: &'a RepairMetrics,
     pub lease: &'a LeaseKeeper,
     pub ledger: LedgerId,
     /// An open ledger on a bookie that is being drained is closed even if somebody owns it: its
@@ -155,6 +157,7 @@ impl Job<'_> {
             store: &self.ledgers.shared,
             metadata: &found.metadata,
             throttle: self.throttle,
+            metrics: self.metrics,
             lease: self.lease,
         };
         for bookie in &plan.targets {

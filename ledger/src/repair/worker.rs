@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use geminga_meta::keys::{self, Key};
@@ -25,7 +26,7 @@ pub use crate::repair::copy::CopyError;
 use crate::repair::job::Job;
 pub use crate::repair::job::{RepairError, Repaired};
 use crate::repair::throttle::Throttle;
-use crate::repair::{RepairConfig, RepairConfigError};
+use crate::repair::{RepairConfig, RepairConfigError, RepairMetrics};
 use crate::store::LedgerStore;
 
 /// Wait before a ledger that can't be repaired is tried again; it doubles each time.
@@ -53,6 +54,7 @@ struct Shared {
     ledgers: LedgerStore,
     tasks: Tasks,
     throttle: Throttle,
+    metrics: Arc<RepairMetrics>,
 }
 
 /// One process's worker.
@@ -64,18 +66,22 @@ pub struct RepairWorker {
 }
 
 impl RepairWorker {
-    /// A worker over a cluster's ledgers.
+    /// A worker over a cluster's ledgers, which counts in `metrics` what it does.
     ///
     /// # Errors
     /// [`RepairConfigError`] if a setting can't be used.
-    pub fn new(config: RepairConfig, ledgers: LedgerStore) -> Result<Self, RepairConfigError> {
+    pub fn new(
+        config: RepairConfig,
+        ledgers: LedgerStore,
+        metrics: Arc<RepairMetrics>,
+    ) -> Result<Self, RepairConfigError> {
         config.validate()?;
         let env = ledgers.shared.env.clone();
         let session = SessionId::new(&*env.random);
         let me = HolderRecord { holder: config.name.clone(), session };
         let throttle = Throttle::new(env.clone(), config.bytes_per_second);
         let tasks = Tasks { meta: Arc::clone(&ledgers.shared.meta), env, me };
-        let shared = Arc::new(Shared { ledgers, tasks, throttle });
+        let shared = Arc::new(Shared { ledgers, tasks, throttle, metrics });
         Ok(Self { config, shared, setbacks: HashMap::new() })
     }
 
@@ -181,6 +187,7 @@ impl RepairWorker {
         match result {
             Ok(Repaired::Done(bytes)) => {
                 tracing::info!(%ledger, bytes, "repaired");
+                self.shared.metrics.ledgers.fetch_add(1, Ordering::Relaxed);
                 self.setbacks.remove(&ledger);
             }
             Ok(Repaired::Gone) => drop(self.setbacks.remove(&ledger)),
@@ -194,6 +201,7 @@ impl RepairWorker {
             }
             Err(RepairError::Copy(CopyError::LeaseLost)) => {}
             Err(error) => {
+                self.shared.metrics.failures.fetch_add(1, Ordering::Relaxed);
                 if self.set_back(ledger) == 1 {
                     tracing::info!(%ledger, %error, "a ledger isn't repaired yet");
                 } else {
@@ -226,8 +234,8 @@ impl Shared {
         lease: &LeaseKeeper,
         overdue: bool,
     ) -> Result<Repaired, RepairError> {
-        let Self { ledgers, tasks, throttle } = self;
-        Job { ledgers, tasks, throttle, lease, ledger, overdue }.run().await
+        let Self { ledgers, tasks, throttle, metrics } = self;
+        Job { ledgers, tasks, throttle, metrics, lease, ledger, overdue }.run().await
     }
 }
 

@@ -298,7 +298,7 @@ impl Scene {
     }
 
     pub(super) fn worker(&self, name: &str) -> RepairWorker {
-        RepairWorker::new(config(name), self.ledgers.clone()).expect("valid")
+        RepairWorker::new(config(name), self.ledgers.clone(), Arc::default()).expect("valid")
     }
 
     pub(super) async fn lease(&self) -> LeaseKeeper {
