@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_proto::env::Env;
+use geminga_proto::env::{Env, Monotonic};
 use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::{AppendRequest, BookieError, FenceRequest, ScrubProgress};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -179,6 +179,10 @@ impl Log {
         look(&self.state.lock())
     }
 
+    pub(crate) fn now(&self) -> Monotonic {
+        self.env.clock.monotonic()
+    }
+
     pub(crate) fn device(&self) -> &dyn Device {
         self.device.as_ref()
     }
@@ -190,7 +194,9 @@ impl Log {
         waiter: &Arc<dyn AppendDone>,
         tag: u64,
     ) -> Result<(), BookieError> {
+        let now = self.now();
         let mut state = self.state.lock();
+        state.now = now;
         state.admit_append(request, waiter, tag)?;
         self.wake(&state);
         Ok(())
@@ -198,7 +204,9 @@ impl Log {
 
     /// Takes a fence.
     pub(crate) fn fence(&self, request: FenceRequest) -> Result<FenceAdmission, BookieError> {
+        let now = self.now();
         let mut state = self.state.lock();
+        state.now = now;
         let admission = state.admit_fence(request)?;
         self.wake(&state);
         Ok(admission)

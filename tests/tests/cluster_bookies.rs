@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use geminga_tests::cli::against;
 use geminga_tests::cluster::{Cluster, Plan};
 use geminga_tests::load::{Load, Pace};
 
@@ -105,6 +106,20 @@ async fn a_frozen_bookie_costs_neither_messages_nor_the_brokers_memory() {
         }
     }
     let gap = load.longest_gap();
+    let lag = |cluster: &Cluster, name: &str| {
+        let listed = ["admin", "bookies", "list", "--output", "json"];
+        let listed = against(cluster, &listed).ok().json();
+        let all = listed["bookies"].as_array().cloned().unwrap_or_default();
+        let found = all.into_iter().find(|one| one["bookie_id"] == name);
+        found.unwrap_or_else(|| panic!("{name} is not among {listed}"))
+    };
+    let frozen = block(|| lag(&cluster, "bookie-3"));
+    assert!(frozen["lag_ms"].is_null() && frozen["lag_bytes"].is_null(), "{frozen}");
+    let shown = block(|| against(&cluster, &["admin", "bookies", "list"])).ok().stdout;
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(shown.contains("no answer") && shown.contains("under-replicated"), "{shown}");
+    let others = block(|| lag(&cluster, "bookie-1"));
+    assert!(others["lag_ms"].is_u64() && others["lag_bytes"].is_u64(), "{others}");
     block(|| cluster.thaw("bookie-3"));
     load.gets_on().await;
     let summary = load.stop_and_judge(&client).await;

@@ -19,7 +19,7 @@ use super::footer::{Place, Row};
 use super::group::Link;
 use super::manifest::{Manifest, Sealed, Slot, SlotState};
 use super::record::{Record, RecordKind};
-use super::state::{LogState, Pending, SealedSegment, Unsealed};
+use super::state::{LogState, SealedSegment, Unsealed};
 use super::table::Fence;
 use crate::device::{BLOCK_BYTES, DeviceFile};
 use crate::done::Done;
@@ -321,7 +321,7 @@ impl LogState {
                 lac: ledger.lac(),
                 payload_bytes: 0,
             };
-            self.enqueue(Pending { record, payload: Payload::default(), done: Done::Nobody });
+            self.enqueue(record, Payload::default(), Done::Nobody);
         }
     }
 

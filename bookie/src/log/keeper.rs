@@ -49,6 +49,7 @@ impl Log {
     pub(crate) fn run_chore(&self) -> Chored {
         let (chore, manifest) = {
             let mut state = self.state.lock();
+            state.now = self.env.clock.monotonic();
             let had_work = state.has_work();
             let Some(chore) = state.next_chore() else {
                 // Carried states may have come into the queue.

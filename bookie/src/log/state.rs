@@ -17,7 +17,7 @@ use std::sync::Arc;
 use geminga_proto::env::Monotonic;
 use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken, SegmentId};
 use geminga_proto::payload::Payload;
-use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, FenceResult};
+use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, FenceResult, Lag};
 use tokio::sync::oneshot;
 
 use super::codec::Home;
@@ -108,6 +108,8 @@ pub(crate) struct Pending {
     pub record: Record,
     pub payload: Payload,
     pub done: Done,
+    /// When it was taken.
+    pub since: Monotonic,
 }
 
 impl Pending {
@@ -218,6 +220,11 @@ pub(crate) struct LogState {
     pub wanted_revision: u64,
     /// What reclaim is at.
     pub rewrite: Option<Rewrite>,
+    /// When whoever takes records last looked at the clock.
+    pub now: Monotonic,
+    /// The oldest record of the open group, and of the one in flight.
+    pub open_since: Option<Monotonic>,
+    pub in_flight_since: Option<Monotonic>,
     /// What is known to be damaged.
     pub damaged: Damaged,
     /// A scrub that somebody has asked for.
@@ -253,7 +260,7 @@ impl LogState {
         let ledger = self.ledger_mut(request.ledger, request.token);
         ledger.raise_lac(request.lac);
         let done = Done::Append { waiter: waiter.clone(), tag };
-        self.enqueue(Pending { record, payload: request.payload, done });
+        self.enqueue(record, request.payload, done);
         Ok(())
     }
 
@@ -358,7 +365,7 @@ impl LogState {
             payload_bytes: 0,
         };
         let (sender, receiver) = oneshot::channel();
-        self.enqueue(Pending { record, payload: Payload::default(), done: Done::Fence(sender) });
+        self.enqueue(record, Payload::default(), Done::Fence(sender));
         Ok(FenceAdmission::Queued(receiver))
     }
 
@@ -372,12 +379,23 @@ impl LogState {
                 .is_some_and(|ledger| ledger.fence != Fence::None || ledger.token != asked.token)
     }
 
-    pub(super) fn enqueue(&mut self, pending: Pending) {
+    pub(super) fn enqueue(&mut self, record: Record, payload: Payload, done: Done) {
+        let pending = Pending { record, payload, done, since: self.now };
         let bytes = pending.stored_bytes();
         self.pending_bytes += bytes;
         self.unplaced_bytes += bytes;
         self.queue_bytes += bytes;
         self.queue.push_back(pending);
+    }
+
+    /// How far the log is behind those who append.
+    pub(crate) fn lag(&self, now: Monotonic) -> Lag {
+        let queued = self.queue.front().map(|pending| pending.since);
+        let waiting = [queued, self.open_since, self.in_flight_since];
+        let oldest = waiting.into_iter().flatten().min();
+        let waited = oldest.map_or(Monotonic::ZERO, |since| now.saturating_sub(since));
+        let oldest_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        Lag { oldest_ms, bytes: self.pending_bytes }
     }
 
     fn ledger_mut(&mut self, id: LedgerId, token: LedgerToken) -> &mut Ledger {
