@@ -212,6 +212,29 @@ async fn a_bookie_is_taken_away_under_load_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_bookie_that_was_given_up_meanwhile_ends_when_it_wakes_up() {
+    let mut cluster = block(|| Cluster::up(&plan(4, "5s")));
+    let frozen = "bookie-4";
+    block(|| cluster.freeze(frozen));
+    until("it is missed", || {
+        let listed = json(&cluster, &["bookies", "list"]);
+        let missing = |one: &Value| one["bookie_id"] == frozen && one["state"] == "missing";
+        listed["bookies"].as_array().into_iter().flatten().any(missing)
+    });
+    drop(admin(&cluster, &["bookies", "recover", frozen, "--no-wait"]).ok());
+    until("its name is free", || !names(&json(&cluster, &["bookies", "list"])).contains(&frozen));
+    // Its deletions may hear of it first.
+    cluster.allow_in_log("deletion of ledgers has stopped");
+    block(|| cluster.thaw(frozen));
+    until("it ends", || block(|| cluster.exit_code(frozen)) == Some(1));
+    let log = block(|| cluster.log(frozen));
+    assert!(log.contains("bookie bookie-4 was taken away for good"), "{log}");
+    assert!(!names(&json(&cluster, &["bookies", "list"])).contains(&frozen));
+    drop(admin(&cluster, &["cluster", "status"]).ok());
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bookie_that_is_needed_or_unknown_is_not_taken_away() {
     let mut cluster = block(|| Cluster::up(&plan(3, "5s")));
     let refused = |cluster: &Cluster, args: &[&str], words: &[&str]| {

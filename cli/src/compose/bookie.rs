@@ -182,7 +182,12 @@ impl Server for BookieServer {
     }
 
     async fn broken(&mut self) -> anyhow::Error {
-        self.parts.broken().await
+        let Some(registration) = &mut self.registration else { return self.parts.broken().await };
+        tokio::select! {
+            biased;
+            error = registration.ended() => error.into(),
+            error = self.parts.broken() => error,
+        }
     }
 
     /// # Errors
