@@ -349,6 +349,12 @@ impl Bookie {
         self.inner.log.with_state(LogState::scrub_progress)
     }
 
+    /// Rises whenever what [`Self::damaged`] answers changes.
+    #[must_use]
+    pub fn damage_version(&self) -> u64 {
+        self.inner.log.with_state(|state| state.damaged.version())
+    }
+
     /// Entries that are known to be damaged here, as at most so many runs.
     #[must_use]
     pub fn damaged(&self, most: usize) -> Vec<DamagedRange> {

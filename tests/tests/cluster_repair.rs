@@ -331,6 +331,31 @@ async fn a_copy_that_a_disk_has_changed_is_mended_from_the_others() {
     block(|| cluster.down());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_a_disk_has_changed_is_written_anew_with_what_the_others_have() {
+    let mut cluster = block(|| Cluster::up(&plan(3, "1m")));
+    keep(&cluster);
+    let id = closed_ledger_of(&cluster, "kept");
+    block(|| cluster.stop("bookie-1"));
+    let file = segments(&cluster.dir().join("bookie-1/data")).remove(0);
+    // An end in order cuts the file behind the last page of its index.
+    change(&file, |bytes| {
+        let at = bytes.len() - 4_096 + 20;
+        bytes[at] ^= 0x10;
+    });
+    cluster.expect_in_log("bookie-1", "the index of a segment is damaged");
+    cluster.allow_in_log("stored bytes don't verify");
+    block(|| cluster.start("bookie-1"));
+    drop(admin(&cluster, &["bookies", "scrub", "bookie-1"]));
+    until("it is mended", || admin(&cluster, &["ledgers", "check", &id]).code == Some(0));
+    until("nothing waits for repair", || cluster.records("repairs/").is_empty());
+    until("the file is given up", || !file.exists());
+    drop(admin(&cluster, &["bookies", "scrub", "bookie-1"]).ok());
+    drop(admin(&cluster, &["ledgers", "check", &id]).ok());
+    assert_kept(&cluster);
+    block(|| cluster.down());
+}
+
 /// The one closed ledger of a topic.
 fn closed_ledger_of(cluster: &Cluster, topic: &str) -> String {
     let mut found = String::new();

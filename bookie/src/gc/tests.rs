@@ -461,3 +461,24 @@ impl MetadataStore for Interrupted {
         self.store.revoke_lease(lease).await
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_and_not_wanted_here_is_damaged_no_more() {
+    let mut scene = scene(0..0).await.fill(&[1]).await;
+    scene.describe(1, &closed(&[["a", "b"], ["a", "c"]])).await;
+    let segment = scene.bookie.log().with_state(|state| *state.sealed.keys().next().expect("one"));
+    // As a lost page of an index names what lies between, too.
+    scene.bookie.log().damage(|damaged| {
+        damaged.note(LedgerId(1), EntryId(7)..=EntryId(14), segment);
+    });
+    assert_eq!(scene.collector.census().await, Ok(0));
+    assert_eq!(scene.damaged(), [(1, 7, 9)]);
+}
+
+impl Scene {
+    fn damaged(&self) -> Vec<(u64, u64, u64)> {
+        let runs = self.bookie.damaged(100).into_iter();
+        let numbers = runs.map(|run| (run.ledger.0, run.entries.start().0, run.entries.end().0));
+        numbers.collect()
+    }
+}

@@ -256,6 +256,7 @@ impl LogState {
             highest_ledger: sealed.highest_ledger,
             carrying: false,
             blocked: false,
+            faulty: false,
             scrubbed: None,
         };
         self.sealed.insert(sealed.segment, segment);
@@ -266,6 +267,8 @@ impl LogState {
         self.install(manifest);
         for segment in segments {
             self.sealed.remove(segment);
+            self.damaged.forget_segment(*segment);
+            self.suspects.remove(segment);
         }
         let unsure = self.sealed.values().filter(|sealed| !sealed.readable || sealed.damaged);
         self.limbo_up_to = unsure.map(|sealed| sealed.highest_ledger).max();

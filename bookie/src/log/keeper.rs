@@ -173,28 +173,29 @@ impl Log {
     }
 
     fn recycle(&self, mut manifest: Manifest, segments: &[SegmentId]) -> Result<(), DeviceError> {
-        let unreadable: Vec<u32> = {
-            let state = self.state.lock();
-            let known = segments.iter().filter_map(|segment| state.sealed.get(segment));
-            known.filter(|sealed| !sealed.readable).map(|sealed| sealed.slot).collect()
-        };
+        let useless = self.with_state(|state| state.useless_files(segments));
         for segment in segments {
             if let Some(slot) = manifest.slot_of_mut(*segment) {
                 slot.free();
             }
         }
-        // A file that could not be read is of no use, if it exists at all.
-        manifest.slots.retain(|slot| !unreadable.contains(&slot.number));
+        manifest.slots.retain(|slot| !useless.contains(&slot.number));
         manifest.store(&self.copies)?;
-        for slot in unreadable {
-            self.files.forget(slot);
-            match self.device.remove(&segment::file_name(slot)) {
+        self.remove_files(&useless)?;
+        self.state.lock().recycled(manifest, segments);
+        tracing::debug!(count = segments.len(), "segments without a live ledger were recycled");
+        Ok(())
+    }
+
+    /// Removes segment files that the manifest doesn't name any more, if they exist.
+    pub(super) fn remove_files(&self, slots: &[u32]) -> Result<(), DeviceError> {
+        for slot in slots {
+            self.files.forget(*slot);
+            match self.device.remove(&segment::file_name(*slot)) {
                 Ok(()) | Err(DeviceError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        self.state.lock().recycled(manifest, segments);
-        tracing::debug!(count = segments.len(), "segments without a live ledger were recycled");
         Ok(())
     }
 

@@ -13,7 +13,7 @@
 //! - Adds leave space for one copy, and the log's next segment does too, so that a full disk
 //!   can't stop what makes room on it.
 
-use geminga_proto::id::{LedgerId, SegmentId};
+use geminga_proto::id::{EntryId, LedgerId, SegmentId};
 
 use super::chore::Preparation;
 use super::footer::{self, Row};
@@ -56,11 +56,17 @@ struct Candidate {
     ledgers: u64,
     /// What its file takes.
     capacity_bytes: u64,
+    /// Its header or index is damaged.
+    faulty: bool,
 }
 
 impl Candidate {
-    /// Live bytes in thousandths of what it holds, so that candidates can be compared.
+    /// Live bytes in thousandths of what it holds, so that candidates can be compared. What is
+    /// faulty comes first.
     fn share(&self) -> u64 {
+        if self.faulty {
+            return 0;
+        }
         self.live_bytes.saturating_mul(1_000) / self.capacity_bytes.max(1)
     }
 }
@@ -105,7 +111,7 @@ impl LogState {
         candidates.sort_unstable_by_key(|candidate| (candidate.share(), candidate.segment));
         let largest = self.largest_target();
         let max_group_bytes = u64::from(self.limits.max_group_bytes);
-        let (mut needed, mut freed_bytes) = (Needed::default(), 0);
+        let (mut needed, mut freed_bytes, mut faulty) = (Needed::default(), 0, false);
         let mut sources = Vec::new();
         for candidate in &candidates {
             let more = needed.with(candidate);
@@ -115,6 +121,7 @@ impl LogState {
             if fits {
                 needed = more;
                 freed_bytes += candidate.capacity_bytes;
+                faulty |= candidate.faulty;
                 sources.push(candidate.segment);
             }
         }
@@ -122,7 +129,8 @@ impl LogState {
         // A copy that frees little costs more than it brings, unless there is nothing else.
         let least = self.limits.least_segment_bytes;
         let least_gain = if pressed { least } else { least.max(self.limits.segment_bytes / 4) };
-        if sources.is_empty() || freed_bytes < file_bytes + least_gain {
+        let gains = faulty || freed_bytes >= file_bytes + least_gain;
+        if sources.is_empty() || !gains {
             return None;
         }
         let target = self.target(file_bytes)?;
@@ -141,26 +149,57 @@ impl LogState {
         } else {
             u64::from(self.limits.reclaim_live_percent)
         };
-        let damaged = self.damaged.segments();
         let slots = self.manifest.slots.iter();
         let candidates = slots.filter_map(|slot| {
             let SlotState::Sealed(sealed) = slot.state else { return None };
             let known = self.sealed.get(&sealed.segment)?;
             let whole = known.readable && !known.damaged && !known.blocked && !known.carrying;
-            let whole = whole && !damaged.contains(&sealed.segment);
+            let whole = whole && !self.damaged.has(sealed.segment);
             // One without entries is recycled, or has its states carried.
             let mixed = whole && known.live_with_entries > 0;
             let sparse =
                 known.live_bytes.saturating_mul(100) < slot.capacity_bytes.saturating_mul(percent);
-            (mixed && sparse).then_some(Candidate {
+            (mixed && (sparse || known.faulty)).then_some(Candidate {
                 segment: sealed.segment,
                 live_bytes: known.live_bytes,
                 entries: known.live_entries,
                 ledgers: known.live.into(),
                 capacity_bytes: slot.capacity_bytes,
+                faulty: known.faulty,
             })
         });
         candidates.collect()
+    }
+
+    /// A whole copy of an entry is durable.
+    pub(super) fn mended(&mut self, ledger: LedgerId, entry: EntryId) {
+        if let Some(segment) = self.damaged.mended(ledger, entry)
+            && let Some(sealed) = self.sealed.get_mut(&segment)
+        {
+            sealed.blocked = false;
+        }
+    }
+
+    /// Does what may be the end of damage: segments that it has blocked are blocked no longer.
+    pub(super) fn unblocking<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> T {
+        let sealed = self.sealed.iter().filter(|(_, sealed)| sealed.blocked);
+        let of_damage = sealed.map(|(id, _)| *id).filter(|id| self.damaged.has(*id));
+        let of_damage: Vec<SegmentId> = of_damage.collect();
+        let changed = change(self);
+        for segment in of_damage.into_iter().filter(|segment| !self.damaged.has(*segment)) {
+            if let Some(sealed) = self.sealed.get_mut(&segment) {
+                sealed.blocked = false;
+            }
+        }
+        changed
+    }
+
+    /// Files of these segments that are of no further use: what can't be read there now, can't be
+    /// trusted later.
+    pub(super) fn useless_files(&self, segments: &[SegmentId]) -> Vec<u32> {
+        let known = segments.iter().filter_map(|segment| self.sealed.get(segment));
+        let useless = known.filter(|sealed| !sealed.readable || sealed.faulty);
+        useless.map(|sealed| sealed.slot).collect()
     }
 
     /// Bytes of a segment that could be made now.
@@ -231,6 +270,12 @@ impl LogState {
     /// far as a segment has nothing else of that ledger. Its row stays, with token, fence and
     /// last-add-confirmed. Returns how many entries that were.
     pub(crate) fn keep_only(&mut self, complete: SegmentId, kept: &[Kept]) -> u64 {
+        let dropped = self.unblocking(|state| state.drop_surplus(complete, kept));
+        self.counters.surplus_entries += dropped;
+        dropped
+    }
+
+    fn drop_surplus(&mut self, complete: SegmentId, kept: &[Kept]) -> u64 {
         let mut dropped = 0;
         for Kept { ledger: id, token, entries } in kept {
             let Some(ledger) = self.table.get_mut(id).filter(|known| known.token == *token) else {
@@ -254,8 +299,8 @@ impl LogState {
                 (held.count, held.stored_bytes) = (0, 0);
                 self.damaged.forget_in(*id, held.segment);
             }
+            self.damaged.keep_only(*id, complete, entries);
         }
-        self.counters.surplus_entries += dropped;
         dropped
     }
 
@@ -284,6 +329,11 @@ impl LogState {
             }
         }
         self.sealed.retain(|segment, _| !sources.contains(segment));
+        for source in &sources {
+            // All that counted in it is in the copy, or was whole elsewhere.
+            self.damaged.forget_segment(*source);
+            self.suspects.remove(source);
+        }
         self.counters.rewritten_segments += sources.len() as u64;
         self.no_space = false;
         let Some(slot) = self.manifest.slot_of(target).copied() else { return };

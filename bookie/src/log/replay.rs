@@ -473,6 +473,7 @@ impl Opening<'_> {
             in_flight_since: None,
             damaged: Damaged::default(),
             asked: Asked::default(),
+            suspects: std::collections::BTreeSet::new(),
             doomed: std::collections::BTreeSet::new(),
             counters: Counters::default(),
             turns: Turns::default(),

@@ -96,8 +96,12 @@ pub(crate) struct SealedSegment {
     pub highest_ledger: LedgerId,
     /// The states of its ledgers without entries are on their way into the active segment.
     pub carrying: bool,
-    /// A record of it couldn't be read whole, so it isn't rewritten before it was found intact.
+    /// A record of it couldn't be read whole, so it isn't rewritten before that is mended, or it
+    /// was found intact.
     pub blocked: bool,
+    /// Its header or its index is damaged: it is rewritten once nothing is damaged of which it has
+    /// the only copy.
+    pub faulty: bool,
     /// When it was last read through in this run.
     pub scrubbed: Option<Monotonic>,
 }
@@ -229,6 +233,8 @@ pub(crate) struct LogState {
     pub damaged: Damaged,
     /// A scrub that somebody has asked for.
     pub asked: Asked,
+    /// Segments whose turn it is before the interval is over: somebody has met damage there.
+    pub suspects: BTreeSet<SegmentId>,
     /// Ledgers that are gone at that revision, not deleted yet.
     pub doomed: BTreeSet<LedgerId>,
     pub counters: Counters,
@@ -522,15 +528,17 @@ impl LogState {
     /// Forgets ledgers whose deletion the manifest has noted. Segments that held nothing else can
     /// be recycled from then on.
     pub(crate) fn delete(&mut self, ledgers: &[LedgerId]) {
-        for id in ledgers {
-            self.doomed.remove(id);
-            let Some(ledger) = self.table.remove(id) else { continue };
-            self.counters.deleted_ledgers += 1;
-            self.damaged.forget(*id);
-            for held in &ledger.refs {
-                self.release(held.segment, held.count, held.stored_bytes);
+        self.unblocking(|state| {
+            for id in ledgers {
+                state.doomed.remove(id);
+                let Some(ledger) = state.table.remove(id) else { continue };
+                state.counters.deleted_ledgers += 1;
+                state.damaged.forget(*id);
+                for held in &ledger.refs {
+                    state.release(held.segment, held.count, held.stored_bytes);
+                }
             }
-        }
+        });
     }
 
     /// One live ledger less in a sealed segment, with so many entries there.

@@ -227,13 +227,15 @@ impl LogState {
 
     /// Makes one durable record count.
     fn publish(&mut self, segment: SegmentId, placed: &Placed) {
+        if placed.kind == RecordKind::Entry {
+            self.mended(placed.ledger, placed.entry);
+        }
         // A ledger that was deleted meanwhile has nobody who could ask for it.
         let Some(ledger) = self.table.get_mut(&placed.ledger) else { return };
         match placed.kind {
             RecordKind::Entry => {
                 self.counters.appended_entries += 1;
                 self.counters.appended_bytes += u64::from(placed.place.payload_bytes);
-                self.damaged.mended(placed.ledger, placed.entry);
                 let unsealed = if self.active.segment == segment {
                     Some(&mut self.active)
                 } else {

@@ -46,6 +46,11 @@ impl Rig {
         self.log.with_state(|state| state.counters.rewritten_segments)
     }
 
+    /// Whether a segment isn't rewritten for what was met in it.
+    fn blocked(&self) -> bool {
+        self.log.with_state(|state| state.sealed.values().any(|sealed| sealed.blocked))
+    }
+
     fn allocated(&self) -> u64 {
         self.log.with_state(|state| state.allocated_bytes - state.spare_bytes)
     }
@@ -235,9 +240,48 @@ fn a_damaged_record_that_is_nowhere_else_keeps_its_segment() {
     assert_eq!(rig.put(recovery), Ok(()));
     stored.insert((1, 0), payload(1, 0, 3_000));
     rig.check(&stored);
+    assert!(!rig.blocked(), "at once, not at the next scrub");
     let mut rig = Rig::on(rig.device.crash(Tear::Lost));
     rig.reclaim();
     assert!(!rig.sealed_files().contains(&file), "{:?}", rig.sealed_files());
+    rig.check(&stored);
+}
+
+#[test]
+fn a_damaged_record_that_counts_no_more_blocks_no_segment() {
+    let mut rig = Rig::new();
+    let mut stored = interleave(&mut rig, 24, 3_000);
+    rig.settle();
+    let file = rig.sealed_files().remove(0);
+    rig.device.flip(&file, 4_096 + 88 + 48 + 500, 1);
+    delete_half(&mut rig, &mut stored);
+    rig.reclaim();
+    assert!(rig.blocked(), "a ledger that lives has it");
+    rig.delete(&[1]);
+    stored.retain(|(ledger, _), _| *ledger != 1);
+    assert!(!rig.blocked());
+    rig.reclaim();
+    rig.check(&stored);
+}
+
+#[test]
+fn what_a_rewrite_has_copied_whole_is_not_damaged_any_more() {
+    use geminga_proto::id::{EntryId, LedgerId};
+    let mut rig = Rig::new();
+    let mut stored = interleave(&mut rig, 40, 3_000);
+    delete_half(&mut rig, &mut stored);
+    while rig.log.with_state(|state| state.rewrite.is_none()) {
+        rig.log.run_chore();
+        rig.pass(Duration::from_secs(1));
+    }
+    // Somebody couldn't read them for a moment: one in a source, one whose copy is elsewhere.
+    let sources = rig.log.with_state(|state| state.rewrite.clone().expect("one").sources);
+    rig.log.damage(|damaged| {
+        damaged.note(LedgerId(1), EntryId(0)..=EntryId(2), sources[0]);
+        damaged.note(LedgerId(3), EntryId(1)..=EntryId(1), geminga_proto::id::SegmentId(900));
+    });
+    rig.reclaim();
+    assert_eq!(rig.log.with_state(|state| state.damaged.ranges(9)), []);
     rig.check(&stored);
 }
 
