@@ -35,6 +35,7 @@ mod group;
 mod index;
 mod keeper;
 mod manifest;
+mod missing;
 mod read_cache;
 mod reader;
 mod reclaim;
@@ -445,6 +446,12 @@ fn write_only(group: &OpenGroup) -> Result<(), DeviceError> {
         Some(file) => file.write_at(group.offset, group.buffer.as_slice()),
         None => Ok(()),
     }
+}
+
+/// Name of a segment's file, for tests that spoil it.
+#[cfg(test)]
+pub(crate) fn segment_file(slot: u32) -> String {
+    segment::file_name(slot)
 }
 
 #[cfg(test)]

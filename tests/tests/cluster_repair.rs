@@ -332,6 +332,29 @@ async fn a_copy_that_a_disk_has_changed_is_mended_from_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_segment_file_that_is_lost_at_a_start_comes_back_from_the_others() {
+    let mut cluster = block(|| Cluster::up(&plan(3, "1m")));
+    keep(&cluster);
+    let id = closed_ledger_of(&cluster, "kept");
+    block(|| cluster.stop("bookie-1"));
+    for file in segments(&cluster.dir().join("bookie-1/data")) {
+        std::fs::remove_file(file).expect("removed");
+    }
+    let accept = [("bookie.accept_damage", "true")];
+    block(|| cluster.refused_start("bookie-1", &[], &["segment-", "bookie.accept_damage"]));
+    cluster.expect_in_log("bookie-1", "served in spite of damage");
+    cluster.expect_in_log("bookie-1", "entries of lost segments are missing here");
+    cluster.allow_in_log("a segment can't be read");
+    cluster.allow_in_log("lost segments may have held ledgers");
+    cluster.allow_in_log("a spare segment file is gone");
+    block(|| cluster.start_with("bookie-1", &accept));
+    until("all copies are back", || admin(&cluster, &["ledgers", "check", &id]).code == Some(0));
+    until("nothing waits for repair", || cluster.records("repairs/").is_empty());
+    assert_kept(&cluster);
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_index_that_a_disk_has_changed_is_written_anew_with_what_the_others_have() {
     let mut cluster = block(|| Cluster::up(&plan(3, "1m")));
     keep(&cluster);

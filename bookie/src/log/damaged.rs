@@ -162,6 +162,58 @@ impl Damaged {
         run.is_some_and(|((of, _), run)| *of == ledger && run.last >= first)
     }
 
+    /// What of these entries is not noted for another segment than `segment`.
+    pub fn others(
+        &self,
+        ledger: LedgerId,
+        entries: &RangeInclusive<EntryId>,
+        segment: SegmentId,
+    ) -> Vec<RangeInclusive<EntryId>> {
+        let (mut from, last) = (*entries.start(), *entries.end());
+        let of_ledger = (ledger, EntryId(0))..=(ledger, last);
+        let mut rest = Vec::new();
+        for ((_, first), run) in self.runs.range(of_ledger) {
+            if run.segment == segment || run.last < from {
+                continue;
+            }
+            if let Some(before) = first.previous().filter(|before| *before >= from) {
+                rest.push(from..=before);
+            }
+            from = run.last.next();
+        }
+        if from <= last {
+            rest.push(from..=last);
+        }
+        rest
+    }
+
+    /// Of a ledger, these entries are not damaged in this segment.
+    pub fn forget_entries(
+        &mut self,
+        ledger: LedgerId,
+        entries: RangeInclusive<EntryId>,
+        segment: SegmentId,
+    ) {
+        if self.has(segment) {
+            let kept = self.others(ledger, &entries, segment);
+            let noted = kept.iter().flat_map(|run| self.within(ledger, run));
+            let noted: Vec<_> = noted.collect();
+            noted.into_iter().for_each(|run| self.cut(ledger, run));
+        }
+    }
+
+    /// What of these entries is noted.
+    fn within(
+        &self,
+        ledger: LedgerId,
+        entries: &RangeInclusive<EntryId>,
+    ) -> Vec<RangeInclusive<EntryId>> {
+        let (from, last) = (*entries.start(), *entries.end());
+        let of_ledger = (ledger, EntryId(0))..=(ledger, last);
+        let runs = self.runs.range(of_ledger).filter(|(_, run)| run.last >= from);
+        runs.map(|((_, first), run)| from.max(*first)..=last.min(run.last)).collect()
+    }
+
     /// A ledger is gone.
     pub fn forget(&mut self, ledger: LedgerId) {
         if !self.runs.is_empty() {

@@ -491,6 +491,9 @@ impl Opening<'_> {
             let (manifest, rows) = keeper::seal(device, &copies, manifest, &job, now_ms)?;
             state.sealed(manifest, unsealed.segment, &rows);
         }
+        // Whoever has met a crash may have lost more than was looked for.
+        let damaged = state.sealed.iter().filter(|(_, sealed)| sealed.damaged && sealed.readable);
+        state.suspects = damaged.map(|(segment, _)| *segment).collect();
         begin(device, &copies, &mut state, env)?;
         self.report.ledgers = state.table.len() as u64;
         self.report.segments = state.sealed.len() as u64;
