@@ -15,7 +15,7 @@ use super::chore::{Chore, Preparation, SealJob};
 use super::codec::Home;
 use super::footer::{self, Row};
 use super::manifest::{Copies, Manifest, Sealed, Slot, SlotState};
-use super::state::Unsealed;
+use super::state::{LogState, Unsealed};
 use super::{Log, segment};
 use crate::device::{AlignedBuffer, Device, DeviceError, DeviceFile};
 use crate::done;
@@ -407,4 +407,22 @@ pub(crate) fn prewrite_first(
     }
     file.sync()?;
     Ok(at)
+}
+
+/// Cuts files off where the manifest counts no more of them: a crash came before that was done.
+pub(crate) fn give_back(device: &dyn Device, state: &LogState) -> Result<(), DeviceError> {
+    for slot in &state.manifest.slots {
+        // What is lost may be needed as it is, by somebody who tries to save it.
+        let used = slot.segment().and_then(|segment| state.sealed.get(&segment));
+        if used.is_none_or(|sealed| !sealed.readable) {
+            continue;
+        }
+        let file = device.open(&segment::file_name(slot.number))?;
+        if file.len()? > slot.capacity_bytes {
+            tracing::info!(slot = slot.number, "a segment file is cut to what is counted of it");
+            file.truncate(slot.capacity_bytes)?;
+            file.sync_length()?;
+        }
+    }
+    Ok(())
 }

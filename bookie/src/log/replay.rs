@@ -494,6 +494,7 @@ impl Opening<'_> {
         // Whoever has met a crash may have lost more than was looked for.
         let damaged = state.sealed.iter().filter(|(_, sealed)| sealed.damaged && sealed.readable);
         state.suspects = damaged.map(|(segment, _)| *segment).collect();
+        keeper::give_back(device, &state)?;
         begin(device, &copies, &mut state, env)?;
         self.report.ledgers = state.table.len() as u64;
         self.report.segments = state.sealed.len() as u64;
