@@ -23,6 +23,7 @@ use super::segment::DATA_START;
 use super::state::{LogState, Mark, SealedSegment};
 use super::table::SegmentRef;
 use super::writer::MAX_SEGMENT_ENTRIES;
+use crate::config::Limits;
 use crate::device::BLOCK_BYTES;
 use crate::gc::Kept;
 
@@ -89,11 +90,14 @@ impl Needed {
     }
 
     /// Size of a file for it: header, groups with their padding, index.
-    fn file_bytes(&self, max_group_bytes: u64) -> u64 {
+    fn file_bytes(&self, limits: &Limits) -> u64 {
         let block = BLOCK_BYTES as u64;
         // A group ends when the next record doesn't fit, which is half full at worst, or holds one
         // record that is larger.
-        let groups = (self.live_bytes / (max_group_bytes / 2).max(1) + 2).min(self.entries + 1);
+        let half = (u64::from(limits.max_group_bytes) / 2).max(1);
+        // So does what is read into memory at a time: its last group is written as it is then.
+        let batches = self.live_bytes / (limits.reclaim_buffer_bytes / 2).max(1) + 2;
+        let groups = (self.live_bytes / half + batches).min(self.entries + 1);
         let around = groups * (group::HEADER_BYTES as u64 + block);
         let footer = footer::footer_bytes(self.ledgers, self.entries);
         (DATA_START + self.live_bytes + around).next_multiple_of(block) + footer
@@ -110,12 +114,11 @@ impl LogState {
         let mut candidates = self.candidates(pressed);
         candidates.sort_unstable_by_key(|candidate| (candidate.share(), candidate.segment));
         let largest = self.largest_target();
-        let max_group_bytes = u64::from(self.limits.max_group_bytes);
         let (mut needed, mut freed_bytes, mut faulty) = (Needed::default(), 0, false);
         let mut sources = Vec::new();
         for candidate in &candidates {
             let more = needed.with(candidate);
-            let fits = more.file_bytes(max_group_bytes) <= largest
+            let fits = more.file_bytes(&self.limits) <= largest
                 && more.entries <= MAX_SEGMENT_ENTRIES
                 && sources.len() < MAX_SOURCES;
             if fits {
@@ -125,7 +128,7 @@ impl LogState {
                 sources.push(candidate.segment);
             }
         }
-        let file_bytes = needed.file_bytes(max_group_bytes).max(self.limits.least_segment_bytes);
+        let file_bytes = needed.file_bytes(&self.limits).max(self.limits.least_segment_bytes);
         // A copy that frees little costs more than it brings, unless there is nothing else.
         let least = self.limits.least_segment_bytes;
         let least_gain = if pressed { least } else { least.max(self.limits.segment_bytes / 4) };
@@ -139,7 +142,7 @@ impl LogState {
     }
 
     /// Little is left for ordinary adds.
-    pub(super) fn is_pressed(&self) -> bool {
+    pub(crate) fn is_pressed(&self) -> bool {
         self.no_space || self.ordinary_free_bytes() < self.limits.segment_bytes * 2
     }
 

@@ -143,11 +143,16 @@ impl Log {
         }
     }
 
-    /// Reads the sources' indexes, and uses an id and a file up.
+    /// Uses an id and a file up, and reads the sources' indexes: a disk that is full by now is met
+    /// before that has cost anything.
     fn begin(&self, plan: &RewritePlan) -> Result<(Rewriter, u64), Stop> {
+        for (_, sealed) in &plan.sources {
+            self.can_open(sealed.slot)?;
+        }
+        let sources = plan.sources.iter().map(|(segment, _)| *segment).collect();
+        let (home, slot, capacity_bytes, file) = self.claim_target(plan.target, sources)?;
         let (mut ledgers, mut items, mut moved) = (Vec::new(), Vec::new(), 0);
         for (segment, sealed) in &plan.sources {
-            self.can_open(sealed.slot)?;
             let index = self.index(*segment, sealed).ok();
             let index = index.or_else(|| self.salvaged(*segment, sealed));
             let index = index.ok_or(Stop::Blocked(*segment))?;
@@ -178,8 +183,6 @@ impl Log {
             )
         });
         items.dedup_by_key(|item| (item.ledger, item.located.entry));
-        let sources = plan.sources.iter().map(|(segment, _)| *segment).collect();
-        let (home, slot, capacity_bytes, file) = self.claim_target(plan.target, sources)?;
         tracing::debug!(segment = %home.segment, slot, entries = items.len(), "rewriting segments");
         let rewriter = Rewriter {
             home,
