@@ -92,6 +92,7 @@ impl BookieServer {
         let mut registry = Registry::default();
         metrics::register(&mut registry, bookie.clone());
         let readiness = Readiness::default();
+        bookie_node::ask_for_disk(&readiness, bookie.clone());
         let probes = Probes::new(registry, readiness.clone());
         let metrics = Some(metrics_port.advertised);
         let watched = watch_metadata(etcd, bookie.clone(), readiness.clone(), parts.stopped());
