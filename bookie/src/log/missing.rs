@@ -1,5 +1,5 @@
-//! What is wanted here and isn't, since segments were lost: noted like damage, so that repair brings
-//! it back.
+//! What is wanted here and isn't, since segments were lost: noted like damage, so that repair
+//! brings it back.
 //!
 //! What a lost segment held isn't known here. But the metadata say which entries of closed ledgers
 //! this bookie is to have, and what of these is in no index was lost. So each census notes it
