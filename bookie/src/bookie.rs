@@ -289,14 +289,16 @@ impl Bookie {
     /// What the bookie says of itself.
     #[must_use]
     pub fn info(&self) -> BookieInfo {
-        let sync_mode = self.inner.log.device().sync_mode();
-        self.inner.log.with_state(|state| BookieInfo {
+        let log = &self.inner.log;
+        let (sync_mode, now) = (log.device().sync_mode(), log.now());
+        log.with_state(|state| BookieInfo {
             sync_mode,
             total_bytes: state.total_bytes(),
             free_bytes: state.ordinary_free_bytes(),
             writable: state.is_writable(),
             ledgers: state.table.len() as u64,
             segments: state.sealed.len() as u64 + state.sealing.len() as u64 + 1,
+            lag: state.lag(now),
         })
     }
 
@@ -345,6 +347,12 @@ impl Bookie {
     #[must_use]
     pub fn scrub_progress(&self) -> ScrubProgress {
         self.inner.log.with_state(LogState::scrub_progress)
+    }
+
+    /// Rises whenever what [`Self::damaged`] answers changes.
+    #[must_use]
+    pub fn damage_version(&self) -> u64 {
+        self.inner.log.with_state(|state| state.damaged.version())
     }
 
     /// Entries that are known to be damaged here, as at most so many runs.

@@ -192,6 +192,8 @@ pub struct Limits {
     pub max_spare_segments: u32,
     /// Live share below which a segment is rewritten, percent.
     pub reclaim_live_percent: u32,
+    /// Memory in which a rewrite sorts.
+    pub reclaim_buffer_bytes: u64,
     /// How often everything is verified.
     pub scrub_interval: Duration,
     /// What the simulation has planted.
@@ -260,6 +262,7 @@ impl BookieConfig {
             reclaim_reserve_percent: self.reclaim_reserve_percent,
             max_spare_segments: self.max_spare_segments,
             reclaim_live_percent: self.reclaim_live_percent,
+            reclaim_buffer_bytes: self.reclaim_buffer_bytes,
             scrub_interval: self.scrub_interval,
             #[cfg(any(test, feature = "simulation"))]
             planted: self.planted,

@@ -121,6 +121,8 @@ struct Compared {
     lowest: Option<LedgerId>,
     /// Closed ledgers here, and what of each is wanted here.
     kept: Vec<Kept>,
+    /// Closed ledgers, here or not, of which something may be lost, and what is wanted here.
+    wanted: Vec<Kept>,
 }
 
 /// Deletes what is gone from the metadata.
@@ -142,8 +144,10 @@ impl Collector {
     pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {
         let mut interval = tokio::time::interval(self.bookie.config().census_interval);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // The first tick comes at once; a start has better things to do.
-        interval.tick().await;
+        // The first tick comes at once; a start has better things to do, unless it has lost some.
+        if self.bookie.log().with_state(LogState::lost_up_to).is_none() {
+            interval.tick().await;
+        }
         tokio::pin!(shutdown);
         loop {
             let looked = tokio::select! {
@@ -225,14 +229,20 @@ impl Collector {
             return self.delete(gone, revision).await;
         }
         let complete = self.bookie.log().with_state(LogState::complete_before);
+        let lost_up_to = self.bookie.log().with_state(LogState::lost_up_to);
         let claimed = self.claimed(&mut revision).await?;
-        let compared = self.compare(&known, &claimed, &mut revision).await?;
+        let compared = self.compare(&known, &claimed, lost_up_to, &mut revision).await?;
         self.check_share(&compared.gone, hinted, known.len())?;
         if let Some(lowest) = compared.lowest {
             self.bookie.log().note_lowest_ledger(lowest);
         }
         let deleted = self.delete(compared.gone, revision).await?;
         self.bookie.log().keep_only(complete, &compared.kept);
+        if lost_up_to.is_some() {
+            let wanted = compared.wanted;
+            // Reads indexes. A panic there has been told, and the next census comes.
+            self.bookie.aside(move |bookie| bookie.log().note_missing(&wanted)).await;
+        }
         Ok(deleted)
     }
 
@@ -288,17 +298,22 @@ impl Collector {
         &self,
         known: &[LedgerId],
         claimed: &BTreeSet<LedgerId>,
+        lost_up_to: Option<LedgerId>,
         revision: &mut u64,
     ) -> Result<Compared, CollectError> {
         let mine = &self.bookie.identity().bookie;
         let mut present = vec![false; known.len()];
-        let (mut lowest, mut kept) = (None, Vec::new());
+        let (mut lowest, mut kept, mut wanted) = (None, Vec::new(), Vec::new());
         let mut after: Option<String> = None;
         loop {
             let page = self.page(keys::LEDGERS, after.as_deref(), MAX_RANGE, revision).await?;
             for pair in &page.pairs {
                 let Some(Key::Ledger(id)) = Key::parse(&pair.key) else { continue };
                 lowest.get_or_insert(id);
+                if lost_up_to.is_some_and(|highest| id <= highest) {
+                    let mine = surplus::kept(pair, id, mine);
+                    wanted.extend(mine.filter(|kept| !kept.entries.is_empty()));
+                }
                 if let Ok(at) = known.binary_search(&id) {
                     present[at] = true;
                     let unclaimed = Some(pair).filter(|_| !claimed.contains(&id));
@@ -309,7 +324,7 @@ impl Collector {
             if !page.more || after.is_none() {
                 let gone = known.iter().zip(present).filter(|(_, present)| !present);
                 let gone = gone.map(|(id, _)| *id).collect();
-                return Ok(Compared { gone, lowest, kept });
+                return Ok(Compared { gone, lowest, kept, wanted });
             }
         }
     }

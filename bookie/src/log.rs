@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_proto::env::Env;
+use geminga_proto::env::{Env, Monotonic};
 use geminga_proto::id::{LedgerId, SegmentId};
 use geminga_proto::storage::{AppendRequest, BookieError, FenceRequest, ScrubProgress};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -35,6 +35,7 @@ mod group;
 mod index;
 mod keeper;
 mod manifest;
+mod missing;
 mod read_cache;
 mod reader;
 mod reclaim;
@@ -179,6 +180,10 @@ impl Log {
         look(&self.state.lock())
     }
 
+    pub(crate) fn now(&self) -> Monotonic {
+        self.env.clock.monotonic()
+    }
+
     pub(crate) fn device(&self) -> &dyn Device {
         self.device.as_ref()
     }
@@ -190,7 +195,9 @@ impl Log {
         waiter: &Arc<dyn AppendDone>,
         tag: u64,
     ) -> Result<(), BookieError> {
+        let now = self.now();
         let mut state = self.state.lock();
+        state.now = now;
         state.admit_append(request, waiter, tag)?;
         self.wake(&state);
         Ok(())
@@ -198,7 +205,9 @@ impl Log {
 
     /// Takes a fence.
     pub(crate) fn fence(&self, request: FenceRequest) -> Result<FenceAdmission, BookieError> {
+        let now = self.now();
         let mut state = self.state.lock();
+        state.now = now;
         let admission = state.admit_fence(request)?;
         self.wake(&state);
         Ok(admission)
@@ -437,6 +446,12 @@ fn write_only(group: &OpenGroup) -> Result<(), DeviceError> {
         Some(file) => file.write_at(group.offset, group.buffer.as_slice()),
         None => Ok(()),
     }
+}
+
+/// Name of a segment's file, for tests that spoil it.
+#[cfg(test)]
+pub(crate) fn segment_file(slot: u32) -> String {
+    segment::file_name(slot)
 }
 
 #[cfg(test)]

@@ -10,6 +10,10 @@
 //! have ended; if it hasn't, the start is refused. Once started, nobody's lease is revoked: two
 //! processes that do that would go on for ever.
 //!
+//! The record is written only as long as the metadata have the cookie of this very disk. A bookie
+//! that was drained while its lease was lost, and forgotten, must not be found again: its name may
+//! be another disk's by now, and brokers would write to what no auditor looks after. So it ends.
+//!
 //! Writes of the record are few: one when what it takes changes, and one when the free space has
 //! moved by a twentieth of the disk, at most every ten seconds ([`differs`]).
 //!
@@ -21,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_meta::keys;
-use geminga_meta::record::{BookieRecord, Nonce, Record, RecordError, Stored};
+use geminga_meta::record::{BookieRecord, CookieRecord, Nonce, Record, RecordError, Stored};
 use geminga_meta::store::{Compare, LeaseId, MetadataStore, StoreError, Txn, TxnOutcome};
 use geminga_meta::update_loop::{RetryPolicy, Witness, commit};
 use geminga_proto::env::{Env, Monotonic};
@@ -73,6 +77,16 @@ pub enum RegistrationError {
         /// Where the other one is.
         address: String,
     },
+    /// The metadata know its disk no more.
+    #[error(
+        "bookie {bookie} was taken away for good: the metadata have no cookie of its disk any \
+         more, and what it had was copied elsewhere. Give it an empty data directory to use the \
+         machine again"
+    )]
+    TakenAway {
+        /// The name.
+        bookie: BookieId,
+    },
     /// It is another cluster's metadata, or older than what this bookie has acted on.
     #[error(transparent)]
     Metadata(CollectError),
@@ -89,7 +103,8 @@ pub enum RegistrationError {
 #[derive(Debug)]
 pub struct Registration {
     stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
+    /// Ends by itself only with the reason why the process must not serve any more.
+    task: JoinHandle<Option<RegistrationError>>,
 }
 
 /// A bookie whose metadata were checked, and that may be served. Its name isn't taken yet.
@@ -148,8 +163,23 @@ impl Registration {
     /// that be longer): what isn't done by then is left to the end of the lease.
     pub async fn close(self) {
         self.stop.send_replace(true);
-        if let Err(error) = self.task.await {
+        // It has told its reason already.
+        if !self.task.is_finished()
+            && let Err(error) = self.task.await
+        {
             tracing::error!(%error, "keeping this bookie's record has failed");
+        }
+    }
+
+    /// Why this process must not serve any more, once that is so. To be called again only if its
+    /// future was dropped before.
+    pub async fn ended(&mut self) -> RegistrationError {
+        match (&mut self.task).await {
+            Ok(Some(error)) => error,
+            Ok(None) | Err(_) => {
+                // The first is told to stop; a panic is caught where it happens.
+                std::future::pending().await
+            }
         }
     }
 }

@@ -31,13 +31,15 @@ pub struct Reporter {
     env: Env,
     /// By ledger and first entry of a run: its last one, and when that was said.
     said: BTreeMap<(LedgerId, EntryId), (EntryId, Monotonic)>,
+    /// The damage that was said as a whole, and until when nothing of it is to be said again.
+    rests: Option<(u64, Monotonic)>,
 }
 
 impl Reporter {
     /// A reporter of `bookie`, whose cluster keeps its metadata in `store`.
     #[must_use]
     pub fn new(bookie: Bookie, store: Arc<dyn MetadataStore>, env: Env) -> Self {
-        Self { bookie, store, env, said: BTreeMap::new() }
+        Self { bookie, store, env, said: BTreeMap::new(), rests: None }
     }
 
     /// Reports until `shutdown` completes.
@@ -57,25 +59,25 @@ impl Reporter {
 
     /// Says what is new. What can't be said now is tried at the next look.
     pub async fn report(&mut self) {
-        let damaged = self.bookie.damaged(usize::MAX);
-        let now = self.env.clock.monotonic();
+        let (now, version) = (self.env.clock.monotonic(), self.bookie.damage_version());
+        if self.rests.is_some_and(|(said, until)| said == version && now < until) {
+            return;
+        }
+        self.rests = None;
+        let damaged = self.bookie.damaged(usize::MAX).into_iter();
+        let damaged: BTreeMap<(LedgerId, EntryId), EntryId> =
+            damaged.map(|run| ((run.ledger, *run.entries.start()), *run.entries.end())).collect();
         // Mended since, or part of another run by now.
-        self.said.retain(|(ledger, first), (last, at)| {
-            let is_same = |run: &crate::bookie::DamagedRange| {
-                run.ledger == *ledger && run.entries == (*first..=*last)
-            };
-            now.saturating_sub(*at) < SAID_AGAIN && damaged.iter().any(is_same)
+        self.said.retain(|run, (last, at)| {
+            now.saturating_sub(*at) < SAID_AGAIN && damaged.get(run) == Some(last)
         });
-        let is_new = |run: &&crate::bookie::DamagedRange| {
-            !self.said.contains_key(&(run.ledger, *run.entries.start()))
-        };
-        let new: Vec<_> = damaged.iter().filter(is_new).take(MAX_RUNS).cloned().collect();
+        let is_new = |(run, _): &(&(LedgerId, EntryId), &EntryId)| !self.said.contains_key(run);
+        let new: Vec<_> = damaged.iter().filter(is_new).take(MAX_RUNS).collect();
         let bookie = self.bookie.identity().bookie.clone();
-        for run in new {
-            let (first, last) = (*run.entries.start(), *run.entries.end());
+        for ((ledger, first), last) in new {
             let (store, env) = (self.store.as_ref(), &self.env);
-            match report_damage(store, env, run.ledger, &bookie, run.entries).await {
-                Ok(()) => drop(self.said.insert((run.ledger, first), (last, now))),
+            match report_damage(store, env, *ledger, &bookie, *first..=*last).await {
+                Ok(()) => drop(self.said.insert((*ledger, *first), (*last, now))),
                 Err(error) => {
                     tracing::debug!(%error, "damage can't be reported now");
                     // Another record may be usable; a store that is away has none.
@@ -84,6 +86,10 @@ impl Reporter {
                     }
                 }
             }
+        }
+        if self.said.len() == damaged.len() {
+            let first = self.said.values().map(|(_, at)| *at).min();
+            self.rests = Some((version, first.unwrap_or(now).saturating_add(SAID_AGAIN)));
         }
     }
 }

@@ -192,6 +192,8 @@ impl pb::bookie_server::Bookie for BookieService {
             writable: info.writable,
             ledgers: info.ledgers,
             segments: info.segments,
+            lag_ms: info.lag.oldest_ms,
+            lag_bytes: info.lag.bytes,
         }))
     }
 

@@ -125,11 +125,21 @@ impl LedgerStore {
 
     /// The bookies that take writes, with what each says of itself.
     pub async fn bookies(&self) -> Vec<(BookieId, Result<BookieInfo, BookieError>)> {
-        let shared = &self.shared;
-        let Ok(bookies) = shared.placement.pick(usize::MAX, 0, &[]) else { return Vec::new() };
+        let picked = self.shared.placement.pick(usize::MAX, 0, &[]);
+        let Ok(bookies) = picked else { return Vec::new() };
+        self.infos(bookies, self.shared.request_timeout).await
+    }
+
+    /// What each of these bookies says of itself; [`BookieError::Unreachable`] of one that doesn't
+    /// answer within `patience`.
+    pub async fn infos(
+        &self,
+        bookies: Vec<BookieId>,
+        patience: Duration,
+    ) -> Vec<(BookieId, Result<BookieInfo, BookieError>)> {
+        let transport = &self.shared.transport;
         let asked = bookies.into_iter().map(|bookie| async move {
-            let info = shared.transport.info(&bookie);
-            let info = tokio::time::timeout(shared.request_timeout, info).await;
+            let info = tokio::time::timeout(patience, transport.info(&bookie)).await;
             (bookie, info.unwrap_or(Err(BookieError::Unreachable)))
         });
         // Side by side: one that hangs holds up none of the others.

@@ -156,6 +156,17 @@ pub struct BookieInfo {
     pub ledgers: u64,
     /// Segment files in use.
     pub segments: u64,
+    /// How far its log is behind.
+    pub lag: Lag,
+}
+
+/// What a bookie has taken and not made durable yet: how far its log is behind those who append.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// How long the oldest such record has waited; 0 if there is none.
+    pub oldest_ms: u64,
+    /// Bytes of all such records, headers included.
+    pub bytes: u64,
 }
 
 /// How a bookie makes a write durable before it answers.

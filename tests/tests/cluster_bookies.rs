@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use geminga_tests::cli::against;
 use geminga_tests::cluster::{Cluster, Plan};
 use geminga_tests::load::{Load, Pace};
 
@@ -111,4 +112,34 @@ async fn a_frozen_bookie_costs_neither_messages_nor_the_brokers_memory() {
     eprintln!("bookie frozen {seconds} s: {summary:?}; gap {gap:?}, peak {} MiB", peak >> 20);
     assert!(peak < budget + (192 << 20), "the broker took {} MiB", peak >> 20);
     block(|| cluster.down());
+}
+
+#[test]
+fn a_frozen_bookie_whose_lease_lives_is_listed_without_an_answer() {
+    let set = vec![("bookie.lease_ttl", "2m")];
+    let mut cluster = Cluster::up(&Plan { set, ..Plan::with_long_leases() });
+    let lag = |cluster: &Cluster, name: &str| {
+        let listed = ["admin", "bookies", "list", "--output", "json"];
+        let listed = against(cluster, &listed).ok().json();
+        let all = listed["bookies"].as_array().cloned().unwrap_or_default();
+        let found = all.into_iter().find(|one| one["bookie_id"] == name);
+        let found = found.unwrap_or_else(|| panic!("{name} is not among {listed}"));
+        assert_eq!(found["state"], "writable", "its record says so: {found}");
+        (found["lag_ms"].as_u64(), found["lag_bytes"].as_u64())
+    };
+    assert_eq!(lag(&cluster, "bookie-3"), (Some(0), Some(0)), "nobody writes");
+    cluster.freeze("bookie-3");
+    assert_eq!(lag(&cluster, "bookie-3"), (None, None));
+    assert_eq!(lag(&cluster, "bookie-1"), (Some(0), Some(0)));
+    let shown = against(&cluster, &["admin", "bookies", "list"]).ok().stdout;
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    let row = shown.lines().find(|line| line.starts_with("bookie-3"));
+    assert!(row.is_some_and(|row| row.contains("no answer")), "{shown}");
+    assert!(shown.contains("LAG") && shown.contains("UNDER-REPLICATED"), "{shown}");
+    cluster.thaw("bookie-3");
+    let end = Instant::now() + Duration::from_secs(60);
+    while lag(&cluster, "bookie-3").0.is_none() {
+        assert!(Instant::now() < end, "it answers no more");
+    }
+    cluster.down();
 }

@@ -226,6 +226,29 @@ async fn a_bookie_is_taken_away_under_load_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_bookie_that_was_given_up_meanwhile_ends_when_it_wakes_up() {
+    let mut cluster = block(|| Cluster::up(&plan(4, "5s")));
+    let frozen = "bookie-4";
+    block(|| cluster.freeze(frozen));
+    until("it is missed", || {
+        let listed = json(&cluster, &["bookies", "list"]);
+        let missing = |one: &Value| one["bookie_id"] == frozen && one["state"] == "missing";
+        listed["bookies"].as_array().into_iter().flatten().any(missing)
+    });
+    drop(admin(&cluster, &["bookies", "recover", frozen, "--no-wait"]).ok());
+    until("its name is free", || !names(&json(&cluster, &["bookies", "list"])).contains(&frozen));
+    // Its deletions may hear of it first.
+    cluster.allow_in_log("deletion of ledgers has stopped");
+    block(|| cluster.thaw(frozen));
+    until("it ends", || block(|| cluster.exit_code(frozen)) == Some(1));
+    let log = block(|| cluster.log(frozen));
+    assert!(log.contains("bookie bookie-4 was taken away for good"), "{log}");
+    assert!(!names(&json(&cluster, &["bookies", "list"])).contains(&frozen));
+    drop(admin(&cluster, &["cluster", "status"]).ok());
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bookie_that_is_needed_or_unknown_is_not_taken_away() {
     let mut cluster = block(|| Cluster::up(&plan(3, "5s")));
     let refused = |cluster: &Cluster, args: &[&str], words: &[&str]| {
@@ -318,6 +341,54 @@ async fn a_copy_that_a_disk_has_changed_is_mended_from_the_others() {
     // The bookie says so itself, and a worker sends it what it lacks.
     until("it is mended", || admin(&cluster, &["ledgers", "check", &id]).code == Some(0));
     until("nothing waits for repair", || cluster.records("repairs/").is_empty());
+    assert_kept(&cluster);
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_segment_file_that_is_lost_at_a_start_comes_back_from_the_others() {
+    let mut cluster = block(|| Cluster::up(&plan(3, "1m")));
+    keep(&cluster);
+    let id = closed_ledger_of(&cluster, "kept");
+    block(|| cluster.stop("bookie-1"));
+    for file in segments(&cluster.dir().join("bookie-1/data")) {
+        std::fs::remove_file(file).expect("removed");
+    }
+    let accept = [("bookie.accept_damage", "true")];
+    block(|| cluster.refused_start("bookie-1", &[], &["segment-", "bookie.accept_damage"]));
+    cluster.expect_in_log("bookie-1", "served in spite of damage");
+    cluster.expect_in_log("bookie-1", "entries of lost segments are missing here");
+    cluster.allow_in_log("a segment can't be read");
+    cluster.allow_in_log("lost segments may have held ledgers");
+    cluster.allow_in_log("a spare segment file is gone");
+    block(|| cluster.start_with("bookie-1", &accept));
+    until("all copies are back", || admin(&cluster, &["ledgers", "check", &id]).code == Some(0));
+    until("nothing waits for repair", || cluster.records("repairs/").is_empty());
+    assert_kept(&cluster);
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_a_disk_has_changed_is_written_anew_with_what_the_others_have() {
+    let mut cluster = block(|| Cluster::up(&plan(3, "1m")));
+    keep(&cluster);
+    let id = closed_ledger_of(&cluster, "kept");
+    block(|| cluster.stop("bookie-1"));
+    let file = segments(&cluster.dir().join("bookie-1/data")).remove(0);
+    // An end in order cuts the file behind the last page of its index.
+    change(&file, |bytes| {
+        let at = bytes.len() - 4_096 + 20;
+        bytes[at] ^= 0x10;
+    });
+    cluster.expect_in_log("bookie-1", "the index of a segment is damaged");
+    cluster.allow_in_log("stored bytes don't verify");
+    block(|| cluster.start("bookie-1"));
+    drop(admin(&cluster, &["bookies", "scrub", "bookie-1"]));
+    until("it is mended", || admin(&cluster, &["ledgers", "check", &id]).code == Some(0));
+    until("nothing waits for repair", || cluster.records("repairs/").is_empty());
+    until("the file is given up", || !file.exists());
+    drop(admin(&cluster, &["bookies", "scrub", "bookie-1"]).ok());
+    drop(admin(&cluster, &["ledgers", "check", &id]).ok());
     assert_kept(&cluster);
     block(|| cluster.down());
 }

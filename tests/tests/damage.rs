@@ -86,6 +86,8 @@ fn accepted_damage_is_no_empty_topic(home: &Path, lines: &[u8]) {
     let flags = [&SMALL_SEGMENTS[..], &["--set", "bookie.accept_damage=true"]].concat();
     let mut server = Standalone::start_with(home, &flags);
     server.expect_in_log("served in spite of damage damage=segment-00000001.seg");
+    // The metadata know what was there; a standalone has nobody who could bring it back.
+    server.allow_in_log("entries of lost segments are missing here");
     // Of the runs before, in the same log.
     server.allow_in_log("a spare segment file is gone");
     reads_fail(&server, lines, 1, &["unknown whether", "stored"]);
@@ -142,6 +144,27 @@ fn swapped_segments_and_a_damaged_index_are_named() {
     change(&files[0], flip);
     refused_start(&data, &[], &[name(&files[0]), "index"]);
     change(&files[0], flip);
+    // An intact index of another segment, at the right place.
+    let other = {
+        let bytes = std::fs::read(&files[1]).expect("it can be read");
+        let last = groups(&bytes).pop().expect("there are messages");
+        bytes[last.offset + last.bytes..].to_vec()
+    };
+    let whole = std::fs::read(&files[0]).expect("it can be read");
+    let last = groups(&whole).pop().expect("there are messages");
+    let index = last.offset + last.bytes;
+    change(&files[0], |bytes| {
+        let room = &mut bytes[index..];
+        let len = room.len().min(other.len());
+        room[..len].copy_from_slice(&other[..len]);
+    });
+    refused_start(&data, &[], &[name(&files[0]), "index is damaged or another segment's"]);
+    // A file that is cut, in its messages or in its index.
+    for bytes in [index / 8_192 * 4_096, index + 4_096, 4_096, 0] {
+        std::fs::write(&files[0], &whole[..bytes]).expect("it can be written");
+        refused_start(&data, &[], &[name(&files[0]), "Restore"]);
+    }
+    std::fs::write(&files[0], &whole).expect("it can be written");
     serves(&mut server, &lines);
 }
 

@@ -106,6 +106,22 @@ fn a_bookies_files_of_a_newer_release_are_refused_by_version_and_left_alone() {
     serves(&mut server);
 }
 
+#[test]
+fn a_manifest_of_an_older_release_is_read_and_written_anew() {
+    let home = home();
+    let mut server = stopped_with_data(home.path());
+    let bookie = server.data_dir().join("bookie");
+    let copies = ["manifest-a", "manifest-b"].map(|name| bookie.join(name));
+    let version = |path: &Path| std::fs::read(path).expect("it can be read")[8];
+    for copy in &copies {
+        assert_eq!(version(copy), 2);
+        change(copy, |bytes| set_manifest_version(bytes, 1));
+        assert_eq!(version(copy), 1);
+    }
+    serves(&mut server);
+    assert_eq!(copies.map(|copy| version(&copy)), [2, 2]);
+}
+
 const STORE: TableDefinition<'static, &str, u64> = TableDefinition::new("store");
 const PAIRS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("pairs");
 /// Checksum, revision and lease in front of a record.

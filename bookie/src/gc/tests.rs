@@ -461,3 +461,68 @@ impl MetadataStore for Interrupted {
         self.store.revoke_lease(lease).await
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lay_in_a_lost_segment_is_said_to_be_damaged_until_it_is_there_again() {
+    // Ledger 1 is in both segments, 2 in the lost one alone, 3 in the other.
+    let scene = scene(0..0).await;
+    scene.append(&[1], 0..12).await;
+    let scene = scene.fill(&[2]).await;
+    let sealed = scene
+        .bookie
+        .log()
+        .with_state(|state| state.sealed.values().map(|sealed| sealed.slot).collect::<Vec<_>>());
+    assert_eq!(sealed.len(), 1);
+    let lost = crate::log::segment_file(sealed[0]);
+    scene.append(&[1], 12..20).await;
+    let scene = scene.fill(&[3]).await;
+    scene.bookie.close().await.expect("closes");
+    let device = scene.device.crash(Tear::Lost);
+    crate::device::Device::remove(&device, &lost).expect("there");
+    let accepting = BookieConfig { accept_damage: true, ..config() };
+    let opened = Bookie::open(accepting, identity(), Arc::new(device.clone()), Env::system());
+    let (bookie, store) = (opened.expect("opens").0, scene.store.clone());
+    let collector = Collector::new(bookie.clone(), store.clone());
+    let mut scene = Scene { bookie, store, device, collector };
+    for ledger in 1..=3 {
+        scene.describe(ledger, &closed(&[["a", "b"], ["c", "b"]])).await;
+    }
+    // Nobody wants these here, or nobody knows yet.
+    scene.describe(4, &closed(&[["a", "c"]])).await;
+    let open = LedgerRecord { state: LedgerState::Open, ..closed(&[["a", "b"]]) };
+    scene.describe(5, &open).await;
+    assert_eq!(scene.collector.census().await, Ok(0));
+    assert_eq!(scene.damaged(), [(1, 0, 11), (2, 0, 19)]);
+    // Written back, as repair does it; and one is deleted before it is.
+    scene.append(&[1], 2..11).await;
+    assert_eq!(scene.damaged(), [(1, 0, 1), (1, 11, 11), (2, 0, 19)]);
+    scene.forget(2).await;
+    assert_eq!(scene.collector.census().await, Ok(0));
+    assert_eq!(scene.damaged(), [(1, 0, 1), (1, 11, 11)]);
+    scene.append(&[1], 0..2).await;
+    scene.append(&[1], 11..12).await;
+    assert_eq!(scene.collector.census().await, Ok(0));
+    assert_eq!(scene.damaged(), []);
+    assert!(scene.has(1, 0).await && scene.has(1, 11).await && scene.has(3, 19).await);
+}
+
+impl Scene {
+    fn damaged(&self) -> Vec<(u64, u64, u64)> {
+        let runs = self.bookie.damaged(100).into_iter();
+        let numbers = runs.map(|run| (run.ledger.0, run.entries.start().0, run.entries.end().0));
+        numbers.collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_and_not_wanted_here_is_damaged_no_more() {
+    let mut scene = scene(0..0).await.fill(&[1]).await;
+    scene.describe(1, &closed(&[["a", "b"], ["a", "c"]])).await;
+    let segment = scene.bookie.log().with_state(|state| *state.sealed.keys().next().expect("one"));
+    // As a lost page of an index names what lies between, too.
+    scene.bookie.log().damage(|damaged| {
+        damaged.note(LedgerId(1), EntryId(7)..=EntryId(14), segment);
+    });
+    assert_eq!(scene.collector.census().await, Ok(0));
+    assert_eq!(scene.damaged(), [(1, 7, 9)]);
+}

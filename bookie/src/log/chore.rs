@@ -19,7 +19,7 @@ use super::footer::{Place, Row};
 use super::group::Link;
 use super::manifest::{Manifest, Sealed, Slot, SlotState};
 use super::record::{Record, RecordKind};
-use super::state::{LogState, Pending, SealedSegment, Unsealed};
+use super::state::{LogState, SealedSegment, Unsealed};
 use super::table::Fence;
 use crate::device::{BLOCK_BYTES, DeviceFile};
 use crate::done::Done;
@@ -256,6 +256,7 @@ impl LogState {
             highest_ledger: sealed.highest_ledger,
             carrying: false,
             blocked: false,
+            faulty: false,
             scrubbed: None,
         };
         self.sealed.insert(sealed.segment, segment);
@@ -266,6 +267,8 @@ impl LogState {
         self.install(manifest);
         for segment in segments {
             self.sealed.remove(segment);
+            self.damaged.forget_segment(*segment);
+            self.suspects.remove(segment);
         }
         let unsure = self.sealed.values().filter(|sealed| !sealed.readable || sealed.damaged);
         self.limbo_up_to = unsure.map(|sealed| sealed.highest_ledger).max();
@@ -321,7 +324,7 @@ impl LogState {
                 lac: ledger.lac(),
                 payload_bytes: 0,
             };
-            self.enqueue(Pending { record, payload: Payload::default(), done: Done::Nobody });
+            self.enqueue(record, Payload::default(), Done::Nobody);
         }
     }
 

@@ -15,7 +15,7 @@ use super::chore::{Chore, Preparation, SealJob};
 use super::codec::Home;
 use super::footer::{self, Row};
 use super::manifest::{Copies, Manifest, Sealed, Slot, SlotState};
-use super::state::Unsealed;
+use super::state::{LogState, Unsealed};
 use super::{Log, segment};
 use crate::device::{AlignedBuffer, Device, DeviceError, DeviceFile};
 use crate::done;
@@ -49,6 +49,7 @@ impl Log {
     pub(crate) fn run_chore(&self) -> Chored {
         let (chore, manifest) = {
             let mut state = self.state.lock();
+            state.now = self.env.clock.monotonic();
             let had_work = state.has_work();
             let Some(chore) = state.next_chore() else {
                 // Carried states may have come into the queue.
@@ -172,28 +173,29 @@ impl Log {
     }
 
     fn recycle(&self, mut manifest: Manifest, segments: &[SegmentId]) -> Result<(), DeviceError> {
-        let unreadable: Vec<u32> = {
-            let state = self.state.lock();
-            let known = segments.iter().filter_map(|segment| state.sealed.get(segment));
-            known.filter(|sealed| !sealed.readable).map(|sealed| sealed.slot).collect()
-        };
+        let useless = self.with_state(|state| state.useless_files(segments));
         for segment in segments {
             if let Some(slot) = manifest.slot_of_mut(*segment) {
                 slot.free();
             }
         }
-        // A file that could not be read is of no use, if it exists at all.
-        manifest.slots.retain(|slot| !unreadable.contains(&slot.number));
+        manifest.slots.retain(|slot| !useless.contains(&slot.number));
         manifest.store(&self.copies)?;
-        for slot in unreadable {
-            self.files.forget(slot);
-            match self.device.remove(&segment::file_name(slot)) {
+        self.remove_files(&useless)?;
+        self.state.lock().recycled(manifest, segments);
+        tracing::debug!(count = segments.len(), "segments without a live ledger were recycled");
+        Ok(())
+    }
+
+    /// Removes segment files that the manifest doesn't name any more, if they exist.
+    pub(super) fn remove_files(&self, slots: &[u32]) -> Result<(), DeviceError> {
+        for slot in slots {
+            self.files.forget(*slot);
+            match self.device.remove(&segment::file_name(*slot)) {
                 Ok(()) | Err(DeviceError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        self.state.lock().recycled(manifest, segments);
-        tracing::debug!(count = segments.len(), "segments without a live ledger were recycled");
         Ok(())
     }
 
@@ -405,4 +407,22 @@ pub(crate) fn prewrite_first(
     }
     file.sync()?;
     Ok(at)
+}
+
+/// Cuts files off where the manifest counts no more of them: a crash came before that was done.
+pub(crate) fn give_back(device: &dyn Device, state: &LogState) -> Result<(), DeviceError> {
+    for slot in &state.manifest.slots {
+        // What is lost may be needed as it is, by somebody who tries to save it.
+        let used = slot.segment().and_then(|segment| state.sealed.get(&segment));
+        if used.is_none_or(|sealed| !sealed.readable) {
+            continue;
+        }
+        let file = device.open(&segment::file_name(slot.number))?;
+        if file.len()? > slot.capacity_bytes {
+            tracing::info!(slot = slot.number, "a segment file is cut to what is counted of it");
+            file.truncate(slot.capacity_bytes)?;
+            file.sync_length()?;
+        }
+    }
+    Ok(())
 }

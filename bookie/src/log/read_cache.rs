@@ -309,4 +309,22 @@ mod tests {
         drop(piece);
         assert_eq!(waiter.join().expect("ends"), [2]);
     }
+
+    #[test]
+    fn nobody_waits_without_end_for_a_piece_that_nobody_brings() {
+        let cache = ReadCache::new(1 << 20, 1 << 20);
+        cache.sent(LEDGER, EntryId(0), EntryId(0));
+        // It is under way, and stays so: whoever should read it waits for a thread himself.
+        let piece = cache.sent(LEDGER, EntryId(1), EntryId(1)).expect("in order");
+        let (waits, (sender, ended)) = (Arc::clone(&cache), std::sync::mpsc::sync_channel(1));
+        let waiter = std::thread::spawn(move || {
+            waits.wait(LEDGER, EntryId(2));
+            sender.send(()).expect("somebody listens");
+        });
+        let long = std::time::Duration::from_secs(60);
+        ended.recv_timeout(long).expect("the reader goes on by himself");
+        assert!(cache.sent(LEDGER, EntryId(2), EntryId(2)).is_none(), "it is still under way");
+        drop(piece);
+        waiter.join().expect("ends");
+    }
 }

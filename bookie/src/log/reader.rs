@@ -36,6 +36,11 @@ const PAGE_OVERHEAD_BYTES: u32 = 256;
 pub(crate) struct PageCache(moka::sync::Cache<(SegmentId, u32), Page>);
 
 impl PageCache {
+    /// Forgets a page that can't be read any more.
+    pub(super) fn forget(&self, segment: SegmentId, page: u32) {
+        self.0.invalidate(&(segment, page));
+    }
+
     pub(crate) fn new(max_bytes: u64) -> Self {
         let page_bytes = u32::try_from(BLOCK_BYTES).unwrap_or(u32::MAX) + PAGE_OVERHEAD_BYTES;
         let builder = moka::sync::Cache::builder().max_capacity(max_bytes);
@@ -62,15 +67,19 @@ struct Plan {
     sealed: Vec<(SegmentRef, SealedSegment)>,
     /// The answer if the first entry is nowhere.
     absence: BookieError,
+    /// Some of the entries are known to be damaged.
+    damaged: bool,
 }
 
 impl LogState {
     fn plan(&self, ledger: LedgerId, first: EntryId, max_entries: u32) -> Plan {
         let absence = self.absence(ledger, first);
-        let mut plan = Plan { known: false, recent: BTreeMap::new(), sealed: Vec::new(), absence };
+        let last = EntryId(first.0.saturating_add(u64::from(max_entries) - 1));
+        let damaged = self.damaged.any_of(ledger, first..=last);
+        let (recent, sealed) = (BTreeMap::new(), Vec::new());
+        let mut plan = Plan { known: false, recent, sealed, absence, damaged };
         let Some(known) = self.table.get(&ledger) else { return plan };
         plan.known = true;
-        let last = EntryId(first.0.saturating_add(u64::from(max_entries) - 1));
         // Oldest first, so that a newer copy of an entry replaces an older one.
         for unsealed in self.sealing.iter().chain([&self.active]) {
             let range = unsealed.entries.range((ledger, first)..=(ledger, last));
@@ -209,6 +218,11 @@ impl Log {
                 Err(_) if !entries.is_empty() => break,
                 Err(failure) => return Err(failure),
             }
+        }
+        if plan.damaged {
+            // Of these there is a whole copy, after all or by now.
+            let mut state = self.state.lock();
+            entries.iter().for_each(|read| state.mended(request.ledger, read.entry));
         }
         for entry in entries.iter().filter(|entry| plan.recent.contains_key(&entry.entry)) {
             self.cache.keep_tail(request.ledger, entry);
@@ -357,9 +371,7 @@ impl Log {
         }
         while low < high {
             let middle = low + (high - low) / 2;
-            let page = self.page(held.segment, sealed, middle / PAGE_ENTRIES)?;
-            let unreadable = Failure::Failed(BookieError::UnknownEntry);
-            let (found, place) = page.get((middle % PAGE_ENTRIES) as usize).ok_or(unreadable)?;
+            let (found, place) = self.at(held.segment, sealed, middle)?;
             match found.cmp(&entry) {
                 std::cmp::Ordering::Equal => return Ok(Some(place)),
                 std::cmp::Ordering::Less => low = middle + 1,
@@ -367,6 +379,28 @@ impl Log {
             }
         }
         Ok(None)
+    }
+
+    /// What a segment's index lists at a position.
+    fn at(
+        &self,
+        segment: SegmentId,
+        sealed: &SealedSegment,
+        position: u32,
+    ) -> Result<(EntryId, Place), Failure> {
+        let page = self.page(segment, sealed, position / PAGE_ENTRIES)?;
+        let unreadable = Failure::Failed(BookieError::UnknownEntry);
+        page.get((position % PAGE_ENTRIES) as usize).ok_or(unreadable)
+    }
+
+    /// As there, for whoever needs no reason.
+    pub(super) fn listed_at(
+        &self,
+        segment: SegmentId,
+        sealed: &SealedSegment,
+        position: u32,
+    ) -> Option<(EntryId, Place)> {
+        self.at(segment, sealed, position).ok()
     }
 
     fn page(
@@ -381,13 +415,29 @@ impl Log {
         let offset = FooterHeader::page_offset(sealed.directory_rows, sealed.data_end, number);
         let mut block = AlignedBuffer::new(BLOCK_BYTES);
         let read = self.read_disk(sealed.slot, offset, &mut block);
-        read.map_err(|error| self.unreadable(segment, error))?;
+        read.map_err(|error| {
+            self.suspect(segment);
+            self.unreadable(segment, error)
+        })?;
         match Page::decode(block.as_slice(), self.home(segment), offset) {
             Some(page) => {
                 self.pages.0.insert((segment, number), page.clone());
                 Ok(page)
             }
-            None => Err(self.unverified(segment, BookieError::UnknownEntry)),
+            None => {
+                self.suspect(segment);
+                Err(self.unverified(segment, BookieError::UnknownEntry))
+            }
+        }
+    }
+
+    /// Has a segment verified soon, in which something was found damaged that nobody has noted.
+    pub(super) fn suspect(&self, segment: SegmentId) {
+        let mut state = self.state.lock();
+        if state.sealed.get(&segment).is_some_and(|sealed| !sealed.faulty)
+            && state.suspects.insert(segment)
+        {
+            self.call_keeper(&mut state);
         }
     }
 

@@ -13,7 +13,7 @@
 //! - Adds leave space for one copy, and the log's next segment does too, so that a full disk
 //!   can't stop what makes room on it.
 
-use geminga_proto::id::{LedgerId, SegmentId};
+use geminga_proto::id::{EntryId, LedgerId, SegmentId};
 
 use super::chore::Preparation;
 use super::footer::{self, Row};
@@ -23,6 +23,7 @@ use super::segment::DATA_START;
 use super::state::{LogState, Mark, SealedSegment};
 use super::table::SegmentRef;
 use super::writer::MAX_SEGMENT_ENTRIES;
+use crate::config::Limits;
 use crate::device::BLOCK_BYTES;
 use crate::gc::Kept;
 
@@ -56,11 +57,17 @@ struct Candidate {
     ledgers: u64,
     /// What its file takes.
     capacity_bytes: u64,
+    /// Its header or index is damaged.
+    faulty: bool,
 }
 
 impl Candidate {
-    /// Live bytes in thousandths of what it holds, so that candidates can be compared.
+    /// Live bytes in thousandths of what it holds, so that candidates can be compared. What is
+    /// faulty comes first.
     fn share(&self) -> u64 {
+        if self.faulty {
+            return 0;
+        }
         self.live_bytes.saturating_mul(1_000) / self.capacity_bytes.max(1)
     }
 }
@@ -83,11 +90,14 @@ impl Needed {
     }
 
     /// Size of a file for it: header, groups with their padding, index.
-    fn file_bytes(&self, max_group_bytes: u64) -> u64 {
+    fn file_bytes(&self, limits: &Limits) -> u64 {
         let block = BLOCK_BYTES as u64;
         // A group ends when the next record doesn't fit, which is half full at worst, or holds one
         // record that is larger.
-        let groups = (self.live_bytes / (max_group_bytes / 2).max(1) + 2).min(self.entries + 1);
+        let half = (u64::from(limits.max_group_bytes) / 2).max(1);
+        // So does what is read into memory at a time: its last group is written as it is then.
+        let batches = self.live_bytes / (limits.reclaim_buffer_bytes / 2).max(1) + 2;
+        let groups = (self.live_bytes / half + batches).min(self.entries + 1);
         let around = groups * (group::HEADER_BYTES as u64 + block);
         let footer = footer::footer_bytes(self.ledgers, self.entries);
         (DATA_START + self.live_bytes + around).next_multiple_of(block) + footer
@@ -104,25 +114,26 @@ impl LogState {
         let mut candidates = self.candidates(pressed);
         candidates.sort_unstable_by_key(|candidate| (candidate.share(), candidate.segment));
         let largest = self.largest_target();
-        let max_group_bytes = u64::from(self.limits.max_group_bytes);
-        let (mut needed, mut freed_bytes) = (Needed::default(), 0);
+        let (mut needed, mut freed_bytes, mut faulty) = (Needed::default(), 0, false);
         let mut sources = Vec::new();
         for candidate in &candidates {
             let more = needed.with(candidate);
-            let fits = more.file_bytes(max_group_bytes) <= largest
+            let fits = more.file_bytes(&self.limits) <= largest
                 && more.entries <= MAX_SEGMENT_ENTRIES
                 && sources.len() < MAX_SOURCES;
             if fits {
                 needed = more;
                 freed_bytes += candidate.capacity_bytes;
+                faulty |= candidate.faulty;
                 sources.push(candidate.segment);
             }
         }
-        let file_bytes = needed.file_bytes(max_group_bytes).max(self.limits.least_segment_bytes);
+        let file_bytes = needed.file_bytes(&self.limits).max(self.limits.least_segment_bytes);
         // A copy that frees little costs more than it brings, unless there is nothing else.
         let least = self.limits.least_segment_bytes;
         let least_gain = if pressed { least } else { least.max(self.limits.segment_bytes / 4) };
-        if sources.is_empty() || freed_bytes < file_bytes + least_gain {
+        let gains = faulty || freed_bytes >= file_bytes + least_gain;
+        if sources.is_empty() || !gains {
             return None;
         }
         let target = self.target(file_bytes)?;
@@ -131,7 +142,7 @@ impl LogState {
     }
 
     /// Little is left for ordinary adds.
-    pub(super) fn is_pressed(&self) -> bool {
+    pub(crate) fn is_pressed(&self) -> bool {
         self.no_space || self.ordinary_free_bytes() < self.limits.segment_bytes * 2
     }
 
@@ -141,26 +152,57 @@ impl LogState {
         } else {
             u64::from(self.limits.reclaim_live_percent)
         };
-        let damaged = self.damaged.segments();
         let slots = self.manifest.slots.iter();
         let candidates = slots.filter_map(|slot| {
             let SlotState::Sealed(sealed) = slot.state else { return None };
             let known = self.sealed.get(&sealed.segment)?;
             let whole = known.readable && !known.damaged && !known.blocked && !known.carrying;
-            let whole = whole && !damaged.contains(&sealed.segment);
+            let whole = whole && !self.damaged.has(sealed.segment);
             // One without entries is recycled, or has its states carried.
             let mixed = whole && known.live_with_entries > 0;
             let sparse =
                 known.live_bytes.saturating_mul(100) < slot.capacity_bytes.saturating_mul(percent);
-            (mixed && sparse).then_some(Candidate {
+            (mixed && (sparse || known.faulty)).then_some(Candidate {
                 segment: sealed.segment,
                 live_bytes: known.live_bytes,
                 entries: known.live_entries,
                 ledgers: known.live.into(),
                 capacity_bytes: slot.capacity_bytes,
+                faulty: known.faulty,
             })
         });
         candidates.collect()
+    }
+
+    /// A whole copy of an entry is durable.
+    pub(super) fn mended(&mut self, ledger: LedgerId, entry: EntryId) {
+        if let Some(segment) = self.damaged.mended(ledger, entry)
+            && let Some(sealed) = self.sealed.get_mut(&segment)
+        {
+            sealed.blocked = false;
+        }
+    }
+
+    /// Does what may be the end of damage: segments that it has blocked are blocked no longer.
+    pub(super) fn unblocking<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> T {
+        let sealed = self.sealed.iter().filter(|(_, sealed)| sealed.blocked);
+        let of_damage = sealed.map(|(id, _)| *id).filter(|id| self.damaged.has(*id));
+        let of_damage: Vec<SegmentId> = of_damage.collect();
+        let changed = change(self);
+        for segment in of_damage.into_iter().filter(|segment| !self.damaged.has(*segment)) {
+            if let Some(sealed) = self.sealed.get_mut(&segment) {
+                sealed.blocked = false;
+            }
+        }
+        changed
+    }
+
+    /// Files of these segments that are of no further use: what can't be read there now, can't be
+    /// trusted later.
+    pub(super) fn useless_files(&self, segments: &[SegmentId]) -> Vec<u32> {
+        let known = segments.iter().filter_map(|segment| self.sealed.get(segment));
+        let useless = known.filter(|sealed| !sealed.readable || sealed.faulty);
+        useless.map(|sealed| sealed.slot).collect()
     }
 
     /// Bytes of a segment that could be made now.
@@ -231,6 +273,12 @@ impl LogState {
     /// far as a segment has nothing else of that ledger. Its row stays, with token, fence and
     /// last-add-confirmed. Returns how many entries that were.
     pub(crate) fn keep_only(&mut self, complete: SegmentId, kept: &[Kept]) -> u64 {
+        let dropped = self.unblocking(|state| state.drop_surplus(complete, kept));
+        self.counters.surplus_entries += dropped;
+        dropped
+    }
+
+    fn drop_surplus(&mut self, complete: SegmentId, kept: &[Kept]) -> u64 {
         let mut dropped = 0;
         for Kept { ledger: id, token, entries } in kept {
             let Some(ledger) = self.table.get_mut(id).filter(|known| known.token == *token) else {
@@ -254,8 +302,8 @@ impl LogState {
                 (held.count, held.stored_bytes) = (0, 0);
                 self.damaged.forget_in(*id, held.segment);
             }
+            self.damaged.keep_only(*id, complete, entries);
         }
-        self.counters.surplus_entries += dropped;
         dropped
     }
 
@@ -284,6 +332,11 @@ impl LogState {
             }
         }
         self.sealed.retain(|segment, _| !sources.contains(segment));
+        for source in &sources {
+            // All that counted in it is in the copy, or was whole elsewhere.
+            self.damaged.forget_segment(*source);
+            self.suspects.remove(source);
+        }
         self.counters.rewritten_segments += sources.len() as u64;
         self.no_space = false;
         let Some(slot) = self.manifest.slot_of(target).copied() else { return };

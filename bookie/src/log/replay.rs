@@ -468,8 +468,12 @@ impl Opening<'_> {
             no_space: false,
             wanted_revision: self.manifest.metadata_revision,
             rewrite: None,
+            now: env.clock.monotonic(),
+            open_since: None,
+            in_flight_since: None,
             damaged: Damaged::default(),
             asked: Asked::default(),
+            suspects: std::collections::BTreeSet::new(),
             doomed: std::collections::BTreeSet::new(),
             counters: Counters::default(),
             turns: Turns::default(),
@@ -487,6 +491,10 @@ impl Opening<'_> {
             let (manifest, rows) = keeper::seal(device, &copies, manifest, &job, now_ms)?;
             state.sealed(manifest, unsealed.segment, &rows);
         }
+        // Whoever has met a crash may have lost more than was looked for.
+        let damaged = state.sealed.iter().filter(|(_, sealed)| sealed.damaged && sealed.readable);
+        state.suspects = damaged.map(|(segment, _)| *segment).collect();
+        keeper::give_back(device, &state)?;
         begin(device, &copies, &mut state, env)?;
         self.report.ledgers = state.table.len() as u64;
         self.report.segments = state.sealed.len() as u64;

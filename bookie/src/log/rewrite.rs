@@ -18,13 +18,14 @@ use super::chore::Preparation;
 use super::codec::Home;
 use super::footer::{self, Place, Row};
 use super::group::{GroupBuffer, Link};
+use super::index::{Index, Salvaged};
 use super::keeper;
 use super::manifest::{Sealed, SlotState};
 use super::reader::{Located, verified};
 use super::reclaim::{Rewrite, RewritePlan};
 use super::record::{Record, RecordKind};
 use super::segment::{self, DATA_START};
-use super::state::LogState;
+use super::state::{LogState, SealedSegment};
 use super::table::Fence;
 use crate::device::{DeviceError, DeviceFile};
 
@@ -117,6 +118,7 @@ impl Log {
             Ok(moved) => Ok(Step::Moved(moved)),
             Err(Stop::Blocked(segment)) => {
                 tracing::warn!(%segment, "a segment can't be rewritten before it is mended");
+                self.suspect(segment);
                 self.state.lock().rewrite_ended(Some(segment));
                 Ok(Step::Moved(0))
             }
@@ -141,12 +143,19 @@ impl Log {
         }
     }
 
-    /// Reads the sources' indexes, and uses an id and a file up.
+    /// Uses an id and a file up, and reads the sources' indexes: a disk that is full by now is met
+    /// before that has cost anything.
     fn begin(&self, plan: &RewritePlan) -> Result<(Rewriter, u64), Stop> {
+        for (_, sealed) in &plan.sources {
+            self.can_open(sealed.slot)?;
+        }
+        let sources = plan.sources.iter().map(|(segment, _)| *segment).collect();
+        let (home, slot, capacity_bytes, file) = self.claim_target(plan.target, sources)?;
         let (mut ledgers, mut items, mut moved) = (Vec::new(), Vec::new(), 0);
         for (segment, sealed) in &plan.sources {
-            self.can_open(sealed.slot)?;
-            let index = self.index(*segment, sealed).map_err(|_| Stop::Blocked(*segment))?;
+            let index = self.index(*segment, sealed).ok();
+            let index = index.or_else(|| self.salvaged(*segment, sealed));
+            let index = index.ok_or(Stop::Blocked(*segment))?;
             moved += index.bytes;
             ledgers.extend(index.rows.iter().map(|row| (row.ledger, row.token)));
             let counts = |row: &Row| self.with_state(|state| state.counts(row.ledger, *segment));
@@ -174,8 +183,6 @@ impl Log {
             )
         });
         items.dedup_by_key(|item| (item.ledger, item.located.entry));
-        let sources = plan.sources.iter().map(|(segment, _)| *segment).collect();
-        let (home, slot, capacity_bytes, file) = self.claim_target(plan.target, sources)?;
         tracing::debug!(segment = %home.segment, slot, entries = items.len(), "rewriting segments");
         let rewriter = Rewriter {
             home,
@@ -190,6 +197,16 @@ impl Log {
             buffer: GroupBuffer::default(),
         };
         Ok((rewriter, moved))
+    }
+
+    /// A damaged index without what it has lost, if that is known and nothing of it is still
+    /// damaged: then all that counts of it is whole elsewhere.
+    fn salvaged(&self, segment: SegmentId, sealed: &SealedSegment) -> Option<Index> {
+        let Salvaged { index, pages, .. } = self.salvage(segment, sealed);
+        let is_mended = |state: &LogState| {
+            state.damaged.knows_pages(segment, &pages) && !state.damaged.has(segment)
+        };
+        self.with_state(is_mended).then_some(index)
     }
 
     /// Makes the manifest know the copy's id as used, and gives it a file with a header.
@@ -266,7 +283,13 @@ impl Log {
             // Its place in the copy is planned by its length.
             let fits =
                 |read: &StoredEntry| read.payload.len() == located.place.payload_bytes as usize;
-            let stored = read.filter(fits).ok_or(Stop::Blocked(located.segment))?;
+            let Some(stored) = read.filter(fits) else {
+                // What counts no more since then is left out like what was deleted.
+                if self.with_state(|state| !state.counts(ledger, located.segment)) {
+                    continue;
+                }
+                return Err(Stop::Blocked(located.segment));
+            };
             // Without what lies between the records, which would be kept along with them.
             let payload = Bytes::copy_from_slice(&stored.payload);
             batch.records[*index - first] = Some((stored.lac, payload));
@@ -292,11 +315,13 @@ impl Log {
         let Rewriter { home, file, tail, .. } = rewriter;
         let mut manifest = self.with_state(|state| state.manifest.clone());
         let Some(rewrite) = self.with_state(|state| state.rewrite.clone()) else { return Ok(0) };
+        let useless = self.with_state(|state| state.useless_files(&rewrite.sources));
         for source in &rewrite.sources {
             if let Some(slot) = manifest.slot_of_mut(*source) {
                 slot.free();
             }
         }
+        manifest.slots.retain(|slot| !useless.contains(&slot.number));
         let index = footer::encode(*home, *tail, *tail, &rows, &places);
         let end = tail + index.as_slice().len() as u64;
         let mut shrunk = false;
@@ -333,8 +358,10 @@ impl Log {
         let ledgers: Vec<LedgerId> = rewriter.ledgers.iter().map(|(id, _)| *id).collect();
         let mut state = self.state.lock();
         state.rewritten(manifest, home.segment, &rows, &ledgers);
+        rewriter.tell_mended(&mut state, &rows);
         state.counters.rewritten_bytes += if rows.is_empty() { *tail } else { end };
         drop(state);
+        self.remove_files(&useless)?;
         self.wake_all();
         tracing::debug!(segment = %home.segment, sources = rewrite.sources.len(), "rewritten");
         Ok(end - tail)
@@ -426,6 +453,20 @@ impl Rewriter {
         self.file.sync()?;
         self.tail += group.len() as u64;
         Ok(group.len() as u64)
+    }
+
+    /// What was copied is whole in the copy, whatever was damaged before.
+    fn tell_mended(&self, state: &mut LogState, rows: &[Row]) {
+        for row in rows {
+            if !state.damaged.any_of(row.ledger, row.first_entry..=row.last_entry) {
+                continue;
+            }
+            let first = self.items.partition_point(|item| item.ledger < row.ledger);
+            let items = self.items.iter().skip(first).take_while(|item| item.ledger == row.ledger);
+            for item in items.filter(|item| item.copied) {
+                state.mended(item.ledger, item.located.entry);
+            }
+        }
     }
 
     /// Rows of the ledgers that `known` knows, and the entries that were copied of them.

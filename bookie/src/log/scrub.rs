@@ -7,15 +7,18 @@
 //!
 //! Invariant: a segment counts as verified only if nothing that counts in it was damaged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use bytes::Bytes;
 use geminga_proto::env::Monotonic;
 use geminga_proto::id::{EntryId, LedgerId, SegmentId};
-use geminga_proto::storage::{BookieError, ScrubProgress};
+use geminga_proto::storage::ScrubProgress;
 
 use super::Log;
 use super::background::Step;
+use super::index::Salvaged;
 use super::manifest::SlotState;
 use super::reader::{Located, verified};
 use super::segment;
@@ -24,6 +27,8 @@ use crate::device::{BLOCK_BYTES, DeviceError};
 
 /// Most bytes that one step reads, unless one record is larger.
 const SPAN_BYTES: u64 = 1 << 20;
+/// How often a segment is verified at most because somebody has met damage there.
+const SUSPECT_PAUSE: Duration = Duration::from_secs(60);
 
 /// A scrub that somebody has asked for.
 #[derive(Debug, Default)]
@@ -64,12 +69,20 @@ impl LogState {
         }
     }
 
-    /// Which segment is to be verified now: one that was asked for, else the one that is due for
+    /// Which segment is to be verified now: one where somebody has met damage, or that was asked
+    /// for, else the one that is due for
     /// longest.
     fn due(&self, now_ms: u64, now: Monotonic) -> Option<(SegmentId, SealedSegment)> {
         let interval = self.limits.scrub_interval;
         let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
         let known = |segment: SegmentId| Some((segment, *self.sealed.get(&segment)?));
+        let rests_since = |segment: &SegmentId, least: Duration| {
+            let scrubbed = self.sealed.get(segment).and_then(|sealed| sealed.scrubbed);
+            scrubbed.is_none_or(|at| now.saturating_sub(at) >= least)
+        };
+        let suspects = self.suspects.iter();
+        let mut suspects = suspects.filter(|segment| rests_since(segment, SUSPECT_PAUSE));
+        let suspect = suspects.find_map(|segment| known(*segment));
         let asked = self.asked.left.keys().find_map(|segment| known(*segment));
         let slots = self.manifest.slots.iter().filter_map(|slot| match slot.state {
             SlotState::Sealed(sealed) => Some((sealed.verified_ms, sealed.segment)),
@@ -89,12 +102,13 @@ impl LogState {
             (sealed.readable && !rests).then_some((verified_ms, segment, sealed))
         });
         let longest = due.min_by_key(|(verified_ms, segment, _)| (*verified_ms, *segment));
-        asked.or(longest.map(|(_, segment, sealed)| (segment, sealed)))
+        suspect.or(asked).or(longest.map(|(_, segment, sealed)| (segment, sealed)))
     }
 
     /// A segment has been read; what is damaged in it was noted.
     fn scrubbed(&mut self, segment: SegmentId, now: Monotonic, intact: bool) {
         self.asked.left.remove(&segment);
+        self.suspects.remove(&segment);
         if let Some(sealed) = self.sealed.get_mut(&segment) {
             sealed.scrubbed = Some(now);
             sealed.blocked &= !intact;
@@ -141,20 +155,19 @@ impl Log {
     ) -> Result<Step, DeviceError> {
         let slot = sealed.slot;
         let header = self.read_blocks(slot, 0, BLOCK_BYTES as u64);
-        let index = header.and_then(|block| {
-            let known = segment::check_header(&block, segment, self.instance);
-            known.map_err(|_| BookieError::UnknownEntry)?;
-            self.index(segment, sealed)
-        });
-        let index = match index {
-            Ok(index) => index,
-            Err(error) => {
-                // What the disk doesn't give now it may give at the next look.
-                if error != BookieError::Io {
-                    self.lose_index(segment);
-                }
-                self.conclude_scrub(segment, false)?;
-                return Ok(Step::Moved(BLOCK_BYTES as u64));
+        let header = header
+            .ok()
+            .and_then(|block| segment::check_header(&block, segment, self.instance).ok());
+        let (index, damaged) = match (header, self.index(segment, sealed)) {
+            (Some(()), Ok(index)) => (index, 0),
+            (None, Ok(index)) => {
+                self.lose_index(segment, BTreeSet::new(), &[]);
+                (index, 1)
+            }
+            (_, Err(_)) => {
+                let Salvaged { index, pages, lost } = self.salvage(segment, sealed);
+                self.lose_index(segment, pages, &lost);
+                (index, 1)
             }
         };
         let mut entries = Vec::new();
@@ -167,7 +180,7 @@ impl Log {
             }
         });
         entries.sort_unstable_by_key(|(_, located)| located.place.offset());
-        *scrubber = Some(Scrubber { segment, slot, entries, next: 0, damaged: 0 });
+        *scrubber = Some(Scrubber { segment, slot, entries, next: 0, damaged });
         Ok(Step::Moved(index.bytes))
     }
 
@@ -217,12 +230,12 @@ impl Log {
             if !state.still_holds(segment) || !state.table.contains_key(&ledger) {
                 return false;
             }
-            state.damaged.note(ledger, entry, segment)
+            state.damaged.note(ledger, entry..=entry, segment) > 0
         };
         // A copy that comes from now on takes the note away; one that has come since it was looked
         // up is found.
         if self.has_newer(ledger, located) {
-            self.state.lock().damaged.mended(ledger, entry);
+            self.state.lock().mended(ledger, entry);
             return false;
         }
         if news {
@@ -232,24 +245,27 @@ impl Log {
         true
     }
 
-    /// The index of a segment can't be read: all that it may have held counts as damaged.
-    fn lose_index(&self, segment: SegmentId) {
+    /// Header or index of a segment is damaged. Notes which entries can't be found for it, and that
+    /// the segment is to be rewritten.
+    fn lose_index(
+        &self,
+        segment: SegmentId,
+        pages: BTreeSet<u32>,
+        lost: &[(LedgerId, RangeInclusive<EntryId>)],
+    ) {
+        for page in &pages {
+            self.pages.forget(segment, *page);
+        }
         let mut state = self.state.lock();
-        let LogState { table, damaged, sealed, counters, .. } = &mut *state;
-        for (ledger, known) in table.iter() {
-            for held in known.refs.iter().filter(|held| held.segment == segment) {
-                for entry in held.first_entry.0..=held.last_entry.0 {
-                    if damaged.is_full() {
-                        break;
-                    }
-                    let news = held.count > 0 && damaged.note(*ledger, EntryId(entry), segment);
-                    counters.damaged_entries += u64::from(news);
-                }
+        let Some(sealed) = state.sealed.get_mut(&segment) else { return };
+        sealed.faulty = true;
+        for (ledger, entries) in lost {
+            if state.counts(*ledger, segment) {
+                let news = state.damaged.note(*ledger, entries.clone(), segment);
+                state.counters.damaged_entries += news;
             }
         }
-        if let Some(sealed) = sealed.get_mut(&segment) {
-            sealed.blocked = true;
-        }
+        state.damaged.note_pages(segment, pages);
         drop(state);
         tracing::error!(%segment, "the index of a segment is damaged");
     }

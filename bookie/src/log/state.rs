@@ -17,7 +17,7 @@ use std::sync::Arc;
 use geminga_proto::env::Monotonic;
 use geminga_proto::id::{EntryId, Lac, LedgerId, LedgerToken, SegmentId};
 use geminga_proto::payload::Payload;
-use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, FenceResult};
+use geminga_proto::storage::{AddKind, AppendRequest, BookieError, FenceRequest, FenceResult, Lag};
 use tokio::sync::oneshot;
 
 use super::codec::Home;
@@ -96,8 +96,12 @@ pub(crate) struct SealedSegment {
     pub highest_ledger: LedgerId,
     /// The states of its ledgers without entries are on their way into the active segment.
     pub carrying: bool,
-    /// A record of it couldn't be read whole, so it isn't rewritten before it was found intact.
+    /// A record of it couldn't be read whole, so it isn't rewritten before that is mended, or it
+    /// was found intact.
     pub blocked: bool,
+    /// Its header or its index is damaged: it is rewritten once nothing is damaged of which it has
+    /// the only copy.
+    pub faulty: bool,
     /// When it was last read through in this run.
     pub scrubbed: Option<Monotonic>,
 }
@@ -108,6 +112,8 @@ pub(crate) struct Pending {
     pub record: Record,
     pub payload: Payload,
     pub done: Done,
+    /// When it was taken.
+    pub since: Monotonic,
 }
 
 impl Pending {
@@ -218,10 +224,17 @@ pub(crate) struct LogState {
     pub wanted_revision: u64,
     /// What reclaim is at.
     pub rewrite: Option<Rewrite>,
+    /// When whoever takes records last looked at the clock.
+    pub now: Monotonic,
+    /// The oldest record of the open group, and of the one in flight.
+    pub open_since: Option<Monotonic>,
+    pub in_flight_since: Option<Monotonic>,
     /// What is known to be damaged.
     pub damaged: Damaged,
     /// A scrub that somebody has asked for.
     pub asked: Asked,
+    /// Segments whose turn it is before the interval is over: somebody has met damage there.
+    pub suspects: BTreeSet<SegmentId>,
     /// Ledgers that are gone at that revision, not deleted yet.
     pub doomed: BTreeSet<LedgerId>,
     pub counters: Counters,
@@ -253,7 +266,7 @@ impl LogState {
         let ledger = self.ledger_mut(request.ledger, request.token);
         ledger.raise_lac(request.lac);
         let done = Done::Append { waiter: waiter.clone(), tag };
-        self.enqueue(Pending { record, payload: request.payload, done });
+        self.enqueue(record, request.payload, done);
         Ok(())
     }
 
@@ -358,7 +371,7 @@ impl LogState {
             payload_bytes: 0,
         };
         let (sender, receiver) = oneshot::channel();
-        self.enqueue(Pending { record, payload: Payload::default(), done: Done::Fence(sender) });
+        self.enqueue(record, Payload::default(), Done::Fence(sender));
         Ok(FenceAdmission::Queued(receiver))
     }
 
@@ -372,12 +385,23 @@ impl LogState {
                 .is_some_and(|ledger| ledger.fence != Fence::None || ledger.token != asked.token)
     }
 
-    pub(super) fn enqueue(&mut self, pending: Pending) {
+    pub(super) fn enqueue(&mut self, record: Record, payload: Payload, done: Done) {
+        let pending = Pending { record, payload, done, since: self.now };
         let bytes = pending.stored_bytes();
         self.pending_bytes += bytes;
         self.unplaced_bytes += bytes;
         self.queue_bytes += bytes;
         self.queue.push_back(pending);
+    }
+
+    /// How far the log is behind those who append.
+    pub(crate) fn lag(&self, now: Monotonic) -> Lag {
+        let queued = self.queue.front().map(|pending| pending.since);
+        let waiting = [queued, self.open_since, self.in_flight_since];
+        let oldest = waiting.into_iter().flatten().min();
+        let waited = oldest.map_or(Monotonic::ZERO, |since| now.saturating_sub(since));
+        let oldest_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        Lag { oldest_ms, bytes: self.pending_bytes }
     }
 
     fn ledger_mut(&mut self, id: LedgerId, token: LedgerToken) -> &mut Ledger {
@@ -504,15 +528,17 @@ impl LogState {
     /// Forgets ledgers whose deletion the manifest has noted. Segments that held nothing else can
     /// be recycled from then on.
     pub(crate) fn delete(&mut self, ledgers: &[LedgerId]) {
-        for id in ledgers {
-            self.doomed.remove(id);
-            let Some(ledger) = self.table.remove(id) else { continue };
-            self.counters.deleted_ledgers += 1;
-            self.damaged.forget(*id);
-            for held in &ledger.refs {
-                self.release(held.segment, held.count, held.stored_bytes);
+        self.unblocking(|state| {
+            for id in ledgers {
+                state.doomed.remove(id);
+                let Some(ledger) = state.table.remove(id) else { continue };
+                state.counters.deleted_ledgers += 1;
+                state.damaged.forget(*id);
+                for held in &ledger.refs {
+                    state.release(held.segment, held.count, held.stored_bytes);
+                }
             }
-        }
+        });
     }
 
     /// One live ledger less in a sealed segment, with so many entries there.

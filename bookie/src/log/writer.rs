@@ -111,6 +111,7 @@ impl LogState {
             return Err(NotOpened::NeedsSegment(buffer));
         }
         buffer.clear();
+        self.open_since = self.queue.front().map(|pending| pending.since);
         Ok(OpenGroup {
             home: self.home(self.active.segment),
             file: self.active.file.clone(),
@@ -148,7 +149,7 @@ impl LogState {
                 return;
             }
             let Some(pending) = self.queue.pop_front() else { return };
-            let Pending { record, payload, done } = pending;
+            let Pending { record, payload, done, .. } = pending;
             self.queue_bytes = self.queue_bytes.saturating_sub(bytes);
             self.active.ledgers.insert(record.ledger);
             self.active.entry_records += u64::from(record.kind == RecordKind::Entry);
@@ -174,6 +175,7 @@ impl LogState {
             "staged records are encoded before the group is submitted"
         );
         self.unplaced_bytes = self.unplaced_bytes.saturating_sub(group.record_bytes);
+        let since = self.open_since.take();
         if self.poisoned.is_some() {
             return Err(self.answer(group, Err(BookieError::ReadOnly)));
         }
@@ -185,7 +187,7 @@ impl LogState {
         // A group is opened in the active segment, which only opening another one replaces.
         self.active.tail = group.offset + group.buffer.as_slice().len() as u64;
         self.active.last_group = link;
-        self.in_flight = Some(group.home.segment);
+        (self.in_flight, self.in_flight_since) = (Some(group.home.segment), since);
         Ok(())
     }
 
@@ -196,7 +198,7 @@ impl LogState {
         group: &mut OpenGroup,
         written: Result<(), crate::device::DeviceError>,
     ) -> Vec<Answer> {
-        self.in_flight = None;
+        (self.in_flight, self.in_flight_since) = (None, None);
         if let Err(error) = written {
             self.poison(&error.to_string());
             let mut answers = self.answer(group, Err(BookieError::Io));
@@ -215,6 +217,8 @@ impl LogState {
     /// The thread that had `group` in hand has panicked: nothing is known of what became of it.
     pub(crate) fn abandon(&mut self, group: Option<OpenGroup>, why: &str) -> Vec<Answer> {
         self.poison(why);
+        // Of two threads the other one may still have its group in hand, and answers it.
+        (self.open_since, self.in_flight_since) = (None, None);
         let group = group.map(|mut group| self.answer(&mut group, Err(BookieError::Io)));
         let mut answers = group.unwrap_or_default();
         answers.extend(self.refuse_queue(BookieError::ReadOnly));
@@ -223,13 +227,15 @@ impl LogState {
 
     /// Makes one durable record count.
     fn publish(&mut self, segment: SegmentId, placed: &Placed) {
+        if placed.kind == RecordKind::Entry {
+            self.mended(placed.ledger, placed.entry);
+        }
         // A ledger that was deleted meanwhile has nobody who could ask for it.
         let Some(ledger) = self.table.get_mut(&placed.ledger) else { return };
         match placed.kind {
             RecordKind::Entry => {
                 self.counters.appended_entries += 1;
                 self.counters.appended_bytes += u64::from(placed.place.payload_bytes);
-                self.damaged.mended(placed.ledger, placed.entry);
                 let unsealed = if self.active.segment == segment {
                     Some(&mut self.active)
                 } else {

@@ -23,6 +23,8 @@ enum Turn {
     Away(String),
     /// Somebody else has the name.
     Taken(String),
+    /// This process must not serve any more.
+    Over(RegistrationError),
 }
 
 /// See the module.
@@ -112,6 +114,9 @@ impl Keeper {
                     Err(Contest::Store(error)) => error,
                 },
                 Err(Failed::Record(error)) => return Err(error.into()),
+                Err(Failed::TakenAway(bookie)) => {
+                    return Err(RegistrationError::TakenAway { bookie });
+                }
                 Err(Failed::Store(error)) => error,
             };
             if !is_passing(&error) {
@@ -188,9 +193,11 @@ impl Keeper {
                 Rival::Former | Rival::Other => return Ok(found),
             },
         };
+        let cookie = self.cookie(&record.bookie_id).await?;
         let nonce = Nonce::new(self.env.random.as_ref());
         let value = record.encode(nonce)?;
-        let txn = Txn::default().when(compare).put_leased(&key, value, lease);
+        let unchanged = Txn::default().when(compare).when(cookie.unchanged());
+        let txn = unchanged.put_leased(&key, value, lease);
         let policy = RetryPolicy { attempts: 3, ..RetryPolicy::default() };
         let witness = Witness::new(&key, nonce);
         match commit(self.store.as_ref(), &self.env, policy, txn, &witness).await? {
@@ -203,6 +210,15 @@ impl Keeper {
         }
     }
 
+    /// This disk's cookie: while it is there, nobody has forgotten the bookie.
+    async fn cookie(&self, bookie: &BookieId) -> Result<Stored<CookieRecord>, Failed> {
+        let pair = self.store.get(&keys::cookie(bookie)).await?;
+        let cookie = pair.map(Stored::<CookieRecord>::from_pair).transpose()?;
+        let instance = self.bookie.identity().instance;
+        let ours = cookie.filter(|cookie| cookie.record.instance == instance);
+        ours.ok_or_else(|| Failed::TakenAway(bookie.clone()))
+    }
+
     async fn find(&self, key: &str) -> Result<Option<Found>, Failed> {
         let Some(pair) = self.store.get(key).await? else { return Ok(None) };
         let lease = pair.lease;
@@ -212,7 +228,9 @@ impl Keeper {
     /// Keeps the record up until it is told to stop; then takes it away. Should that panic, it goes
     /// on: nobody would find a bookie that serves and isn't registered. What is held is set as a
     /// whole, so that nothing is left half changed.
-    pub(super) async fn run(mut self, stopped: watch::Receiver<bool>) {
+    ///
+    /// Answers why this process must not serve any more, if it ends for that.
+    pub(super) async fn run(mut self, stopped: watch::Receiver<bool>) -> Option<RegistrationError> {
         let noter = Noter {
             bookie: self.bookie.clone(),
             store: Arc::clone(&self.store),
@@ -220,13 +238,18 @@ impl Keeper {
             patience: self.patience() / 2,
         };
         self.noting = Some(tokio::spawn(noter.run(stopped.clone())));
-        while AssertUnwindSafe(self.keep_up(stopped.clone())).catch_unwind().await.is_err() {
-            tracing::error!("keeping up this bookie's registration panicked; it goes on");
-            tokio::time::sleep(self.pace()).await;
+        loop {
+            match AssertUnwindSafe(self.keep_up(stopped.clone())).catch_unwind().await {
+                Ok(over) => return over,
+                Err(_) => {
+                    tracing::error!("keeping up this bookie's registration panicked; it goes on");
+                    tokio::time::sleep(self.pace()).await;
+                }
+            }
         }
     }
 
-    async fn keep_up(&mut self, mut stopped: watch::Receiver<bool>) {
+    async fn keep_up(&mut self, mut stopped: watch::Receiver<bool>) -> Option<RegistrationError> {
         let mut last = Turn::Registered;
         loop {
             // A sender that is gone means that nobody waits for the record to go.
@@ -237,13 +260,22 @@ impl Keeper {
                     if told {
                         self.withdraw().await;
                     }
-                    return;
+                    return None;
                 }
                 () = tokio::time::sleep(self.pace()) => {}
             }
-            if let Some(turn) = self.turn_until(&mut stopped).await {
-                tell(&last, &turn);
-                last = turn;
+            match self.turn_until(&mut stopped).await {
+                Some(Turn::Over(error)) => {
+                    if let Some(held) = self.held.take() {
+                        self.drop_lease(held.lease).await;
+                    }
+                    return Some(error);
+                }
+                Some(turn) => {
+                    tell(&last, &turn);
+                    last = turn;
+                }
+                None => {}
             }
         }
     }
@@ -274,6 +306,7 @@ impl Keeper {
         match self.keep().await {
             Ok(None) => Turn::Registered,
             Ok(Some(found)) => Turn::Taken(found.stored.record.address),
+            Err(Failed::TakenAway(bookie)) => Turn::Over(RegistrationError::TakenAway { bookie }),
             Err(error) => Turn::Away(error.to_string()),
         }
     }
@@ -350,6 +383,8 @@ enum Failed {
     Store(#[from] StoreError),
     #[error(transparent)]
     Record(#[from] RecordError),
+    #[error("bookie {0} was taken away for good")]
+    TakenAway(BookieId),
 }
 
 /// How waiting for another's lease ended badly.
@@ -387,6 +422,8 @@ fn tell(last: &Turn, turn: &Turn) {
         (Turn::Away(_) | Turn::Taken(_), Turn::Registered) => {
             tracing::info!("this bookie is registered again");
         }
+        // Whoever runs the bookie says so.
+        (_, Turn::Over(_)) | (Turn::Over(_), _) => {}
         (Turn::Registered, Turn::Registered)
         | (Turn::Away(_) | Turn::Taken(_), Turn::Away(_))
         | (Turn::Taken(_), Turn::Taken(_)) => {}

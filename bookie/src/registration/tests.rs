@@ -165,6 +165,83 @@ async fn a_lease_that_was_lost_is_taken_again_also_after_an_outage() {
     assert_eq!(found(&store).await, None);
 }
 
+/// As the auditor forgets a bookie once nothing is left on it.
+async fn forget(store: &MemoryStore) {
+    let txn = Txn::default().delete(keys::cookie(&identity().bookie));
+    store.txn(txn).await.expect("deleted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bookie_that_was_forgotten_while_its_lease_was_lost_ends_and_is_not_found_again() {
+    let store = metadata().await;
+    let mut registration = start(&store, 7_001).await.expect("registered");
+    let refused = count_requests(&store, Fault::Unavailable);
+    two_more(&refused).await;
+    store.expire_leases();
+    let still = tokio::time::timeout(Duration::from_millis(50), registration.ended()).await;
+    assert!(still.is_err(), "an outage is no end");
+    // What it asks for waits until it is forgotten.
+    let holds_up = |request: Request<'_>| match request {
+        Request::Lease => Fault::Unavailable,
+        _ => Fault::None,
+    };
+    store.faults().set_script(holds_up);
+    forget(&store).await;
+    store.faults().clear();
+    let why = registration.ended().await;
+    assert_eq!(why, RegistrationError::TakenAway { bookie: identity().bookie });
+    assert_eq!(found(&store).await, None);
+    registration.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_cookie_of_its_disk_no_bookie_is_registered() {
+    let store = metadata().await;
+    // It is forgotten after the start has looked at the metadata.
+    let checked = async || {
+        let (bookie, shared) = (open(bookie_config()), store.clone());
+        Checked::new(config(7_001), bookie, shared, Env::system()).await.expect("they are its own")
+    };
+    let (first, second) = (checked().await, checked().await);
+    forget(&store).await;
+    let taken_away = RegistrationError::TakenAway { bookie: identity().bookie };
+    assert_eq!(first.register().await.expect_err("forgotten"), taken_away);
+    // The name is another disk's by now.
+    let Identity { bookie, cluster, .. } = identity();
+    let cookie = CookieRecord { bookie_id: bookie.clone(), cluster_id: cluster, instance: 43 };
+    put(&store, &keys::cookie(&bookie), &cookie).await;
+    assert_eq!(second.register().await.expect_err("another disk's"), taken_away);
+    assert_eq!(found(&store).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whenever_the_cookie_goes_no_record_is_written_after_it() {
+    let (mut registered, mut refused) = (0, 0);
+    for moment in 0..20 {
+        let env = runtime_env();
+        let store = metadata_by(env.clock.clone()).await;
+        store.faults().set_delay(Duration::from_millis(10));
+        let (bookie, shared) = (open(bookie_config()), store.clone());
+        let starting = Registration::start(config(7_001), bookie, shared, env);
+        let forgetting = async {
+            tokio::time::sleep(Duration::from_millis(moment * 5 + 2)).await;
+            forget(&store).await;
+            store.revision()
+        };
+        let (started, forgotten) = tokio::join!(starting, forgetting);
+        let record = store.get(&keys::bookie(&identity().bookie)).await.expect("read");
+        let after = record.is_some_and(|pair| pair.modified > forgotten);
+        assert!(!after, "forgotten at moment {moment}");
+        match started {
+            Ok(_) => registered += 1,
+            Err(RegistrationError::TakenAway { .. }) => refused += 1,
+            Err(RegistrationError::Metadata(CollectError::NoCookie)) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(registered > 3 && refused > 3, "{registered} registered, {refused} refused");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_waits_for_the_metadata_store() {
     let store = metadata().await;

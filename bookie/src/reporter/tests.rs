@@ -43,13 +43,15 @@ impl Scene {
         for entry in entries {
             let (ledger, entry) = (LedgerId(ledger), EntryId(entry));
             self.bookie.log().damage(|damaged| {
-                damaged.note(ledger, entry, SegmentId(1));
+                damaged.note(ledger, entry..=entry, SegmentId(1));
             });
         }
     }
 
     fn mend(&self, ledger: u64, entry: u64) {
-        self.bookie.log().damage(|damaged| damaged.mended(LedgerId(ledger), EntryId(entry)));
+        self.bookie.log().damage(|damaged| {
+            damaged.mended(LedgerId(ledger), EntryId(entry));
+        });
     }
 
     /// What is queued of a ledger, as first and last entries.

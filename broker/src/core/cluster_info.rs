@@ -1,6 +1,7 @@
 //! What the cluster looks like from here: plain data for administration.
 
 use geminga_meta::bundle::BundleId;
+use geminga_proto::storage::Lag;
 
 /// A broker that is up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +65,15 @@ pub struct BookieUp {
     pub total_bytes: u64,
     /// What ordinary adds can still take.
     pub free_bytes: u64,
+}
+
+/// A bookie with what it answers for itself, now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BookieNow {
+    /// Who it is.
+    pub info: BookieInfo,
+    /// How far its log is behind; `None`: it isn't up, or doesn't answer.
+    pub lag: Option<Lag>,
 }
 
 /// A bundle with its owner.

@@ -63,11 +63,22 @@ pub struct ClusterIdentity {
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<Ready>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Ready {
     said: AtomicBool,
     /// Why it never will again.
     refused: OnceLock<String>,
+    /// Asked each time: why it isn't.
+    asked: OnceLock<Asked>,
+}
+
+type Asked = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
+impl std::fmt::Debug for Ready {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = out.debug_struct("Ready");
+        shown.field("said", &self.said).field("refused", &self.refused).finish_non_exhaustive()
+    }
 }
 
 impl Readiness {
@@ -81,17 +92,27 @@ impl Readiness {
         self.0.refused.get_or_init(|| why.to_owned());
     }
 
-    /// Whether it was said.
+    /// Has this asked each time, for as long as everything else is well. The first one stays.
+    pub fn ask(&self, why_not: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        self.0.asked.get_or_init(|| Box::new(why_not));
+    }
+
+    /// Whether it is.
     #[must_use]
     pub fn get(&self) -> bool {
-        self.0.said.load(Ordering::Acquire) && self.0.refused.get().is_none()
+        self.why_not().is_none()
     }
 
     /// Why it isn't ready, if it is not.
     #[must_use]
-    pub fn why_not(&self) -> Option<&str> {
-        let refused = self.0.refused.get().map(String::as_str);
-        refused.or_else(|| (!self.get()).then_some("not ready"))
+    pub fn why_not(&self) -> Option<String> {
+        if let Some(why) = self.0.refused.get() {
+            return Some(why.clone());
+        }
+        if !self.0.said.load(Ordering::Acquire) {
+            return Some("not ready".to_owned());
+        }
+        self.0.asked.get().and_then(|asked| asked())
     }
 }
 

@@ -100,6 +100,7 @@ impl BookieServer {
             metrics::register_repair(&mut registry, repair.metrics());
         }
         let readiness = Readiness::default();
+        bookie_node::ask_for_disk(&readiness, bookie.clone());
         let probes = Probes::new(registry, readiness.clone());
         let metrics = Some(metrics_port.advertised);
         let watched = watch_metadata(etcd, bookie.clone(), readiness.clone(), parts.stopped());
@@ -185,7 +186,12 @@ impl Server for BookieServer {
     }
 
     async fn broken(&mut self) -> anyhow::Error {
-        self.parts.broken().await
+        let Some(registration) = &mut self.registration else { return self.parts.broken().await };
+        tokio::select! {
+            biased;
+            error = registration.ended() => error.into(),
+            error = self.parts.broken() => error,
+        }
     }
 
     /// # Errors

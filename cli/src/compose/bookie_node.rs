@@ -2,9 +2,22 @@
 
 use geminga_bookie::bookie::Bookie;
 use geminga_bookie::service::{self, ServiceConfig};
+use geminga_broker::frontend::admin::Readiness;
 
 use super::listeners::Port;
 use super::parts::Parts;
+
+/// Has readiness end once the disk has failed: what reads may go on, nothing is written any more,
+/// and somebody has to look.
+pub(super) fn ask_for_disk(readiness: &Readiness, bookie: Bookie) {
+    readiness.ask(move || {
+        bookie.poisoned().map(|why| {
+            format!(
+                "the bookie's disk has failed, and it takes no writes until it is started: {why}"
+            )
+        })
+    });
+}
 
 /// Serves a bookie's port.
 pub(super) fn serve(parts: &mut Parts, port: Port, bookie: Bookie) {

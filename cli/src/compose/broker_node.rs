@@ -52,6 +52,11 @@ impl BrokerNode {
         Ok(Self { broker, readiness: Readiness::default() })
     }
 
+    /// Whether everything serves.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
     /// Serves the ports. `registry` holds what is scraped beside the broker's own figures.
     pub fn serve(
         &self,

@@ -49,7 +49,7 @@ impl Probes {
             "/livez" => plain(StatusCode::OK, "ok"),
             "/readyz" => match self.readiness.why_not() {
                 None => plain(StatusCode::OK, "ok"),
-                Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
+                Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, &why),
             },
             "/metrics" => {
                 let mut text = String::new();
@@ -146,6 +146,13 @@ mod tests {
         assert!(get(&address, "/readyz").await.starts_with("HTTP/1.1 503"));
         readiness.set(true);
         assert!(get(&address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let failed = Arc::new(std::sync::OnceLock::<String>::new());
+        let asked = Arc::clone(&failed);
+        readiness.ask(move || asked.get().cloned());
+        assert!(get(&address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        failed.set("a sync failed".to_owned()).expect("once");
+        let broken = get(&address, "/readyz").await;
+        assert!(broken.starts_with("HTTP/1.1 503") && broken.contains("sync"), "{broken}");
         let metrics = get(&address, "/metrics").await;
         assert!(metrics.contains("geminga_bookie_ledgers 7"), "{metrics}");
         assert!(get(&address, "/admin/v2/tenants").await.starts_with("HTTP/1.1 404"));

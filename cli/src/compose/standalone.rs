@@ -78,6 +78,7 @@ impl Standalone {
         let mut registry = Registry::default();
         metrics::register(&mut registry, bookie.clone());
         broker.serve(&mut parts, ports, (NODE, cluster.cluster_id), registry);
+        bookie_node::ask_for_disk(broker.readiness(), bookie.clone());
         bookie_node::serve(&mut parts, bookie_port, bookie.clone());
         let collector = Collector::new(bookie.clone(), Arc::clone(&metadata));
         parts.spawn("collector", collector.run(parts.stopped()));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use geminga_proto::id::{BookieId, LedgerId};
 use geminga_proto::storage::{
-    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest,
-    ReadResult, SyncMode,
+    AppendRequest, BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, Lag,
+    ReadRequest, ReadResult, SyncMode,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -219,7 +219,14 @@ impl BookieTransport for ModelTransport {
     }
 
     async fn info(&self, bookie: &BookieId) -> Result<BookieInfo, BookieError> {
-        let ledgers = self.with_disk(bookie, |disk| disk.ledgers().count() as u64);
+        let (down, hung, ledgers) =
+            self.change(bookie, |node| (node.down, node.hung, node.disk.ledgers().count() as u64));
+        if hung {
+            std::future::pending::<()>().await;
+        }
+        if down {
+            return Err(BookieError::Unreachable);
+        }
         Ok(BookieInfo {
             sync_mode: SyncMode::Fdatasync,
             total_bytes: 0,
@@ -227,6 +234,7 @@ impl BookieTransport for ModelTransport {
             writable: true,
             ledgers,
             segments: 0,
+            lag: Lag::default(),
         })
     }
 }

@@ -250,6 +250,8 @@ impl Bookie for TestBookie {
             writable: true,
             ledgers: 3,
             segments: 2,
+            lag_ms: 0,
+            lag_bytes: 0,
         }))
     }
 

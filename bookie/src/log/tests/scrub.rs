@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use geminga_proto::env::{Random, SeededRandom};
+use geminga_proto::id::{EntryId, SegmentId};
 use geminga_proto::storage::{AddKind, AppendRequest, BookieError};
 
 use super::rig::{Rig, append, config, payload};
@@ -172,7 +173,136 @@ fn a_damaged_index_makes_all_that_it_listed_damaged_until_it_is_written_back() {
     rig.mend(&damaged);
     assert_eq!(rig.damaged(), []);
     rig.check(&stored);
-    assert!(rig.log.with_state(|state| state.sealed[&segment].blocked));
+    // It isn't kept for its ledgers' lives, and nobody reads it again.
+    rig.work(30);
+    assert!(rig.log.with_state(|state| !state.sealed.contains_key(&segment)));
+    assert!(rig.device.contents(&name).is_none(), "a file with such blocks isn't used again");
+    rig.check(&stored);
+    let mut rig = Rig::on(rig.device.crash(Tear::Lost));
+    rig.scrub();
+    assert_eq!(rig.damaged(), []);
+    rig.check(&stored);
+}
+
+/// A log with a sealed segment of two index pages, and the name of its file.
+fn with_pages() -> (Rig, BTreeMap<(u64, u64), Bytes>, SegmentId, String) {
+    let mut rig = Rig::new();
+    let mut stored = BTreeMap::new();
+    for entry in 0..150 {
+        for ledger in 1..=3 {
+            rig.offer(append(ledger, entry, 20)).expect("room");
+            stored.insert((ledger, entry), payload(ledger, entry, 20));
+        }
+    }
+    rig.settle();
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    let (segment, sealed) = rig
+        .log
+        .with_state(|state| state.sealed.iter().next().map(|(id, it)| (*id, *it)).expect("one"));
+    assert_eq!(sealed.live_entries, 450, "all of it is in one segment");
+    let name = crate::log::segment::file_name(sealed.slot);
+    (rig, stored, segment, name)
+}
+
+impl Rig {
+    fn data_end(&self, segment: SegmentId) -> usize {
+        let end = self.log.with_state(|state| state.sealed[&segment].data_end);
+        usize::try_from(end).expect("small")
+    }
+}
+
+#[test]
+fn a_damaged_page_costs_the_entries_that_it_lists_and_the_segment_goes_once_they_are_mended() {
+    let (mut rig, stored, segment, name) = with_pages();
+    // The second page: what the first one doesn't list of ledger 2, and ledger 3.
+    let page = rig.data_end(segment) + 3 * 4_096;
+    rig.device.flip(&name, page + 100, 4);
+    rig.scrub();
+    let damaged = rig.damaged();
+    let listed = (0..450).skip(255).map(|at| (at / 150 + 1, at % 150));
+    assert_eq!(damaged, listed.collect::<Vec<_>>());
+    rig.work(30);
+    assert!(rig.log.with_state(|state| state.sealed.contains_key(&segment)), "it may be needed");
+    for (ledger, entry) in &damaged[1..] {
+        let recovery = AppendRequest { kind: AddKind::Recovery, ..append(*ledger, *entry, 20) };
+        assert_eq!(rig.put(recovery), Ok(()));
+    }
+    rig.work(30);
+    assert!(rig.log.with_state(|state| state.sealed.contains_key(&segment)), "one is left");
+    let (ledger, entry) = damaged[0];
+    let recovery = AppendRequest { kind: AddKind::Recovery, ..append(ledger, entry, 20) };
+    assert_eq!(rig.put(recovery), Ok(()));
+    rig.work(30);
+    assert!(rig.log.with_state(|state| !state.sealed.contains_key(&segment)));
+    rig.check(&stored);
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    rig.check(&stored);
+}
+
+#[test]
+fn a_damaged_header_or_directory_costs_nothing_and_is_written_anew_elsewhere() {
+    for at in [20, usize::MAX, usize::MAX - 1] {
+        let (mut rig, stored, segment, name) = with_pages();
+        let at = match at {
+            usize::MAX => rig.data_end(segment) + 20,
+            20 => 20,
+            _ => rig.data_end(segment) + 4_096 + 30,
+        };
+        rig.device.flip(&name, at, 1);
+        rig.scrub();
+        assert_eq!(rig.damaged(), [], "every entry can be found, byte {at}");
+        rig.work(30);
+        assert!(rig.log.with_state(|state| !state.sealed.contains_key(&segment)));
+        let rig = Rig::on(rig.device.crash(Tear::Lost));
+        assert_eq!(rig.report.damage, []);
+        rig.check(&stored);
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_is_noted_whole_and_its_place_is_given_up_once_it_is_mended() {
+    let (rig, stored) = filled();
+    let mut rig = Rig::on(rig.device.crash(Tear::Lost));
+    let name = rig.sealed_files().remove(0);
+    let live = rig.log.with_state(|state| state.sealed.values().next().expect("one").live_entries);
+    crate::device::Device::remove(&rig.device, &name).expect("there");
+    rig.scrub();
+    let damaged = rig.damaged();
+    assert_eq!(damaged.len() as u64, live);
+    rig.mend(&damaged);
+    rig.work(30);
+    assert!(!rig.sealed_files().contains(&name));
+    rig.fill(9, 0..200, 5_000);
+    rig.check(&stored);
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    rig.check(&stored);
+}
+
+#[test]
+fn a_reader_that_meets_a_damaged_page_has_the_segment_verified_soon() {
+    let (mut rig, _, segment, name) = with_pages();
+    let page = rig.data_end(segment) + 3 * 4_096;
+    rig.device.flip(&name, page + 100, 4);
+    rig.work(5);
+    assert_eq!(rig.damaged(), [], "its turn is next week");
+    assert_eq!(rig.get(3, 7), Err(BookieError::UnknownEntry));
+    rig.work(5);
+    assert_eq!(rig.damaged().len(), 450 - 255);
+}
+
+#[test]
+fn what_is_found_whole_on_the_disk_after_all_is_not_damaged() {
+    let (rig, stored) = filled();
+    let rig = Rig::on(rig.device.crash(Tear::Lost));
+    let id = geminga_proto::id::LedgerId(2);
+    let segment = rig.locate(2, 7).segment;
+    rig.log.damage(|damaged| {
+        damaged.note(id, EntryId(6)..=EntryId(8), segment);
+    });
+    rig.read(2, 7, 1).expect("it is whole");
+    assert_eq!(rig.damaged(), [(2, 6), (2, 8)]);
+    rig.check(&stored);
+    assert_eq!(rig.damaged(), []);
 }
 
 #[test]

@@ -49,6 +49,40 @@ fn fills_drains_and_resumes(device: MemoryDevice, config: &BookieConfig) {
 }
 
 #[test]
+fn the_lag_is_what_waits_for_the_disk_and_how_long_the_oldest_of_it_has_waited() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..3, 1_000);
+    let lag = |rig: &Rig| {
+        let now = rig.log.now();
+        let lag = rig.log.with_state(|state| state.lag(now));
+        (lag.oldest_ms, lag.bytes)
+    };
+    let pass = |rig: &Rig, millis| rig.pass(std::time::Duration::from_millis(millis));
+    pass(&rig, 5_000);
+    assert_eq!(lag(&rig), (0, 0), "an idle log is behind nobody");
+    rig.offer(append(1, 3, 952)).expect("room");
+    pass(&rig, 20);
+    rig.offer(append(1, 4, 952)).expect("room");
+    pass(&rig, 5);
+    assert_eq!(lag(&rig), (25, 2_000));
+    // While a group is built and written, and another record comes.
+    let mut state = rig.log.state.lock();
+    let opened = state.open_group(crate::log::group::GroupBuffer::default(), false);
+    let mut group = opened.expect("there is something to write");
+    state.fill(&mut group, 1);
+    drop(state);
+    assert_eq!(lag(&rig), (25, 2_000));
+    group.encode_staged();
+    rig.log.state.lock().submit(&mut group).expect("it isn't poisoned");
+    pass(&rig, 10);
+    assert_eq!(lag(&rig), (35, 2_000));
+    rig.log.state.lock().complete(&mut group, Ok(()));
+    assert_eq!(lag(&rig), (15, 1_000), "the second one is left");
+    rig.settle();
+    assert_eq!(lag(&rig), (0, 0));
+}
+
+#[test]
 fn a_full_disk_refuses_adds_by_mark_until_ledgers_are_deleted() {
     fills_drains_and_resumes(MemoryDevice::new(2048 * KIB), &config());
 }
@@ -161,4 +195,32 @@ fn ten_thousand_ledgers_with_one_entry_each_can_be_sealed_and_found_again() {
     for ledger in (0..10_000).step_by(501) {
         assert_eq!(rig.get(ledger, 0), Ok(payload(ledger, 0, 20)));
     }
+}
+
+#[test]
+fn no_file_stays_longer_than_is_counted_wherever_a_crash_comes() {
+    let mut rig = Rig::new();
+    rig.fill(1, 0..3, 1_000);
+    let before = rig.device.crash(Tear::Lost);
+    let mut shrunk = 0;
+    for step in 1.. {
+        // An end in order gives back what the last segment doesn't need.
+        let mut rig = Rig::on(before.fork());
+        rig.fill(1, 3..6, 1_000);
+        rig.device.cut_power_after_step(step);
+        let closed = rig.log.seal_all();
+        if !rig.device.is_dead() {
+            closed.expect("closes");
+            break;
+        }
+        let rig = Rig::on(rig.device.crash(Tear::Whole));
+        for slot in &rig.log.state.lock().manifest.slots {
+            let name = crate::log::segment::file_name(slot.number);
+            let bytes = rig.device.contents(&name).expect("there").len() as u64;
+            assert_eq!(bytes, slot.capacity_bytes, "{name} after step {step}");
+            shrunk += u64::from(bytes < 64 * KIB);
+        }
+        assert_eq!(rig.get(1, 5), Ok(payload(1, 5, 1_000)));
+    }
+    assert!(shrunk > 0, "something was given back");
 }

@@ -12,12 +12,15 @@ use geminga_meta::bundle::BundleId;
 use geminga_meta::keys::{self, Key};
 use geminga_meta::record::{BookieRecord, LedgerRecord, LedgerState, Record, Stored};
 use geminga_meta::store::{Compare, MAX_RANGE, StoreError, Txn};
+use geminga_proto::id::BookieId;
+use geminga_proto::storage::Lag;
 use geminga_proto::topic_name::NamespaceName;
 
 use super::Broker;
 use crate::core::admin::AdminError;
 use crate::core::cluster_info::{
-    BookieInfo, BookieUp, BrokerInfo, BundleInfo, ClusterStatus, Concern, OwnerInfo, Problem,
+    BookieInfo, BookieNow, BookieUp, BrokerInfo, BundleInfo, ClusterStatus, Concern, OwnerInfo,
+    Problem,
 };
 use crate::core::ownership::Holder;
 use crate::core::repair_info::RepairTask;
@@ -28,6 +31,8 @@ const LEDGERS_LOOKED_AT: usize = 20_000;
 const MEND_LEASED: &str = "delete its key in etcd, and restart that process";
 /// How long the metadata may take to show bookies or ledgers.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a bookie may take to say something of itself for a list.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Broker {
     /// The brokers that are up.
@@ -86,6 +91,27 @@ impl Broker {
         })
         .await?;
         Ok(bookies.into_values().collect())
+    }
+
+    /// As [`Self::bookies`], and asks those that are up how far they are behind. One that doesn't
+    /// answer soon holds up no other, and the list for a second at most.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn bookies_now(&self) -> Result<Vec<BookieNow>, AdminError> {
+        let bookies = self.bookies().await?;
+        let up = bookies.iter().filter(|bookie| bookie.up.is_some());
+        let up = up.filter_map(|bookie| BookieId::new(&bookie.bookie_id).ok()).collect();
+        let told = self.inner.context.ledgers.infos(up, ANSWER_PATIENCE).await;
+        let mut lags: BTreeMap<String, Lag> = told
+            .into_iter()
+            .filter_map(|(bookie, info)| Some((bookie.to_string(), info.ok()?.lag)))
+            .collect();
+        let with_lag = |info: BookieInfo| {
+            let lag = lags.remove(&info.bookie_id);
+            BookieNow { info, lag }
+        };
+        Ok(bookies.into_iter().map(with_lag).collect())
     }
 
     /// The bookies of a standalone, which don't register.

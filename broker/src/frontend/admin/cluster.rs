@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
-use crate::core::cluster_info::{BookieInfo, BrokerInfo, Problem};
+use crate::core::cluster_info::{BookieNow, BrokerInfo, Problem};
 use crate::core::repair_info::OnBookie;
 use crate::frontend::admin::AdminState;
 use crate::frontend::admin::error::ApiError;
@@ -32,16 +32,16 @@ fn broker_json(broker: &BrokerInfo) -> Value {
 
 /// The bookies that are up, and those that are missing, with what is on them.
 pub async fn bookies(State(state): State<AdminState>) -> Result<Json<Value>, ApiError> {
-    let bookies = state.broker.bookies().await?;
+    let bookies = state.broker.bookies_now().await?;
     let on = state.broker.on_bookies().await?;
-    let row = |bookie: &BookieInfo| {
-        bookie_json(bookie, on.get(&bookie.bookie_id).copied().unwrap_or_default())
+    let row = |bookie: &BookieNow| {
+        bookie_json(bookie, on.get(&bookie.info.bookie_id).copied().unwrap_or_default())
     };
     let bookies: Vec<Value> = bookies.iter().map(row).collect();
     Ok(Json(json!({ "bookies": bookies })))
 }
 
-fn bookie_json(bookie: &BookieInfo, on: OnBookie) -> Value {
+fn bookie_json(BookieNow { info: bookie, lag }: &BookieNow, on: OnBookie) -> Value {
     let up = bookie.up.as_ref();
     json!({
         "bookie_id": bookie.bookie_id,
@@ -50,6 +50,8 @@ fn bookie_json(bookie: &BookieInfo, on: OnBookie) -> Value {
         "state": bookie.state(),
         "total_bytes": up.map(|up| up.total_bytes),
         "free_bytes": up.map(|up| up.free_bytes),
+        "lag_ms": lag.map(|lag| lag.oldest_ms),
+        "lag_bytes": lag.map(|lag| lag.bytes),
         "draining": bookie.draining,
         "ledgers": on.ledgers,
         "under_replicated": on.under_replicated,

@@ -3,7 +3,7 @@
 
 use geminga_proto::id::{EntryId, Lac};
 use geminga_proto::storage::{
-    BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, ReadRequest, ReadResult,
+    BookieError, BookieInfo, FenceRequest, FenceResult, FencedResult, Lag, ReadRequest, ReadResult,
     ScrubProgress, StoredEntry, SyncMode,
 };
 use geminga_proto::v1;
@@ -83,6 +83,7 @@ pub(super) fn info(answer: &v1::InfoAnswer) -> Result<BookieInfo, BookieError> {
         writable: answer.writable,
         ledgers: answer.ledgers,
         segments: answer.segments,
+        lag: Lag { oldest_ms: answer.lag_ms, bytes: answer.lag_bytes },
     })
 }
 

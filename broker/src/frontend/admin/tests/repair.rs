@@ -87,6 +87,32 @@ async fn a_bookie_is_marked_shown_and_called_off() {
 }
 
 #[tokio::test]
+async fn the_list_of_bookies_says_how_far_each_is_behind_and_waits_for_none() {
+    let (cluster, api) = among(4).await;
+    cluster.meta.txn(Txn::default().delete(keys::bookie(&bookie(2)))).await.expect("written");
+    cluster.bookies.set_hung(&bookie(1), true);
+    cluster.bookies.set_up(&bookie(3), false);
+    let listed = api.get(&format!("{OWN}/bookies")).await;
+    let lags: Vec<(&Value, &Value, &Value)> = listed["bookies"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|one| (&one["state"], &one["lag_ms"], &one["lag_bytes"]))
+        .collect();
+    let (none, zero) = (Value::Null, json!(0));
+    let (writable, missing) = (json!("writable"), json!("missing"));
+    assert_eq!(
+        lags,
+        [
+            (&writable, &zero, &zero),
+            (&writable, &none, &none),
+            (&missing, &none, &none),
+            (&writable, &none, &none),
+        ]
+    );
+}
+
+#[tokio::test]
 async fn what_can_not_be_taken_away_is_refused_and_nothing_is_marked() {
     let (cluster, api) = among(3).await;
     let gone = Txn::default().delete(keys::bookie(&bookie(2)));

@@ -6,6 +6,7 @@ use geminga_proto::env::Env;
 use serde_json::Value;
 
 use super::show::{bytes, count, items, text};
+use crate::config::units::show_bytes;
 use crate::output::{line, pairs, table};
 
 /// The brokers.
@@ -25,6 +26,15 @@ pub(super) fn brokers(answer: &Value) -> io::Result<()> {
     table(&["broker", "state", "bundles", "weight", "service url", "admin url", "release"], &rows)
 }
 
+/// How far a bookie's log is behind.
+fn lag(bookie: &Value) -> String {
+    match (bookie["lag_ms"].as_u64(), bookie["lag_bytes"].as_u64()) {
+        (Some(oldest_ms), Some(waiting)) => format!("{oldest_ms} ms, {}", show_bytes(waiting)),
+        _ if bookie["address"].is_null() => "-".to_owned(),
+        _ => "no answer".to_owned(),
+    }
+}
+
 /// The bookies.
 pub(super) fn bookies(answer: &Value) -> io::Result<()> {
     let row = |one: &Value| {
@@ -39,6 +49,7 @@ pub(super) fn bookies(answer: &Value) -> io::Result<()> {
             text(&one["zone"]),
             bytes(&one["free_bytes"]),
             bytes(&one["total_bytes"]),
+            lag(one),
             count(&one["ledgers"]),
             count(&one["under_replicated"]),
             count(&one["to_repair"]),
@@ -52,6 +63,7 @@ pub(super) fn bookies(answer: &Value) -> io::Result<()> {
         "zone",
         "free",
         "of",
+        "lag",
         "ledgers",
         "under-replicated",
         "to repair",
