@@ -99,7 +99,7 @@ impl Stage {
         super::block(|| {
             // What every subscription has acknowledged is deleted; this one acknowledges nothing.
             drop(stage.admin(&["topics", "create", KEPT_IN]).ok());
-            drop(stage.admin(&["subscriptions", "create", KEPT_IN, "keeper"]).ok());
+            drop(stage.admin(&["subscriptions", "create", KEPT_IN, "-s", "keeper"]).ok());
             stage.keep();
         });
         stage
