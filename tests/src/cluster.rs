@@ -1,6 +1,6 @@
 //! A cluster of real processes, run by `scripts/cluster`: etcd, bookies and brokers on loopback or
-//! in network namespaces of their own, in a temporary directory, each of which can be killed, frozen, stopped and started by its name
-//! (`etcd-1`, `bookie-1`, `broker-1` and so on).
+//! in network namespaces of their own, in a temporary directory, each of which can be killed,
+//! frozen, stopped and started by its name (`etcd-1`, `bookie-1`, `broker-1` and so on).
 //!
 //! *Invariant:* nothing outlives the test, also if it panics or is killed; the log of every broker
 //! and bookie is checked at the end.
