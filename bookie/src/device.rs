@@ -15,6 +15,8 @@ use std::sync::Arc;
 use geminga_proto::storage::SyncMode;
 
 mod buffer;
+#[cfg(any(test, feature = "faulty-device"))]
+pub mod faulty;
 pub mod memory;
 pub mod real;
 

@@ -37,9 +37,16 @@ Examples:
 A cluster: `geminga cluster init` once, then `geminga bookie` and `geminga broker` as often as
 wanted; scripts/cluster does it on one machine.";
 
+/// A build whose bookies' disks fail when told to says what it is.
+const VERSION: &str = if cfg!(feature = "faulty-device") {
+    concat!(env!("CARGO_PKG_VERSION"), " (faulty-device: a build for tests)")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// A durable messaging system with Pulsar's model, in one binary.
 #[derive(Debug, Parser)]
-#[command(name = "geminga", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "geminga", version = VERSION, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Cli {
     /// Settings for every command.
     #[command(flatten)]

@@ -1,5 +1,5 @@
-//! Chaos: a cluster under load to which faults are done that a seed has drawn, one after the
-//! other, and which is judged at the end. `scripts/chaos` runs it.
+//! Chaos: a cluster under load to which faults are done that a seed has drawn, one after the other
+//! and some at once, and which is judged at the end. `scripts/chaos` runs it.
 //!
 //! Judged: every message with a receipt is there, in order; none whose acknowledgement had a
 //! receipt came again; every copy that should be there is; no process has panicked.
@@ -14,12 +14,13 @@ pub mod report;
 mod stage;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use geminga_client::Client;
 
 use crate::load::{Load, Pace};
-use plan::{Draws, Kind, Step};
+use plan::{Draws, Fault, Kind, Step};
 use report::Report;
 use stage::Stage;
 
@@ -39,13 +40,27 @@ pub struct Settings {
     pub most_faults: usize,
     /// The kinds that are drawn from.
     pub kinds: Vec<Kind>,
+    /// Whether members have network namespaces of their own; see [`crate::cluster::Plan`].
+    pub namespaces: bool,
+    /// A build for tests, for bookies whose disks fail.
+    pub faulty_binary: Option<PathBuf>,
+    /// Faults that can't be done here, and why.
+    pub impossible: Vec<(&'static str, String)>,
 }
 
 impl Settings {
-    /// All kinds, for so long.
+    /// All kinds, for so long, with what needs neither privilege nor a build for tests.
     #[must_use]
     pub fn new(seed: u64, length: Duration) -> Self {
-        Self { seed, length, most_faults: usize::MAX, kinds: Kind::ALL.to_vec() }
+        Self {
+            seed,
+            length,
+            most_faults: usize::MAX,
+            kinds: Kind::ALL.to_vec(),
+            namespaces: false,
+            faulty_binary: None,
+            impossible: Vec::new(),
+        }
     }
 
     /// An outage of etcd takes a minute where there is time for that.
@@ -74,13 +89,12 @@ fn attempt<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 /// # Panics
 /// When the cluster doesn't come up at all.
 pub async fn run(settings: &Settings) -> Report {
-    let mut stage = Stage::set(settings.length).await;
+    let mut stage = Stage::set(settings).await;
     let mut report = Report::new(settings.seed);
-    report.skip(
-        "network_partition",
-        "by ip netns needs members in network namespaces, which scripts/cluster can't start; \
-         cut_off_from_etcd and isolate cut connections by relays instead",
-    );
+    report.network = if settings.namespaces { "namespaces" } else { "relays" };
+    for (fault, why) in &settings.impossible {
+        report.skip(fault, why);
+    }
     if stage.disk.is_none() {
         report.skip(Kind::DiskFull.name(), "mounting a small disk isn't permitted here");
     }
@@ -100,7 +114,7 @@ pub async fn run(settings: &Settings) -> Report {
         }
         Err(why) => report.note(Err(format!("copies can't be compared: {why}"))),
     }
-    judge(load, client, &stage, &mut report).await;
+    judge(load, client, &mut stage, &mut report).await;
     block(|| end(stage, &mut report));
     report
 }
@@ -112,13 +126,15 @@ async fn break_it(settings: &Settings, stage: &mut Stage, load: &Load, report: &
         if began.elapsed() >= settings.length || done >= settings.most_faults {
             return;
         }
-        if report.is_skipped(step.kind.name()) {
-            eprintln!("chaos: SKIPPED {}", step.kind.name());
+        let kind = step.fault.kind;
+        if report.is_skipped(kind.name()) {
+            eprintln!("chaos: SKIPPED {}", kind.name());
             continue;
         }
-        let Step { kind, target, hold, .. } = &step;
+        let step = without_skipped(step, report);
         let at = began.elapsed().as_secs();
-        eprintln!("chaos: {at} s: {} of {target} for {} ms", kind.name(), hold.as_millis());
+        let what = in_words(&step);
+        eprintln!("chaos: {at} s: {what}");
         load.watch_gaps();
         let mut ended = block(|| faults::inject(stage, &step));
         if ended.is_ok() {
@@ -127,19 +143,43 @@ async fn break_it(settings: &Settings, stage: &mut Stage, load: &Load, report: &
         done += 1;
         let ended_well = ended.is_ok();
         if let Err(why) = ended {
-            let why = format!("fault {done}, {} of {target}, at {at} s: {why}", kind.name());
-            report.note(Err(why));
+            report.note(Err(format!("fault {done}, {what}, at {at} s: {why}")));
         } else {
             tokio::time::sleep(step.calm).await;
         }
-        report.done(step.kind, load.longest_gap());
+        report.done(kind, load.longest_gap());
+        if let Some(during) = &step.during {
+            report.overlapped(kind, during.fault.kind);
+        }
         if !ended_well {
             return;
         }
     }
 }
 
-async fn judge(mut load: Load, client: Client, stage: &Stage, report: &mut Report) {
+/// What comes meanwhile isn't done either where it can't be.
+fn without_skipped(mut step: Step, report: &Report) -> Step {
+    let is_skipped = |fault: &Fault| report.is_skipped(fault.kind.name());
+    if let Some(during) = step.during.take_if(|during| is_skipped(&during.fault)) {
+        eprintln!("chaos: SKIPPED {}", during.fault.kind.name());
+    }
+    step
+}
+
+fn in_words(step: &Step) -> String {
+    let words = |Fault { kind, target, hold, .. }: &Fault| {
+        format!("{} of {target} for {} ms", kind.name(), hold.as_millis())
+    };
+    match &step.during {
+        None => words(&step.fault),
+        Some(during) => {
+            let after_ms = during.after.as_millis();
+            format!("{}, and {after_ms} ms later {}", words(&step.fault), words(&during.fault))
+        }
+    }
+}
+
+async fn judge(mut load: Load, client: Client, stage: &mut Stage, report: &mut Report) {
     report.count(&load.summary());
     eprintln!("chaos: reading everything back");
     let read = tokio::spawn(async move {
@@ -165,7 +205,7 @@ async fn judge(mut load: Load, client: Client, stage: &Stage, report: &mut Repor
 
 /// Ends everything in order; what has failed leaves its logs.
 fn end(stage: Stage, report: &mut Report) {
-    let Stage { cluster, disk, .. } = stage;
+    let Stage { cluster, disk, network, .. } = stage;
     for name in cluster.everybody() {
         let log = cluster.log(&name);
         for line in log.lines().filter(|line| line.contains("panicked at")) {
@@ -181,5 +221,5 @@ fn end(stage: Stage, report: &mut Report) {
         }
     }
     report.note(attempt(|| cluster.down()));
-    drop(disk);
+    drop((disk, network));
 }

@@ -1,6 +1,6 @@
-//! A cluster of real processes, run by `scripts/cluster`: etcd, bookies and brokers on loopback, in
-//! a temporary directory, each of which can be killed, frozen, stopped and started by its name
-//! (`etcd-1`, `bookie-1`, `broker-1` and so on).
+//! A cluster of real processes, run by `scripts/cluster`: etcd, bookies and brokers on loopback or
+//! in network namespaces of their own, in a temporary directory, each of which can be killed,
+//! frozen, stopped and started by its name (`etcd-1`, `bookie-1`, `broker-1` and so on).
 //!
 //! *Invariant:* nothing outlives the test, also if it panics or is killed; the log of every broker
 //! and bookie is checked at the end.
@@ -38,6 +38,11 @@ pub struct Plan {
     pub leases: Leases,
     /// Settings of all brokers and bookies.
     pub set: Vec<(&'static str, &'static str)>,
+    /// Whether each member has a network namespace of its own. This process has to be in the
+    /// namespace that `CLUSTER_NETWORK` names.
+    pub namespaces: bool,
+    /// The bookies' binary, where it isn't everybody's.
+    pub bookie_binary: Option<PathBuf>,
 }
 
 /// How long the leases of brokers and bookies last: how soon others take a member for lost.
@@ -68,6 +73,8 @@ impl Default for Plan {
             zones: 0,
             leases: Leases::Short,
             set: Vec::new(),
+            namespaces: false,
+            bookie_binary: None,
         }
     }
 }
@@ -112,7 +119,14 @@ impl Cluster {
             let lost = [observe::BOOKIE_LOST, observe::LEASE_LOST, observe::ETCD_LOST];
             cluster.allowed.extend(lost.concat());
         }
-        drop(cluster.script(&args).ok());
+        if plan.namespaces {
+            args.push("--namespaces".to_owned());
+        }
+        let mut command = cluster.script_command(&args);
+        if let Some(binary) = &plan.bookie_binary {
+            command.env("GEMINGA_BOOKIE_BIN", binary);
+        }
+        drop(run_to_its_end(command, PATIENCE).ok());
         cluster
     }
 
@@ -123,11 +137,15 @@ impl Cluster {
     }
 
     fn script<S: AsRef<str>>(&self, args: &[S]) -> Ran {
+        run_to_its_end(self.script_command(args), PATIENCE)
+    }
+
+    fn script_command<S: AsRef<str>>(&self, args: &[S]) -> Command {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut command = Command::new(root.join("scripts/cluster"));
         command.arg("--dir").arg(self.dir()).args(args.iter().map(AsRef::as_ref));
         command.env("GEMINGA_BIN", crate::binary());
-        run_to_its_end(command, PATIENCE)
+        command
     }
 
     fn on(&self, command: &str, name: &str) {
@@ -160,6 +178,48 @@ impl Cluster {
     pub fn stop(&mut self, name: &str) {
         self.allowed.extend(observe::gone(name));
         self.on("stop", name);
+    }
+
+    /// SIGTERM to a member that can't end well, and demands that it says so by its exit code.
+    ///
+    /// # Panics
+    /// When it didn't run, or ended well.
+    pub fn stop_with_failure(&mut self, name: &str) {
+        self.allowed.extend(observe::gone(name));
+        self.script(&["stop", name]).failed_with(1, &["ended with exit code 1"]);
+    }
+
+    /// Starts all of these at once, and waits until they serve.
+    ///
+    /// # Panics
+    /// When one runs already or doesn't come up.
+    pub fn start_all(&mut self, names: &[&str]) {
+        drop(self.script(&[&["start"], names].concat()).ok());
+    }
+
+    /// From now on no packet passes between the ones and the others; `clients` are all that are no
+    /// members. For clusters with namespaces.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn cut(&self, ones: &[&str], others: &[&str]) {
+        drop(self.script(&["cut", &ones.join(","), &others.join(",")]).ok());
+    }
+
+    /// The same in one direction: from the ones to the others.
+    ///
+    /// # Panics
+    /// As [`Cluster::cut`].
+    pub fn cut_one_way(&self, from: &[&str], to: &[&str]) {
+        drop(self.script(&["cut", "--one-way", &from.join(","), &to.join(",")]).ok());
+    }
+
+    /// Lets all packets pass again.
+    ///
+    /// # Panics
+    /// As [`Cluster::cut`].
+    pub fn heal(&self) {
+        drop(self.script(&["heal"]).ok());
     }
 
     /// Starts a member that has ended, or one more, and waits until it serves.

@@ -7,7 +7,15 @@ use geminga_tests::chaos::{Settings, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_is_killed_frozen_damaged_and_wiped_loses_nothing_and_is_whole_again() {
-    let kinds = vec![Kind::Kill, Kind::Freeze, Kind::EtcdRestart, Kind::Damage, Kind::Wipe];
+    let kinds = vec![
+        Kind::Kill,
+        Kind::Freeze,
+        Kind::EtcdMember,
+        Kind::EtcdRestart,
+        Kind::OneWay,
+        Kind::Damage,
+        Kind::Wipe,
+    ];
     let settings = Settings {
         kinds: kinds.clone(),
         most_faults: kinds.len(),

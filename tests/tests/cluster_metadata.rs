@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use geminga_tests::cluster::{Cluster, Plan};
 use geminga_tests::load::{Load, PATIENCE, Pace};
-use geminga_tests::relay::Relay;
+use geminga_tests::relay::{Cut, Relay};
 
 const TOPICS: [&str; 4] = ["left", "right", "top", "bottom"];
 
@@ -102,7 +102,7 @@ async fn a_broker_cut_off_from_etcd_alone_is_replaced_and_confirms_nothing_after
         let owner = block(|| cluster.owner_of(TOPICS[0]));
         let (_, relay) = relays.iter().find(|(name, _)| *name == owner).expect("a broker");
         load.watch_gaps();
-        relay.cut();
+        relay.cut(Cut::Both);
         // It goes on until somebody else has fenced it; then clients move.
         let deadline = Instant::now() + PATIENCE;
         let (other, _) = relays.iter().find(|(name, _)| *name != owner).expect("another broker");

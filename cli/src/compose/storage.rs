@@ -70,6 +70,8 @@ pub async fn open_bookie(
 ) -> anyhow::Result<Bookie> {
     prepare(&settings.data_dir)?;
     let device = open_device(settings.data_dir.join("bookie"), settings.bookie.sync_mode).await?;
+    #[cfg(feature = "faulty-device")]
+    let device = made_faulty(device, &settings.data_dir);
     let claimed = cookie::claim(metadata.as_ref(), device.as_ref(), &cluster.cluster_id, id, env);
     let identity = claimed.await?;
     let env = env.clone();
@@ -98,6 +100,17 @@ async fn open_device(dir: PathBuf, mode: SyncModeSetting) -> anyhow::Result<Arc<
         SyncModeSetting::Fdatasync => RealDevice::open_buffered(&dir),
     };
     Ok(Arc::new(blocking(move || Ok(open()?)).await?))
+}
+
+/// In a build for tests, the disk fails as the file `faults` in the data directory says.
+#[cfg(feature = "faulty-device")]
+fn made_faulty(device: Arc<dyn Device>, data_dir: &Path) -> Arc<dyn Device> {
+    let control = data_dir.join("faults");
+    tracing::warn!(
+        control = %control.display(),
+        "this is a build for tests: its disk fails as this file says"
+    );
+    Arc::new(geminga_bookie::device::faulty::FaultyDevice::new(device, control))
 }
 
 /// Runs what waits for the disk where it holds up nobody.

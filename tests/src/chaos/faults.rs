@@ -3,96 +3,101 @@
 //! *Invariant:* what destroys copies begins and ends with all copies in place: entries may be
 //! confirmed with two of them, so that losing two disks at once is nothing that is promised.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+mod device;
+mod disk;
 
-use geminga_proto::env::{Random, SeededRandom};
+use std::time::Instant;
+
 use serde_json::Value;
 
-use super::plan::{BOOKIES, BROKERS, Kind, ON_SMALL_DISK, Step};
+use super::plan::{BOOKIES, BROKERS, During, ETCD, Fault, Kind, Step};
 use super::stage::Stage;
 use super::{TOPICS, attempt};
-use crate::bookie_files::{groups, sealed_segments};
 use crate::http;
-use crate::relay::Relay;
 
-/// How many bytes change in one go.
-const FLIPS: usize = 3;
-/// How often it is tried to damage something.
-const MOST_FLIPS: u64 = 6;
-/// What a bookie says of each entry that it finds damaged.
-const FOUND: &str = "a stored entry is damaged";
-
-/// Does one fault, and undoes it.
+/// Does one fault, and what comes meanwhile, and undoes them.
 ///
 /// # Errors
 /// When something doesn't happen that must.
 pub fn inject(stage: &mut Stage, step: &Step) -> Result<(), String> {
-    let hold = || std::thread::sleep(step.hold);
-    let target = step.target;
-    if BROKERS.contains(&target) {
-        attempt(|| give_bundles_to(stage, target))??;
+    for fault in step.faults().filter(|fault| BROKERS.contains(&fault.target)) {
+        attempt(|| give_bundles_to(stage, fault.target))??;
     }
-    match step.kind {
-        Kind::Kill => attempt(|| {
-            stage.cluster.kill(target);
-            hold();
-            stage.cluster.start(target);
-        }),
-        Kind::Freeze | Kind::FreezePastLease => attempt(|| {
-            stage.cluster.freeze(target);
-            hold();
-            stage.cluster.thaw(target);
-        }),
-        Kind::AllBookies => attempt(|| {
-            stage.cluster.kill_all(&BOOKIES);
-            hold();
-            BOOKIES.iter().for_each(|name| stage.cluster.start(name));
-        }),
-        Kind::EtcdRestart | Kind::EtcdOutage => attempt(|| {
-            stage.cluster.kill(target);
-            hold();
-            stage.cluster.start(target);
-        }),
-        Kind::CutOffFromEtcd => attempt(|| {
-            stage.to_etcd(target).cut();
-            hold();
-            stage.to_etcd(target).heal();
-        }),
-        Kind::Isolate => attempt(|| {
-            stage.relays_of(target).for_each(Relay::cut);
-            hold();
-            stage.relays_of(target).for_each(Relay::heal);
-        }),
-        Kind::DiskFull => fill(stage, step.hold),
-        Kind::Damage => damage(stage, target, step.pick),
-        Kind::Wipe => wipe(stage, target),
+    let first = &step.fault;
+    begin(stage, first)?;
+    let began = Instant::now();
+    let Some(During { after, fault: second }) = &step.during else {
+        wait_until(began + first.hold);
+        end(stage, first)?;
+        return finish(stage, first);
+    };
+    wait_until(began + *after);
+    begin(stage, second)?;
+    let until = [(began + first.hold, first), (Instant::now() + second.hold, second)];
+    let [one, two] = until;
+    for (until, fault) in if step.second_ends_first() { [two, one] } else { [one, two] } {
+        wait_until(until);
+        end(stage, fault)?;
+    }
+    // What comes during another fault has nothing that must come about.
+    finish(stage, first)
+}
+
+fn wait_until(then: Instant) {
+    std::thread::sleep(then.saturating_duration_since(Instant::now()));
+}
+
+/// Begins it; what is over at once is done.
+fn begin(stage: &mut Stage, fault: &Fault) -> Result<(), String> {
+    let target = fault.target;
+    match fault.kind {
+        Kind::Kill | Kind::EtcdMember => attempt(|| stage.cluster.kill(target)),
+        Kind::Freeze | Kind::FreezePastLease => attempt(|| stage.cluster.freeze(target)),
+        Kind::AllBookies => attempt(|| stage.cluster.kill_all(&BOOKIES)),
+        Kind::EtcdRestart | Kind::EtcdOutage => attempt(|| stage.cluster.kill_all(&ETCD)),
+        Kind::CutOffFromEtcd | Kind::Isolate | Kind::OneWay | Kind::Split => {
+            attempt(|| stage.network.begin(&stage.cluster, fault))
+        }
+        Kind::DiskFull => disk::fill(stage),
+        Kind::FailingWrite | Kind::FailingSync => device::poison(stage, fault),
+        Kind::FailingRead => device::hide_blocks(stage, fault),
+        Kind::Damage => disk::damage(stage, target, fault.pick),
+        Kind::Wipe => disk::wipe(stage, target),
         Kind::RollingRestart => restart_all(stage),
     }
 }
 
-fn fill(stage: &Stage, hold: Duration) -> Result<(), String> {
-    let disk = stage.disk.as_ref().ok_or("there is no small disk")?;
-    attempt(|| disk.fill())?;
-    let felt = stage.until("the bookie is known to be full", |stage| {
-        let listed = stage.admin(&["bookies", "list"]).stdout;
-        let listed = String::from_utf8_lossy(&listed).into_owned();
-        listed.lines().any(|line| line.starts_with(ON_SMALL_DISK) && line.contains(" full "))
-    });
-    std::thread::sleep(hold);
-    attempt(|| disk.free())?;
-    felt
+/// Ends it.
+fn end(stage: &mut Stage, fault: &Fault) -> Result<(), String> {
+    let target = fault.target;
+    match fault.kind {
+        Kind::Kill | Kind::EtcdMember => attempt(|| stage.cluster.start(target)),
+        Kind::Freeze | Kind::FreezePastLease => attempt(|| stage.cluster.thaw(target)),
+        Kind::AllBookies => attempt(|| stage.cluster.start_all(&BOOKIES)),
+        Kind::EtcdRestart | Kind::EtcdOutage => attempt(|| stage.cluster.start_all(&ETCD)),
+        Kind::CutOffFromEtcd | Kind::Isolate | Kind::OneWay | Kind::Split => {
+            attempt(|| stage.network.heal(&stage.cluster))
+        }
+        Kind::DiskFull => disk::free(stage),
+        Kind::FailingWrite | Kind::FailingSync => device::replace(stage, fault),
+        Kind::FailingRead => device::show_blocks(stage, fault),
+        Kind::Damage | Kind::Wipe | Kind::RollingRestart => Ok(()),
+    }
+}
+
+/// Waits for what must come about when nothing is in the way any more.
+fn finish(stage: &Stage, fault: &Fault) -> Result<(), String> {
+    match fault.kind {
+        Kind::FailingWrite | Kind::FailingSync => device::is_writable_again(stage, fault),
+        Kind::FailingRead => device::is_whole_again(stage, fault),
+        _ => Ok(()),
+    }
 }
 
 /// Gives the bundles out anew, by their names, until a broker owns a topic that is published to:
 /// what happens to one that owns nothing is nothing.
 fn give_bundles_to(stage: &Stage, broker: &str) -> Result<(), String> {
-    let unloaded = stage.admin(&["bundles", "unload", "public/default", "--all"]);
-    if unloaded.code != Some(0) {
-        return Err(format!("bundles can't be given out anew: {}", unloaded.stderr));
-    }
+    stage.give_out_bundles()?;
     let address = stage.cluster.address(broker, "grpc");
     let (_, port) = address.rsplit_once(':').ok_or("an address has a port")?;
     let asked = stage.cluster.address(broker, "admin");
@@ -107,7 +112,7 @@ fn give_bundles_to(stage: &Stage, broker: &str) -> Result<(), String> {
 }
 
 fn restart_all(stage: &mut Stage) -> Result<(), String> {
-    for name in BOOKIES.iter().chain(&BROKERS).chain(&["etcd-1"]) {
+    for name in BOOKIES.iter().chain(&BROKERS).chain(&ETCD) {
         attempt(|| {
             stage.cluster.stop(name);
             stage.cluster.start(name);
@@ -116,97 +121,4 @@ fn restart_all(stage: &mut Stage) -> Result<(), String> {
         stage.settle()?;
     }
     Ok(())
-}
-
-/// Changes bytes of sealed segments, has the bookie look, and waits until it finds nothing any
-/// more.
-fn damage(stage: &mut Stage, bookie: &str, pick: u64) -> Result<(), String> {
-    stage.settle()?;
-    let data = stage.cluster.dir().join(bookie).join("data");
-    let scrub = ["bookies", "scrub", bookie];
-    // By the log, since what is found is mended within moments, so that the command may end well.
-    let found = |stage: &Stage| stage.cluster.log(bookie).matches(FOUND).count();
-    let before = found(stage);
-    for attempted in 0..MOST_FLIPS {
-        if attempt(|| flip(&data, pick.wrapping_add(attempted)))? == 0 {
-            // One that is new has to get something first.
-            attempt(|| stage.keep())?;
-        } else {
-            let what = format!("{bookie} finds nothing damaged any more");
-            stage.until(&what, |stage| stage.admin(&scrub).code == Some(0))?;
-        }
-        stage.settle()?;
-        // Else it was in what doesn't count any more, of ledgers that are deleted or elsewhere.
-        if found(stage) > before {
-            return Ok(());
-        }
-    }
-    Err(format!("{bookie} has found nothing of what was damaged"))
-}
-
-/// How many bytes have changed: one in a payload of each group that is picked. Only sealed segments
-/// are touched: what is still written to is verified when it is sealed by a start, or read.
-fn flip(data: &Path, pick: u64) -> usize {
-    let random = SeededRandom::new(pick);
-    let read = |path: PathBuf| {
-        let bytes = std::fs::read(&path).ok()?;
-        let groups = groups(&bytes);
-        (!groups.is_empty()).then_some((path, bytes, groups))
-    };
-    let mut used: Vec<_> = sealed_segments(data).into_iter().filter_map(read).collect();
-    let mut flipped = 0;
-    for _ in 0..FLIPS.min(used.len()) {
-        let (path, bytes, groups) =
-            used.swap_remove((random.next_u64() % used.len() as u64) as usize);
-        let group = groups.iter().max_by_key(|group| group.first_payload.1);
-        let Some((at, len)) = group.map(|group| group.first_payload) else { continue };
-        let at = at + len / 2;
-        let file = File::options().write(true).open(path).expect("a segment can be opened");
-        file.write_all_at(&[bytes[at] ^ 0x10], at as u64).expect("a byte can be written");
-        file.sync_all().expect("it can be synced");
-        flipped += 1;
-    }
-    flipped
-}
-
-/// Empties a bookie's directory. Under its name it is refused then; once its name is given up, it
-/// is a new one.
-fn wipe(stage: &mut Stage, bookie: &str) -> Result<(), String> {
-    stage.settle()?;
-    attempt(|| {
-        stage.cluster.kill(bookie);
-        empty(&stage.cluster.dir().join(bookie).join("data"));
-        let words = ["start this one under a new name"];
-        stage.cluster.refused_start(bookie, &[], &words);
-        // What the refused start has left there.
-        empty(&stage.cluster.dir().join(bookie).join("data"));
-    })?;
-    // It is refused for as long as it counts as up, and waits until all is copied.
-    let recover = ["bookies", "recover", bookie];
-    let mut said = String::new();
-    let recovered = stage.until("the lost bookie is recovered", |stage| {
-        let ran = stage.admin(&recover);
-        said = ran.stderr;
-        ran.code == Some(0)
-    });
-    recovered.map_err(|why| format!("{why}: {said}"))?;
-    stage.until("the name of the lost bookie is free", |stage| {
-        let listed = stage.admin(&["bookies", "list"]);
-        listed.code == Some(0) && !String::from_utf8_lossy(&listed.stdout).contains(bookie)
-    })?;
-    attempt(|| stage.cluster.start(bookie))?;
-    stage.settle()
-}
-
-fn empty(dir: &Path) {
-    // A directory that is a link is another disk's, and stays.
-    for entry in std::fs::read_dir(dir).expect("a data directory can be listed") {
-        let path = entry.expect("it can be listed").path();
-        let removed = if path.is_dir() {
-            std::fs::remove_dir_all(&path)
-        } else {
-            std::fs::remove_file(&path)
-        };
-        removed.expect("what is in there can be removed");
-    }
 }

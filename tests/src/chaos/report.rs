@@ -16,8 +16,12 @@ pub struct Report {
     /// Faults of each kind, and the longest time without a receipt on any one topic, from their
     /// beginning until the next one.
     faults: BTreeMap<Kind, (u64, Duration)>,
+    /// How often which fault came while which other one was held.
+    overlaps: BTreeMap<String, u64>,
     /// Faults that weren't done, and why.
-    skipped: BTreeMap<&'static str, &'static str>,
+    skipped: BTreeMap<&'static str, String>,
+    /// How packets were lost.
+    pub network: &'static str,
     summary: Summary,
     /// Messages with a receipt that aren't there.
     pub lost: u64,
@@ -41,9 +45,9 @@ impl Report {
     }
 
     /// Says so at once, and again in the report.
-    pub(super) fn skip(&mut self, fault: &'static str, why: &'static str) {
+    pub(super) fn skip(&mut self, fault: &'static str, why: &str) {
         eprintln!("chaos: SKIPPED, not tested: {fault}: {why}");
-        self.skipped.insert(fault, why);
+        self.skipped.insert(fault, why.to_owned());
     }
 
     pub(super) fn is_skipped(&self, fault: &str) -> bool {
@@ -54,6 +58,11 @@ impl Report {
         let (count, longest) = self.faults.entry(kind).or_default();
         *count += 1;
         *longest = gap.max(*longest);
+    }
+
+    pub(super) fn overlapped(&mut self, first: Kind, second: Kind) {
+        let pair = format!("{} + {}", first.name(), second.name());
+        *self.overlaps.entry(pair).or_default() += 1;
     }
 
     pub(super) fn note(&mut self, ended: Result<(), String>) {
@@ -105,7 +114,9 @@ impl Report {
         json!({
             "seed": self.seed,
             "faults": faults,
+            "overlaps": self.overlaps,
             "skipped": self.skipped,
+            "network": self.network,
             "messages": {
                 "stored": self.summary.stored,
                 "acknowledged": self.summary.acknowledged,

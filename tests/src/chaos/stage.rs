@@ -1,16 +1,24 @@
 //! The cluster that is broken: four bookies, one of them on a small disk if the machine permits
-//! that, two brokers and etcd. Every broker and bookie reaches etcd through a relay of its own, and
+//! that, two brokers and three members of etcd. All have network namespaces of their own; where the
+//! machine doesn't permit that, every broker and bookie reaches etcd through relays of its own, and
 //! is reached through others: it advertises an address of loopback where only these listen.
 
+mod network;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::plan::{BOOKIES, BROKERS, ON_SMALL_DISK};
+use self::network::Relays;
+use super::Settings;
+use super::plan::{BOOKIES, BROKERS, ETCD, ON_SMALL_DISK};
 use crate::cli::{self, Ran};
 use crate::cluster::{Cluster, Plan};
 use crate::disk::SmallDisk;
 use crate::relay::Relay;
+pub use network::Network;
 
 /// How long something may take to come about that must; never a measurement.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -44,10 +52,12 @@ pub struct Stage {
     /// The disk of [`ON_SMALL_DISK`]; `None` where mounting isn't permitted. It outlives the
     /// cluster, since fields are dropped in order.
     pub disk: Option<SmallDisk>,
-    /// Of each broker and bookie: first the one to etcd, then those that it is reached by.
-    relays: Vec<(&'static str, Vec<Relay>)>,
+    /// What is between the members.
+    pub network: Network,
     /// Messages that stay, beside the load's.
     kept: usize,
+    /// How often they were read.
+    read: usize,
 }
 
 impl Stage {
@@ -55,67 +65,83 @@ impl Stage {
     ///
     /// # Panics
     /// When it doesn't come up.
-    pub async fn set(length: Duration) -> Self {
-        let bookies = BOOKIES.len() as u32 - 1;
-        let plan = Plan { bookies, set: SETTINGS.to_vec(), ..Plan::with_long_leases() };
+    pub async fn set(settings: &Settings) -> Self {
+        let plan = Plan {
+            bookies: BOOKIES.len() as u32 - 1,
+            etcd_members: ETCD.len() as u32,
+            set: SETTINGS.to_vec(),
+            namespaces: settings.namespaces,
+            bookie_binary: settings.faulty_binary.clone(),
+            ..Plan::with_long_leases()
+        };
         let mut cluster = super::block(|| Cluster::up(&plan));
         // What is broken on purpose has much to say. Only panics would be a surprise.
         cluster.allow_in_log(" WARN ");
         cluster.allow_in_log(" ERROR ");
-        let bytes = (256 << 20) + (64 << 20) * length.as_secs() / 60;
+        let bytes = (256 << 20) + (64 << 20) * settings.length.as_secs() / 60;
         let disk = super::block(|| SmallDisk::mount(bytes));
         if let Some(disk) = &disk {
             let home = cluster.dir().join(ON_SMALL_DISK);
             std::fs::create_dir_all(&home).expect("the cluster has a directory");
             disk.hold_data_of(&home);
         }
-        let mut stage = Self { cluster, disk, relays: Vec::new(), kept: 0 };
-        for name in BOOKIES.into_iter().chain(BROKERS) {
-            stage.start_behind_relays(name).await;
-        }
-        super::block(|| stage.keep());
+        let network = if settings.namespaces {
+            super::block(|| cluster.start(ON_SMALL_DISK));
+            Network::Namespaces
+        } else {
+            let mut relays = BTreeMap::new();
+            for name in BOOKIES.into_iter().chain(BROKERS) {
+                relays.insert(name, start_behind_relays(&mut cluster, name).await);
+            }
+            Network::Relays(relays)
+        };
+        let mut stage = Self { cluster, disk, network, kept: 0, read: 0 };
+        super::block(|| {
+            // What every subscription has acknowledged is deleted; this one acknowledges nothing.
+            drop(stage.admin(&["topics", "create", KEPT_IN]).ok());
+            drop(stage.admin(&["subscriptions", "create", KEPT_IN, "-s", "keeper"]).ok());
+            stage.keep();
+        });
         stage
     }
 
-    async fn start_behind_relays(&mut self, name: &'static str) {
-        let cluster = &mut self.cluster;
-        let etcd = super::block(|| cluster.address("etcd-1", "client"));
-        let mut relays = vec![Relay::start(etcd).await];
-        let endpoint = format!("http://{}", relays[0].address());
-        let set = [("metadata.endpoints", endpoint.as_str()), ("advertised_address", ADVERTISED)];
-        super::block(|| {
-            if name != ON_SMALL_DISK {
-                cluster.stop(name);
-            }
-            cluster.start_with(name, &set);
-        });
-        let kinds: &[&str] = if BROKERS.contains(&name) { &["grpc", "admin"] } else { &["bookie"] };
-        for kind in kinds {
-            let real = super::block(|| cluster.address(name, kind));
-            let (_, port) = real.rsplit_once(':').expect("an address has a port");
-            relays.push(Relay::start_at(&format!("{ADVERTISED}:{port}"), real.clone()).await);
-        }
-        self.relays.push((name, relays));
-    }
-
-    /// All relays that a member reaches others by or is reached by.
-    pub fn relays_of(&self, name: &str) -> impl Iterator<Item = &Relay> {
-        self.relays.iter().filter(move |(of, _)| *of == name).flat_map(|(_, relays)| relays)
-    }
-
-    /// The relay between a member and etcd.
-    ///
-    /// # Panics
-    /// When it has none.
+    /// Where a bookie's data are.
     #[must_use]
-    pub fn to_etcd(&self, name: &str) -> &Relay {
-        self.relays_of(name).next().unwrap_or_else(|| panic!("{name} has no relay"))
+    pub fn data_of(&self, bookie: &str) -> PathBuf {
+        self.cluster.dir().join(bookie).join("data")
+    }
+
+    /// Where a bookie of a build for tests reads what its disk fails at.
+    #[must_use]
+    pub fn faults_of(&self, bookie: &str) -> PathBuf {
+        self.data_of(bookie).join("faults")
     }
 
     /// Runs an admin command.
     #[must_use]
     pub fn admin(&self, args: &[&str]) -> Ran {
         cli::against(&self.cluster, &[&["admin"], args].concat())
+    }
+
+    /// Whether a bookie is known to be in this state, like `writable`.
+    #[must_use]
+    pub fn is_listed(&self, bookie: &str, state: &str) -> bool {
+        let listed = self.admin(&["bookies", "list"]).stdout;
+        let listed = String::from_utf8_lossy(&listed).into_owned();
+        let mut rows = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        rows.any(|row| row.first() == Some(&bookie) && row.contains(&state))
+    }
+
+    /// Gives all bundles out anew, so that every ledger that was open is closed.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn give_out_bundles(&self) -> Result<(), String> {
+        let unloaded = self.admin(&["bundles", "unload", "public/default", "--all"]);
+        if unloaded.code == Some(0) {
+            return Ok(());
+        }
+        Err(format!("bundles can't be given out anew: {}", unloaded.stderr))
     }
 
     /// Publishes messages that stay, enough to fill some segments.
@@ -136,8 +162,11 @@ impl Stage {
     /// # Panics
     /// When they can't be read.
     #[must_use]
-    pub fn missing_of_kept(&self) -> u64 {
-        let args = ["consume", KEPT_IN, "-s", "late", "--from", "earliest", "--until-caught-up"];
+    pub fn missing_of_kept(&mut self) -> u64 {
+        // Of its own each time: the next one reads all of it, too.
+        self.read += 1;
+        let late = format!("late-{}", self.read);
+        let args = ["consume", KEPT_IN, "-s", &late, "--from", "earliest", "--until-caught-up"];
         let command = cli::client(&self.cluster, &args);
         let ran = crate::cli::run_to_its_end(command, PATIENCE).ok();
         let text = String::from_utf8_lossy(&ran.stdout);
@@ -229,7 +258,15 @@ impl Stage {
 
     /// Ends whatever a fault that went wrong has left behind.
     pub fn mend(&mut self) {
-        self.relays.iter().flat_map(|(_, relays)| relays).for_each(Relay::heal);
+        if let Err(why) = super::attempt(|| self.network.heal(&self.cluster)) {
+            eprintln!("chaos: the network isn't whole again: {why}");
+        }
+        for name in BOOKIES {
+            if std::fs::remove_file(self.faults_of(name)).is_ok() && self.cluster.is_running(name) {
+                // It may have become read-only for good.
+                self.cluster.kill(name);
+            }
+        }
         if let Some(disk) = self.disk.as_ref().filter(|disk| disk.is_filled()) {
             disk.free();
         }
@@ -246,4 +283,30 @@ impl Stage {
             }
         }
     }
+}
+
+/// Starts a member anew, so that it reaches etcd and is reached through relays.
+async fn start_behind_relays(cluster: &mut Cluster, name: &'static str) -> Relays {
+    let mut relays = Relays::default();
+    for member in ETCD {
+        let etcd = super::block(|| cluster.address(member, "client"));
+        relays.to_etcd.push(Relay::start(etcd).await);
+    }
+    let endpoints = relays.to_etcd.iter().map(|relay| format!("http://{}", relay.address()));
+    let endpoints = endpoints.collect::<Vec<_>>().join(",");
+    let set = [("metadata.endpoints", endpoints.as_str()), ("advertised_address", ADVERTISED)];
+    super::block(|| {
+        if name != ON_SMALL_DISK {
+            cluster.stop(name);
+        }
+        cluster.start_with(name, &set);
+    });
+    let kinds: &[&str] = if BROKERS.contains(&name) { &["grpc", "admin"] } else { &["bookie"] };
+    for kind in kinds {
+        let real = super::block(|| cluster.address(name, kind));
+        let (_, port) = real.rsplit_once(':').expect("an address has a port");
+        let listen = format!("{ADVERTISED}:{port}");
+        relays.to_it.push(Relay::start_at(&listen, real.clone()).await);
+    }
+    relays
 }
