@@ -45,10 +45,12 @@ impl Reporter {
         tokio::pin!(shutdown);
         loop {
             tokio::select! {
+                biased;
                 () = &mut shutdown => return,
                 () = tokio::time::sleep(PAUSE) => {}
             }
             tokio::select! {
+                biased;
                 () = &mut shutdown => return,
                 () = self.report() => {}
             }
