@@ -1,5 +1,5 @@
-//! Nobody finds damage where none was done: only a disk that was damaged, or whose operations failed,
-//! has entries that are to be mended.
+//! Nobody finds damage where none was done: only a disk that was damaged, or whose operations
+//! failed, has entries that are to be mended.
 
 use geminga_meta::record::{Record, RepairReason, RepairRecord};
 use geminga_meta::store::WatchEvent;
