@@ -20,4 +20,9 @@ pub enum Defect {
     OldRevisionAccepted,
     /// A sealed segment's index lacks the last entry.
     IndexLacksLast,
+    /// What a segment's file held in its former life is taken for the segment's own: a group passes
+    /// with the checksum seed of whichever segment it names.
+    OldSeeds,
+    /// Segments are freed though the copy of what counts in them isn't synced.
+    ReclaimBeforeSync,
 }

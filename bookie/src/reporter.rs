@@ -47,10 +47,12 @@ impl Reporter {
         tokio::pin!(shutdown);
         loop {
             tokio::select! {
+                biased;
                 () = &mut shutdown => return,
                 () = tokio::time::sleep(PAUSE) => {}
             }
             tokio::select! {
+                biased;
                 () = &mut shutdown => return,
                 () = self.report() => {}
             }

@@ -114,11 +114,12 @@ pub struct Caught {
     pub without: Option<String>,
 }
 
-/// The first seed at which a planted defect is caught. Beside it the same seed is run under the
-/// same theme without the defect.
+/// The first seed at which a planted defect is caught: the one at which it was before, or one of
+/// these. Beside it the same seed is run under the same theme without the defect.
 #[must_use]
-pub fn catch(mutant: Mutant, mut seeds: std::ops::Range<u64>) -> Option<Caught> {
-    seeds.find_map(|seed| {
+pub fn catch(mutant: Mutant, seeds: std::ops::Range<u64>) -> Option<Caught> {
+    let hint = mutant.hint();
+    std::iter::once(hint).chain(seeds.filter(|seed| *seed != hint)).find_map(|seed| {
         let planted = Run::planted(seed, mutant);
         let what = run(planted).violation?;
         let without = run(Run { mutant: None, ..planted }).violation;

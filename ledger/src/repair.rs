@@ -22,6 +22,8 @@ pub mod auditor;
 mod census;
 mod claim;
 mod copy;
+#[cfg(any(test, feature = "harness"))]
+pub mod defect;
 mod job;
 pub mod plan;
 mod throttle;

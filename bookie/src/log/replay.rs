@@ -290,7 +290,14 @@ impl Opening<'_> {
         }
         let home = Home { instance: self.manifest.instance, segment };
         let proof = self.named_by_next(segment)?;
-        let mut scan = scan::scan(file.as_ref(), home, slot.capacity_bytes, proof)
+        #[cfg(any(test, feature = "simulation"))]
+        let scan = match self.limits.planted {
+            Some(crate::defect::Defect::OldSeeds) => scan::scan_as::<true>,
+            _ => scan::scan,
+        };
+        #[cfg(not(any(test, feature = "simulation")))]
+        let scan = scan::scan;
+        let mut scan = scan(file.as_ref(), home, slot.capacity_bytes, proof)
             .map_err(|error| Loss::lost(&error))?;
         match header {
             // Groups know their segment without it; but then there must be some.

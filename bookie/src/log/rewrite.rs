@@ -50,6 +50,9 @@ pub(super) struct Rewriter {
     tail: u64,
     last_group: Link,
     buffer: GroupBuffer,
+    /// What the simulation has planted.
+    #[cfg(any(test, feature = "simulation"))]
+    planted: Option<crate::defect::Defect>,
 }
 
 /// An entry that is copied.
@@ -195,6 +198,8 @@ impl Log {
             tail: DATA_START,
             last_group: Link::default(),
             buffer: GroupBuffer::default(),
+            #[cfg(any(test, feature = "simulation"))]
+            planted: self.with_state(|state| state.limits.planted),
         };
         Ok((rewriter, moved))
     }
@@ -331,7 +336,7 @@ impl Log {
         // What nobody lives in any more needs no copy.
         if !rows.is_empty() {
             file.write_at(*tail, index.as_slice())?;
-            file.sync()?;
+            rewriter.sync()?;
             // As `reclaim` has planned it: what isn't given back is less than a copy must gain.
             let least = self.with_state(|state| state.limits.least_segment_bytes);
             shrunk = end + least / 2 <= rewriter.capacity_bytes;
@@ -450,7 +455,7 @@ impl Rewriter {
             return Err(Stop::TooLarge);
         }
         self.file.write_at(self.tail, group)?;
-        self.file.sync()?;
+        self.sync()?;
         self.tail += group.len() as u64;
         Ok(group.len() as u64)
     }
@@ -467,6 +472,15 @@ impl Rewriter {
                 state.mended(item.ledger, item.located.entry);
             }
         }
+    }
+
+    /// Makes what was written of the copy durable.
+    fn sync(&self) -> Result<(), DeviceError> {
+        #[cfg(any(test, feature = "simulation"))]
+        if self.planted == Some(crate::defect::Defect::ReclaimBeforeSync) {
+            return Ok(());
+        }
+        self.file.sync()
     }
 
     /// Rows of the ledgers that `known` knows, and the entries that were copied of them.

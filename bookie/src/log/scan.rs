@@ -11,7 +11,7 @@
 
 use geminga_proto::id::LedgerId;
 
-use super::codec::Home;
+use super::codec::{Home, get_u64};
 use super::group::{self, GroupHeader, Link, fold_digest};
 use super::record::{self, StoredRecord};
 use super::segment::DATA_START;
@@ -49,6 +49,17 @@ pub(crate) fn scan(
     capacity_bytes: u64,
     proof: Option<Link>,
 ) -> Result<Scan, DeviceError> {
+    scan_as::<false>(file, home, capacity_bytes, proof)
+}
+
+/// [`scan`]; with `OLD_SEEDS`, which only the simulation plants, also groups of another segment
+/// that the file held before.
+pub(super) fn scan_as<const OLD_SEEDS: bool>(
+    file: &dyn DeviceFile,
+    home: Home,
+    capacity_bytes: u64,
+    proof: Option<Link>,
+) -> Result<Scan, DeviceError> {
     let end = capacity_bytes.min(file.len()?) / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
     let mut window = Window::new(file, end);
     let proof = proof.filter(|proof| proof.segment == home.segment);
@@ -63,12 +74,13 @@ pub(crate) fn scan(
     };
     loop {
         let offset = found.data_end;
-        let header = header_at(&mut window, home, offset)?;
+        let own = home_at::<OLD_SEEDS>(&mut window, home, offset)?;
+        let header = header_at(&mut window, own, offset)?;
         let highest = header.map_or(LedgerId(0), |header| header.highest_ledger);
         found.highest_ledger = found.highest_ledger.max(highest);
         if let Some(header) = header
             && (found.last.sequence == 0 || header.link.sequence > found.last.sequence)
-            && is_whole(&mut window, home, &header, &mut found.records)?
+            && is_whole(&mut window, own, &header, &mut found.records)?
         {
             // Right behind a whole group must come the one that names it. Only what follows a
             // damaged range names another.
@@ -119,6 +131,20 @@ pub(crate) fn predecessor_of_first(
 fn salvaged_end(records: &[(StoredRecord, u64)], offset: u64) -> u64 {
     let end = records.last().map_or(offset, |(stored, at)| at + stored.stored_bytes() as u64);
     end.next_multiple_of(BLOCK_BYTES as u64)
+}
+
+/// What the checksums of a group at `offset` start from.
+fn home_at<const OLD_SEEDS: bool>(
+    window: &mut Window<'_>,
+    home: Home,
+    offset: u64,
+) -> Result<Home, DeviceError> {
+    if !OLD_SEEDS {
+        return Ok(home);
+    }
+    let block = window.get(offset, BLOCK_BYTES)?;
+    let named = block.map(|block| geminga_proto::id::SegmentId(get_u64(block, 16)));
+    Ok(Home { segment: named.unwrap_or(home.segment), ..home })
 }
 
 /// The header at `offset`, if there is an intact one.

@@ -14,7 +14,7 @@ pub enum Defect {
     BeyondLac,
     /// Ledgers are trimmed without a look at the cursors.
     TrimPastCursors,
-    /// A conflict when the list of ledgers is written is taken for success.
+    /// The next ledger is written into the topic's list whoever has written that meanwhile.
     ListConflictIgnored,
     /// What recovery of a failed ledger didn't find isn't appended again.
     RestNotAppended,
@@ -24,4 +24,9 @@ pub enum Defect {
     UnreadableIsEmpty,
     /// A state log's changes are complete as soon as they are sent.
     StateLogBeforeConfirmed,
+    /// A state log is trimmed up to the end of its last snapshot, not up to its beginning: past the
+    /// one cursor that a broker keeps for itself.
+    TrimPastSnapshot,
+    /// A bundle is taken without a lease, and only then is it seen whether there is one.
+    LeaseCheckedAfter,
 }

@@ -30,6 +30,8 @@ use tokio::sync::watch;
 
 use crate::core::api::Lookup;
 use crate::core::context::Context;
+#[cfg(any(test, feature = "simulation"))]
+use crate::core::defect::Defect;
 use crate::core::rendezvous;
 use crate::core::session::Session;
 use reluctance::Reluctance;
@@ -338,8 +340,10 @@ impl Ownership {
             let txn = Txn::default()
                 .when(Compare::Absent(key.clone()))
                 .when(Compare::Present(keys::namespace(&bundle.namespace)))
-                .when(Compare::Absent(keys::deletion(&bundle.namespace)))
-                .put_leased(&key, record.encode(nonce)?, lease.id);
+                .when(Compare::Absent(keys::deletion(&bundle.namespace)));
+            #[cfg(any(test, feature = "simulation"))]
+            let txn = self.unleased_first(txn, &key, &record, nonce).await?;
+            let txn = txn.put_leased(&key, record.encode(nonce)?, lease.id);
             let (policy, witness) = (COMMIT, Witness::new(&key, nonce));
             let outcome = commit(&*context.meta, &context.env, policy, txn, &witness).await;
             match outcome {
@@ -365,6 +369,31 @@ impl Ownership {
             }
         }
         Err(OwnershipError::Contended)
+    }
+
+    /// If that is planted, writes the record without the lease, and answers what has to hold for it
+    /// to be written once more with it.
+    #[cfg(any(test, feature = "simulation"))]
+    async fn unleased_first(
+        &self,
+        txn: Txn,
+        key: &str,
+        record: &OwnershipRecord,
+        nonce: Nonce,
+    ) -> Result<Txn, OwnershipError> {
+        let context = &self.context;
+        if context.config.planted != Some(Defect::LeaseCheckedAfter) {
+            return Ok(txn);
+        }
+        let (unleased, witness) =
+            (txn.clone().put(key, record.encode(nonce)?), Witness::new(key, nonce));
+        let taken = commit(&*context.meta, &context.env, COMMIT, unleased, &witness).await?;
+        Ok(match taken {
+            TxnOutcome::Applied(revision) => {
+                Txn::default().when(Compare::Unchanged(key.to_owned(), revision))
+            }
+            TxnOutcome::Conflict(_) => txn,
+        })
     }
 
     async fn is_deleted(&self, bundle: &BundleId) -> Result<bool, OwnershipError> {

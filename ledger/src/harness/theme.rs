@@ -44,6 +44,30 @@ impl Theme {
 }
 
 impl Mutant {
+    /// A seed at which it was caught under its theme. Saves the time of those that don't show it; a
+    /// change of the simulation may make it worse, never wrong.
+    #[must_use]
+    pub fn hint(self) -> u64 {
+        match self {
+            Self::ConflictIgnored => 34,
+            Self::UnsettledWriteSpins => 40,
+            Self::FullDiskFailsLedger => 10,
+            Self::RepairOverwritten => 35,
+            Self::RecoveryNotMarked | Self::RecoveryReadsNewEnsemble => 108,
+            Self::RecoveryReadDoesNotFence => 244,
+            Self::FailedMemberNotRetried => 557,
+            Self::LiveLacInRecovery => 3_675,
+            Self::RecoveryStartsBeforeFragment | Self::CorruptIsNoSuchEntry => 61,
+            Self::LocalChangesLost | Self::WipedBookieReturns => 39,
+            Self::RecoversOnlyLastLedger => 65,
+            Self::UnknownIsNoSuchEntry => 84,
+            Self::UnseenLedgerNotFenced => 153,
+            Self::RepairTrustsCopies => 29,
+            Self::DropsWhereOwnerWrites => 30,
+            _ => 0,
+        }
+    }
+
     /// The theme under which the defect shows most often.
     #[must_use]
     pub fn theme(self) -> Theme {

@@ -75,11 +75,13 @@ impl RepairAuditor {
         tokio::pin!(stopped);
         loop {
             let error = tokio::select! {
+                biased;
                 () = &mut stopped => return,
                 Err(error) = self.serve() => error,
             };
             tracing::debug!(%error, "the auditor begins anew");
             tokio::select! {
+                biased;
                 () = &mut stopped => return,
                 () = tokio::time::sleep(GLANCE) => {}
             }
@@ -102,6 +104,7 @@ impl RepairAuditor {
         tracing::info!(name = self.config.name, "this process audits the ledgers");
         let mut auditor = Auditor::new(self.config.grace);
         tokio::select! {
+            biased;
             () = lease.lost() => Err(CensusError::OfficeLost),
             never = self.audit(&mut auditor) => match never {},
         }

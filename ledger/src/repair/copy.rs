@@ -21,6 +21,8 @@ use tokio::time::Instant;
 use crate::metadata::{LedgerMetadata, LedgerState};
 use crate::reader::read_one;
 use crate::repair::RepairMetrics;
+#[cfg(any(test, feature = "harness"))]
+use crate::repair::defect::Defect;
 use crate::repair::plan::{CopyRun, How};
 use crate::repair::throttle::Throttle;
 use crate::store::StoreShared;
@@ -77,6 +79,9 @@ pub(super) struct Copier<'a> {
     pub throttle: &'a Throttle,
     pub metrics: &'a RepairMetrics,
     pub lease: &'a LeaseKeeper,
+    /// What the simulation has planted.
+    #[cfg(any(test, feature = "harness"))]
+    pub planted: Option<Defect>,
 }
 
 impl Copier<'_> {
@@ -111,11 +116,16 @@ impl Copier<'_> {
             let bytes: u64 = entries.iter().map(|stored| stored.payload.len() as u64).sum();
             self.throttle.take(bytes).await;
             self.check_lease()?;
+            next = EntryId(next.0 + entries.len() as u64);
+            sent += bytes;
+            #[cfg(any(test, feature = "harness"))]
+            if self.planted == Some(Defect::CopyNotAwaited) {
+                self.send_unheard(&run.to, &entries);
+                continue;
+            }
             self.send(&run.to, &entries).await?;
             self.verify(&run.to, &entries).await?;
-            sent += bytes;
             self.metrics.bytes.fetch_add(bytes, Ordering::Relaxed);
-            next = EntryId(next.0 + entries.len() as u64);
         }
         Ok(sent)
     }
@@ -207,7 +217,27 @@ impl Copier<'_> {
         entries: &[&StoredEntry],
     ) -> Vec<(EntryId, AppendResult)> {
         let answers = Arc::new(Answers { ledger: self.metadata.id, ..Answers::default() });
-        let sink: Arc<dyn AppendSink> = Arc::clone(&answers) as _;
+        self.append(to, entries, &answers);
+        let patience = Duration::from_millis(self.store.config.append_timeout_ms);
+        let deadline = Instant::now() + patience;
+        while answers.got.lock().len() < entries.len() {
+            let arrived = answers.arrived.notified();
+            if tokio::time::timeout_at(deadline, arrived).await.is_err() {
+                break;
+            }
+        }
+        std::mem::take(&mut *answers.got.lock())
+    }
+
+    /// Sends entries to whom it doesn't matter what comes of it.
+    #[cfg(any(test, feature = "harness"))]
+    fn send_unheard(&self, to: &BookieId, entries: &[StoredEntry]) {
+        let entries: Vec<&StoredEntry> = entries.iter().collect();
+        self.append(to, &entries, &Arc::default());
+    }
+
+    fn append(&self, to: &BookieId, entries: &[&StoredEntry], answers: &Arc<Answers>) {
+        let sink: Arc<dyn AppendSink> = Arc::clone(answers) as _;
         for stored in entries {
             let request = AppendRequest {
                 ledger: self.metadata.id,
@@ -220,15 +250,6 @@ impl Copier<'_> {
             };
             self.store.transport.append(to, request, &sink);
         }
-        let patience = Duration::from_millis(self.store.config.append_timeout_ms);
-        let deadline = Instant::now() + patience;
-        while answers.got.lock().len() < entries.len() {
-            let arrived = answers.arrived.notified();
-            if tokio::time::timeout_at(deadline, arrived).await.is_err() {
-                break;
-            }
-        }
-        std::mem::take(&mut *answers.got.lock())
     }
 
     /// Reads back what was sent.

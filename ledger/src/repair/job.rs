@@ -21,6 +21,8 @@ use crate::records::{self, LoadError};
 use crate::repair::RepairMetrics;
 use crate::repair::claim::{Claim, TaskError, Tasks, told};
 use crate::repair::copy::{Copier, CopyError};
+#[cfg(any(test, feature = "harness"))]
+use crate::repair::defect::Defect;
 use crate::repair::plan::{Obstacle, Plan, plan};
 use crate::repair::throttle::Throttle;
 use crate::store::LedgerStore;
@@ -64,6 +66,9 @@ pub(super) struct Job<'a> {
     /// An open ledger on a bookie that is being drained is closed even if somebody owns it: its
     /// owner has had time enough to go on elsewhere.
     pub overdue: bool,
+    /// What the simulation has planted.
+    #[cfg(any(test, feature = "harness"))]
+    pub planted: Option<Defect>,
 }
 
 impl Job<'_> {
@@ -159,7 +164,13 @@ impl Job<'_> {
             throttle: self.throttle,
             metrics: self.metrics,
             lease: self.lease,
+            #[cfg(any(test, feature = "harness"))]
+            planted: self.planted,
         };
+        #[cfg(any(test, feature = "harness"))]
+        if self.planted == Some(Defect::NothingCopied) {
+            return Ok(0);
+        }
         for bookie in &plan.targets {
             copier.fence(bookie).await?;
         }

@@ -23,6 +23,8 @@ use tokio::task::JoinSet;
 pub use crate::repair::claim::TaskError;
 use crate::repair::claim::Tasks;
 pub use crate::repair::copy::CopyError;
+#[cfg(any(test, feature = "harness"))]
+use crate::repair::defect::Defect;
 use crate::repair::job::Job;
 pub use crate::repair::job::{RepairError, Repaired};
 use crate::repair::throttle::Throttle;
@@ -55,6 +57,9 @@ struct Shared {
     tasks: Tasks,
     throttle: Throttle,
     metrics: Arc<RepairMetrics>,
+    /// What the simulation has planted.
+    #[cfg(any(test, feature = "harness"))]
+    planted: Option<Defect>,
 }
 
 /// One process's worker.
@@ -81,8 +86,25 @@ impl RepairWorker {
         let me = HolderRecord { holder: config.name.clone(), session };
         let throttle = Throttle::new(env.clone(), config.bytes_per_second);
         let tasks = Tasks { meta: Arc::clone(&ledgers.shared.meta), env, me };
-        let shared = Arc::new(Shared { ledgers, tasks, throttle, metrics });
-        Ok(Self { config, shared, setbacks: HashMap::new() })
+        let shared = Shared {
+            ledgers,
+            tasks,
+            throttle,
+            metrics,
+            #[cfg(any(test, feature = "harness"))]
+            planted: None,
+        };
+        Ok(Self { config, shared: Arc::new(shared), setbacks: HashMap::new() })
+    }
+
+    /// A worker with a defect.
+    #[cfg(any(test, feature = "harness"))]
+    #[must_use]
+    pub fn planted(mut self, planted: Option<Defect>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.planted = planted;
+        }
+        self
     }
 
     /// Works until `stopped`.
@@ -91,6 +113,7 @@ impl RepairWorker {
         let mut said = false;
         loop {
             let error = tokio::select! {
+                biased;
                 () = &mut stopped => return,
                 Err(error) = self.work() => error,
             };
@@ -100,6 +123,7 @@ impl RepairWorker {
                 tracing::info!(%error, "repair waits for the metadata store");
             }
             tokio::select! {
+                biased;
                 () = &mut stopped => return,
                 () = tokio::time::sleep(LOOK) => {}
             }
@@ -124,6 +148,7 @@ impl RepairWorker {
             }
             self.start_jobs(&queue, &lease, &mut jobs, &mut busy);
             tokio::select! {
+                biased;
                 Some(ended) = jobs.join_next() => self.ended(ended, &mut busy),
                 () = lease.lost() => {}
                 _ = changes.changed() => tokio::time::sleep(LEAST_PAUSE).await,
@@ -234,8 +259,18 @@ impl Shared {
         lease: &LeaseKeeper,
         overdue: bool,
     ) -> Result<Repaired, RepairError> {
-        let Self { ledgers, tasks, throttle, metrics } = self;
-        Job { ledgers, tasks, throttle, metrics, lease, ledger, overdue }.run().await
+        let job = Job {
+            ledgers: &self.ledgers,
+            tasks: &self.tasks,
+            throttle: &self.throttle,
+            metrics: &self.metrics,
+            lease,
+            ledger,
+            overdue,
+            #[cfg(any(test, feature = "harness"))]
+            planted: self.planted,
+        };
+        job.run().await
     }
 }
 

@@ -1,5 +1,5 @@
 //! A bookie's host: the real log over a simulated disk, turned by a task instead of threads, with
-//! its registration and its collector.
+//! its registration, its collector, what it says of damage and what it repairs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +15,7 @@ use geminga_bookie::device::memory::MemoryDevice;
 use geminga_bookie::error::OpenError;
 use geminga_bookie::gc::Collector;
 use geminga_bookie::registration::{Checked, RegistrationConfig, RegistrationError};
+use geminga_bookie::reporter::Reporter;
 use geminga_meta::keys;
 use geminga_meta::read::read;
 use geminga_meta::record::CookieRecord;
@@ -22,11 +23,13 @@ use geminga_meta::store::MetadataStore;
 use geminga_proto::env::Env;
 use geminga_proto::id::BookieId;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use crate::clock::HostClock;
 use crate::dice::Dice;
 use crate::mutant::Mutant;
 use crate::network::{HostId, Place};
+use crate::repair_host;
 use crate::shared::Shared;
 use crate::transport::Door;
 
@@ -57,6 +60,11 @@ pub(crate) struct Start {
 /// The name of a bookie.
 pub(crate) fn name(host: HostId) -> BookieId {
     BookieId::new(&format!("bookie-{}", host.0)).expect("a valid name")
+}
+
+/// The name under which it comes back when its disk is lost.
+pub(crate) fn second_name(host: HostId) -> BookieId {
+    BookieId::new(&format!("bookie-{}-again", host.0)).expect("a valid name")
 }
 
 /// Settings with which segments are small and soon full.
@@ -103,7 +111,8 @@ pub(crate) async fn run(shared: Arc<Shared>, start: Start) {
             shared.history.broken(format!("{place} must not serve: {error}"));
         }
     };
-    let checked = match Checked::new(config, bookie.clone(), Arc::clone(&meta), env).await {
+    let checked = Checked::new(config, bookie.clone(), Arc::clone(&meta), env.clone()).await;
+    let checked = match checked {
         Ok(checked) => checked,
         Err(error) => return refused(error),
     };
@@ -115,12 +124,18 @@ pub(crate) async fn run(shared: Arc<Shared>, start: Start) {
         Err(error) => return refused(error),
     };
     shared.trace.note(format_args!("{place} is registered"));
-    let collector = Collector::new(bookie.clone(), meta);
-    let collecting = tokio::spawn(collector.run(std::future::pending()));
+    let collector = Collector::new(bookie.clone(), Arc::clone(&meta));
+    let reporter = Reporter::new(bookie.clone(), Arc::clone(&meta), env.clone());
+    let id = start.id.clone();
+    let tasks = [
+        tokio::spawn(collector.run(std::future::pending())),
+        tokio::spawn(reporter.run(std::future::pending())),
+        tokio::spawn(repair_host::run(Arc::clone(&shared), place, id, meta, env)),
+    ];
     start.leave.notified().await;
     registration.close().await;
     shared.doors.lock().remove(&place.host);
-    collecting.abort();
+    tasks.iter().for_each(JoinHandle::abort);
     stop.store(true, Ordering::Relaxed);
     // It ends with its turn; a panic of it was noticed.
     drop(turning.await);

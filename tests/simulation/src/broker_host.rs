@@ -193,7 +193,8 @@ fn config(host: HostId, planted: Option<Defect>) -> BrokerConfig {
     }
 }
 
-fn ledger_config() -> LedgerStoreConfig {
+/// How ledgers are kept, by brokers and by those who repair.
+pub(crate) fn ledger_config() -> LedgerStoreConfig {
     LedgerStoreConfig {
         write_quorum: 3,
         ack_quorum: 2,

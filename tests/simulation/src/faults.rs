@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     Slow(HostId, HostId, Duration),
     /// One of the lines breaks.
     BreakLine(u64),
+    /// A client's line breaks, so that it looks for its topic's owner again.
+    BreakClient(u64),
     /// A host's wall clock is wrong by so many ms.
     Clock(HostId, i64),
     /// A host stands still.
@@ -53,6 +55,12 @@ pub(crate) enum Fault {
     Wipe(HostId),
     /// See [`Self::Wipe`].
     Unwipe(HostId),
+    /// The one disk that may be damaged is lost with all that is on it, and its bookie with it.
+    LoseDisk,
+    /// A new bookie with an empty disk takes its place.
+    Replace,
+    /// The segments of the one disk that may be damaged are gone. Its bookie must be down.
+    LoseSegments,
     /// A bookie reads from old metadata, or from the present ones again.
     OldMeta(HostId, bool),
     /// A byte on the one disk that may be damaged changes.
@@ -108,9 +116,12 @@ enum Trouble {
     DiskSlow,
     AllSlow,
     SlowTakeOver,
+    Unawares,
     Damage,
     DamagedTakeOver,
+    LostTakeOver,
     Wipe,
+    LostDisk,
     OldMeta,
     Roll,
 }
@@ -143,6 +154,7 @@ impl Planner<'_> {
                     DiskSlow,
                     Damage,
                     Wipe,
+                    LostDisk,
                     OldMeta,
                     Roll,
                 ],
@@ -162,6 +174,7 @@ impl Planner<'_> {
                     AllSlow,
                     AllBookies,
                     SlowTakeOver,
+                    Unawares,
                 ],
                 9,
             ),
@@ -176,9 +189,13 @@ impl Planner<'_> {
                     Wipe,
                     BrokerCrash,
                     DamagedTakeOver,
+                    LostTakeOver,
                 ],
                 8,
             ),
+            Theme::Losses => {
+                (&[LostDisk, BookieCrash, BookiePower, BrokerCrash, Damage, Roll, OneWay], 7)
+            }
             Theme::Clocks => (&[Clock, Clock, BrokerCrash, Lease, Roll], 7),
             Theme::Rolling => (&[Roll, Roll, BookieCrash, BreakLines], 5),
         };
@@ -274,6 +291,25 @@ impl Planner<'_> {
                 for host in self.hosts.bookies.clone() {
                     let end = Fault::DiskSlow(host, 0);
                     self.between(at + 1_500_000, until, Fault::DiskSlow(host, slow), end);
+                }
+            }
+            Trouble::Unawares => {
+                // Somebody is followed who has no reason to doubt yet that it is the owner: some of
+                // its clients stay, others go to who follows it.
+                let until = at + 1_800_000;
+                let meta = self.hosts.meta;
+                if self.dice.permille(500) {
+                    self.block(at, until, broker, meta);
+                }
+                self.block(at, until, meta, broker);
+                self.plan.push((at + 2_000, Fault::LoseLease(broker)));
+                for _ in 0..self.dice.within(3..9) {
+                    let at = at + self.dice.within(10_000..1_200_000);
+                    self.plan.push((at, Fault::BreakClient(self.dice.any())));
+                }
+                let slow = self.dice.within(5_000..150_000);
+                for host in self.hosts.bookies.clone() {
+                    self.between(at, until, Fault::DiskSlow(host, slow), Fault::DiskSlow(host, 0));
                 }
             }
             Trouble::Watches => self.plan.push((at, Fault::LoseWatches)),
@@ -393,6 +429,13 @@ impl Planner<'_> {
                 let again = at + self.dice.within(500_000..3_000_000);
                 self.between(at + self.dice.below(30_000), again, crash, Fault::Start(broker));
             }
+            Trouble::LostTakeOver => self.add_lost_take_over(at),
+            Trouble::LostDisk => {
+                self.plan.push((at, Fault::LoseDisk));
+                if self.dice.permille(700) {
+                    self.plan.push((until + 300_000, Fault::Replace));
+                }
+            }
             Trouble::Wipe => {
                 self.between(at, until + 500_000, Fault::Wipe(bookie), Fault::Unwipe(bookie));
             }
@@ -403,6 +446,27 @@ impl Planner<'_> {
                 }
             }
         }
+    }
+
+    /// Of the last entries one bookie has nothing, another one loses its own, and the third stands
+    /// still: whoever takes over has to wait for it.
+    fn add_lost_take_over(&mut self, at: u64) {
+        let (spoiled, others) = (self.hosts.bookies[0], &self.hosts.bookies[1..]);
+        let behind = self.dice.index(others.len());
+        let late = (behind + 1 + self.dice.index(others.len() - 1)) % others.len();
+        let (behind, late) = (others[behind], others[late]);
+        let cut = at + self.dice.within(300_000..800_000);
+        for broker in self.hosts.brokers.clone() {
+            self.block(at, cut + 10_000, broker, behind);
+            let crash = Fault::Crash { host: broker, tear: Tear::Lost, silently: false };
+            let again = cut + self.dice.within(200_000..1_000_000);
+            self.between(cut, again, crash, Fault::Start(broker));
+        }
+        let crash = Fault::Crash { host: spoiled, tear: Tear::Lost, silently: false };
+        self.between(cut, cut + 50_000, crash, Fault::Start(spoiled));
+        self.plan.push((cut + 1_000, Fault::LoseSegments));
+        let thaw = cut + self.dice.within(3_000_000..6_000_000);
+        self.between(cut, thaw, Fault::Freeze(late), Fault::Thaw(late));
     }
 
     /// Somebody to be cut off from.

@@ -94,6 +94,8 @@ pub struct Inner {
     pub owners: Vec<Vec<Owned>>,
     /// The first promise that was broken.
     pub violation: Option<String>,
+    /// That was a panic, and no checker's finding.
+    pub panicked: bool,
     /// Receipts heard.
     pub receipts: u64,
     /// Messages delivered.
@@ -130,6 +132,13 @@ impl History {
     /// A promise was broken.
     pub fn broken(&self, what: String) {
         self.lock().broken(|| what);
+    }
+
+    /// Something has panicked.
+    pub fn panicked(&self, what: &str) {
+        let mut inner = self.lock();
+        inner.panicked |= inner.violation.is_none();
+        inner.broken(|| format!("something panics: {what}"));
     }
 
     /// The first promise that was broken.

@@ -26,6 +26,7 @@ mod metadata;
 pub mod mutant;
 mod network;
 mod panics;
+mod repair_host;
 mod run;
 mod shared;
 pub mod theme;
@@ -34,4 +35,4 @@ mod transport;
 mod wire;
 mod world;
 
-pub use run::{Caught, Outcome, Run, catch, run};
+pub use run::{Caught, Outcome, Run, catch, catch_at, run};

@@ -3,6 +3,7 @@
 
 use geminga_bookie::defect::Defect as OfBookie;
 use geminga_broker::core::defect::Defect as OfBroker;
+use geminga_ledger::repair::defect::Defect as OfRepair;
 
 use crate::theme::Theme;
 
@@ -13,13 +14,15 @@ pub enum Mutant {
     Bookie(OfBookie),
     /// In every broker.
     Broker(OfBroker),
+    /// In every worker that repairs.
+    Repair(OfRepair),
     /// A bookie starts on whatever disk there is.
     CookieUnchecked,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::Bookie(OfBookie::AckBeforeSync),
         Self::Bookie(OfBookie::FailedSyncIsDone),
         Self::Bookie(OfBookie::FenceNotWritten),
@@ -28,6 +31,8 @@ impl Mutant {
         Self::Bookie(OfBookie::UnknownIsNoSuchEntry),
         Self::Bookie(OfBookie::OldRevisionAccepted),
         Self::Bookie(OfBookie::IndexLacksLast),
+        Self::Bookie(OfBookie::OldSeeds),
+        Self::Bookie(OfBookie::ReclaimBeforeSync),
         Self::CookieUnchecked,
         Self::Broker(OfBroker::ReceiptBeforeDurable),
         Self::Broker(OfBroker::HolesNotLogged),
@@ -39,6 +44,10 @@ impl Mutant {
         Self::Broker(OfBroker::IndexCountsEntries),
         Self::Broker(OfBroker::UnreadableIsEmpty),
         Self::Broker(OfBroker::StateLogBeforeConfirmed),
+        Self::Broker(OfBroker::TrimPastSnapshot),
+        Self::Broker(OfBroker::LeaseCheckedAfter),
+        Self::Repair(OfRepair::NothingCopied),
+        Self::Repair(OfRepair::CopyNotAwaited),
     ];
 
     /// The theme under which the defect shows most often.
@@ -46,7 +55,9 @@ impl Mutant {
     pub fn theme(self) -> Theme {
         match self {
             Self::Bookie(defect) => match defect {
-                OfBookie::AckBeforeSync => Theme::Power,
+                OfBookie::AckBeforeSync | OfBookie::OldSeeds | OfBookie::ReclaimBeforeSync => {
+                    Theme::Power
+                }
                 OfBookie::FailedSyncIsDone
                 | OfBookie::CorruptIsNoSuchEntry
                 | OfBookie::UnknownIsNoSuchEntry => Theme::Disks,
@@ -55,8 +66,10 @@ impl Mutant {
                 OfBookie::IndexLacksLast => Theme::Rolling,
             },
             Self::CookieUnchecked => Theme::Disks,
+            Self::Repair(_) => Theme::Losses,
             Self::Broker(defect) => match defect {
                 OfBroker::ReceiptBeforeDurable
+                | OfBroker::TrimPastSnapshot
                 | OfBroker::StateLogBeforeConfirmed
                 | OfBroker::HolesNotLogged
                 | OfBroker::CursorAhead
@@ -64,9 +77,36 @@ impl Mutant {
                 | OfBroker::IndexCountsEntries
                 | OfBroker::TrimPastCursors => Theme::Crashes,
                 OfBroker::ListConflictIgnored => Theme::Zombies,
+                OfBroker::LeaseCheckedAfter => Theme::Clocks,
                 OfBroker::RestNotAppended | OfBroker::UnreadableIsEmpty => Theme::Power,
             },
         }
+    }
+
+    /// A seed at which it was caught under its theme. Saves the time of those that don't show it; a
+    /// change of the simulation may make it worse, never wrong.
+    #[must_use]
+    pub fn hint(self) -> u64 {
+        match self {
+            Self::Bookie(OfBookie::FailedSyncIsDone) => 48,
+            Self::Bookie(OfBookie::FenceNotWritten) => 15,
+            Self::Bookie(OfBookie::FencedAfterSync) => 20,
+            Self::Bookie(OfBookie::UnknownIsNoSuchEntry) => 3,
+            Self::Bookie(OfBookie::OldRevisionAccepted) => 4,
+            Self::CookieUnchecked => 2,
+            Self::Broker(OfBroker::ReceiptBeforeDurable) => 1,
+            Self::Broker(OfBroker::UnreadableIsEmpty) => 10,
+            Self::Broker(OfBroker::StateLogBeforeConfirmed) => 46,
+            Self::Broker(OfBroker::TrimPastSnapshot) => 34,
+            Self::Broker(OfBroker::LeaseCheckedAfter) => 7,
+            Self::Repair(OfRepair::NothingCopied) => 1,
+            Self::Repair(OfRepair::CopyNotAwaited) => 24,
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn of_repair(self) -> Option<OfRepair> {
+        if let Self::Repair(defect) = self { Some(defect) } else { None }
     }
 
     pub(crate) fn of_bookie(self) -> Option<OfBookie> {

@@ -199,15 +199,14 @@ impl Network {
         !self.inner.lock().blocked.contains(&(from, to))
     }
 
-    /// Breaks one of the lines, if there is any.
-    pub(crate) fn break_one(&self, which: u64) {
+    /// Breaks one of the lines, or one of those that a host has opened, if there is any.
+    pub(crate) fn break_one(&self, caller: Option<HostId>, which: u64) {
         let mut inner = self.inner.lock();
-        let count = inner.lines.len() as u64;
-        if count == 0 {
-            return;
-        }
-        let at = usize::try_from(which % count).unwrap_or(0);
-        if let Some(line) = inner.lines.keys().nth(at).copied() {
+        let concerned = |line: &Line| caller.is_none_or(|host| line.ends[0].host == host);
+        let lines = inner.lines.iter().filter(|(_, line)| concerned(line));
+        let lines: Vec<LineId> = lines.map(|(id, _)| *id).collect();
+        if let Some(at) = which.checked_rem(lines.len() as u64) {
+            let line = lines[usize::try_from(at).unwrap_or(0)];
             self.break_line(&mut inner, line, 0);
         }
     }

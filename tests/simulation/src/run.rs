@@ -57,16 +57,24 @@ pub struct Caught {
     pub without: Option<String>,
 }
 
-/// The first seed at which a planted defect is caught. Beside it the same seed is run under the
-/// same theme without the defect.
+/// The first seed at which a planted defect is caught: the one at which it was before, or one of
+/// these. Beside it the same seed is run under the same theme without the defect.
 #[must_use]
-pub fn catch(mutant: Mutant, mut seeds: std::ops::Range<u64>) -> Option<Caught> {
-    seeds.find_map(|seed| {
-        let planted = Run::planted(seed, mutant);
-        let what = run(planted).violation?;
-        let without = run(Run { mutant: None, ..planted }).violation;
-        Some(Caught { seed, what, without })
-    })
+pub fn catch(mutant: Mutant, seeds: std::ops::Range<u64>) -> Option<Caught> {
+    let hint = mutant.hint();
+    let others = seeds.filter(|seed| *seed != hint);
+    std::iter::once(hint).chain(others).find_map(|seed| catch_at(mutant, seed))
+}
+
+/// Whether a planted defect is caught at this seed. A panic is a broken promise, too, but no proof
+/// that the checker sees what the defect does.
+#[must_use]
+pub fn catch_at(mutant: Mutant, seed: u64) -> Option<Caught> {
+    let planted = Run::planted(seed, mutant);
+    let outcome = run(planted);
+    let what = outcome.violation.filter(|_| !outcome.panicked)?;
+    let without = run(Run { mutant: None, ..planted }).violation;
+    Some(Caught { seed, what, without })
 }
 
 /// What came of it.
@@ -74,6 +82,8 @@ pub fn catch(mutant: Mutant, mut seeds: std::ops::Range<u64>) -> Option<Caught> 
 pub struct Outcome {
     /// The first promise that was broken.
     pub violation: Option<String>,
+    /// That was a panic, and no checker's finding.
+    pub panicked: bool,
     /// What went wrong mostly.
     pub theme: Theme,
     /// Digest of everything that happened.
@@ -113,6 +123,7 @@ pub fn run(run: Run) -> Outcome {
     let history = world.shared.history.lock();
     Outcome {
         violation: history.violation.clone(),
+        panicked: history.panicked,
         theme,
         trace: world.shared.trace.digest(),
         noted: world.shared.trace.count(),
@@ -156,6 +167,11 @@ fn drain(world: &mut World, crowd: &Crowd) {
     crowd.settle(world);
     if !world.until(DRAIN_US, |_| crowd.has_settled()) {
         world.shared.history.broken("a subscription never comes to its end".to_owned());
+        return;
+    }
+    if !world.until(DRAIN_US, |world| world.unrestored().is_none()) {
+        let what = world.unrestored();
+        world.shared.history.broken(format!("replication isn't restored: {what:?}"));
         return;
     }
     crowd.audit(world);

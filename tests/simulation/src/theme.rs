@@ -19,6 +19,8 @@ pub enum Theme {
     Metadata,
     /// Disks fail, fill up, get slow, and one of them is damaged.
     Disks,
+    /// A disk is lost, and its copies are made anew while hosts crash.
+    Losses,
     /// Wall clocks jump.
     Clocks,
     /// One host after the other leaves and comes back.
@@ -27,7 +29,7 @@ pub enum Theme {
 
 impl Theme {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Calm,
         Self::Anything,
         Self::Partitions,
@@ -36,6 +38,7 @@ impl Theme {
         Self::Zombies,
         Self::Metadata,
         Self::Disks,
+        Self::Losses,
         Self::Clocks,
         Self::Rolling,
     ];

@@ -1,19 +1,18 @@
 //! [`World`]: all hosts, stepped one after the other, a millisecond at a time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use geminga_bookie::bookie::Bookie;
 use geminga_bookie::cookie;
-use geminga_bookie::device::Device;
 use geminga_bookie::device::memory::{MemoryDevice, Tear};
 use geminga_meta::cluster;
 use geminga_meta::keys;
 use geminga_meta::record::{NamespacePolicies, NamespaceRecord, Nonce, OwnershipRecord, Record};
 use geminga_meta::store::memory::MemoryStore;
-use geminga_meta::store::{MetadataStore, Revision, Txn, Watch, WatchEvent};
+use geminga_meta::store::{MAX_RANGE, MetadataStore, Revision, Txn, Watch, WatchEvent};
 use geminga_proto::id::BookieId;
 use geminga_proto::topic_name::NamespaceName;
 use tokio::sync::Notify;
@@ -21,7 +20,8 @@ use tokio::sync::Notify;
 use crate::bookie_host;
 use crate::broker_host::{self, Counters};
 use crate::checker::closed::Ledgers;
-use crate::checker::copies;
+use crate::checker::copies::{self, Disk};
+use crate::checker::{damage, restored};
 use crate::client::CLIENTS;
 use crate::clock::{HostClock, SimTime};
 use crate::faults::{Fault, Hosts};
@@ -33,6 +33,8 @@ use crate::network::{HostId, Network, Place};
 use crate::panics;
 use crate::shared::Shared;
 use crate::trace::{Trace, Words};
+
+mod disks;
 
 const BOOKIES: usize = 4;
 const BROKERS: usize = 3;
@@ -58,6 +60,10 @@ struct BookieSlot {
     aside: Option<MemoryDevice>,
     /// Its power goes at one of its next writes.
     armed: bool,
+    /// Its disk is lost, and nobody has taken its place.
+    gone: bool,
+    /// Its disk has failed at least once.
+    failed: bool,
     running: Option<Running>,
 }
 
@@ -113,7 +119,10 @@ impl World {
         let brokers: Vec<HostId> = (2 + BOOKIES..count).map(HostId).collect();
         let clock = Arc::new(HostClock::new(Arc::clone(&time)));
         let store = Arc::new(MemoryStore::new(Arc::clone(&clock) as _));
-        let directory = bookies.iter().map(|host| (bookie_host::name(*host), *host)).collect();
+        let names = |host: &HostId| {
+            [(bookie_host::name(*host), *host), (bookie_host::second_name(*host), *host)]
+        };
+        let directory = bookies.iter().flat_map(names).collect();
         let meta = network.start(META);
         let client = network.start(CLIENTS);
         let mut shared = Shared {
@@ -143,12 +152,15 @@ impl World {
             troubled: Arc::default(),
             aside: None,
             armed: false,
+            gone: false,
+            failed: false,
             running: None,
         };
         let broker_slot =
             |host: &HostId| BrokerSlot { host: *host, clock: host_clock(), running: None };
         let watches = std::iter::once(keys::LEDGERS.to_owned())
             .chain((0..NAMESPACES).map(|number| keys::ownership_of(&namespace(number))))
+            .chain([keys::REPAIRS.to_owned()])
             .map(|prefix| Watched { prefix, after: Revision(0), watch: None })
             .collect();
         let first = Arc::new(Snapshot::take(&shared.store));
@@ -215,7 +227,7 @@ impl World {
             self.crash(host, Tear::Whole, false);
         }
         if let Some(what) = panics::heard() {
-            self.shared.history.broken(format!("something panics: {what}"));
+            self.shared.history.panicked(&what);
         }
     }
 
@@ -227,7 +239,7 @@ impl World {
         let (leave, ended) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let machine = Machine::start(now_us, seed);
         if let Some(slot) = self.bookies.iter_mut().find(|slot| slot.host == host) {
-            if slot.running.is_some() {
+            if slot.running.is_some() || slot.gone {
                 return;
             }
             let start = bookie_host::Start {
@@ -299,7 +311,8 @@ impl World {
             Fault::Block(from, to) => network.block(from, to, true),
             Fault::Unblock(from, to) => network.block(from, to, false),
             Fault::Slow(from, to, slow) => network.slow(from, to, slow),
-            Fault::BreakLine(which) => network.break_one(which),
+            Fault::BreakLine(which) => network.break_one(None, which),
+            Fault::BreakClient(which) => network.break_one(Some(CLIENTS), which),
             Fault::Clock(host, offset_ms) => self.set_clock(host, offset_ms),
             Fault::Freeze(host) => {
                 if let Some(running) = self.running(host) {
@@ -315,6 +328,8 @@ impl World {
             Fault::LoseLease(host) => self.lose_lease(host),
             Fault::Wipe(host) => self.wipe(host),
             Fault::Unwipe(host) => self.unwipe(host),
+            Fault::LoseDisk => self.lose_disk(),
+            Fault::Replace => self.replace(),
             Fault::OldMeta(host, old) => {
                 let old = old.then(|| self.old_metadata(host)).flatten();
                 self.shared.stale.set(host, old);
@@ -331,52 +346,8 @@ impl World {
             | Fault::DiskMends(_)
             | Fault::DiskFull(..)
             | Fault::DiskSlow(..)
+            | Fault::LoseSegments
             | Fault::Flip(_) => self.disk_fault(fault),
-        }
-    }
-
-    fn disk_fault(&mut self, fault: Fault) {
-        let slot = |host: HostId| self.bookies.iter().find(|slot| slot.host == host);
-        let device = |host: HostId| slot(host).map(|slot| &slot.device);
-        match fault {
-            Fault::DiskFails(host, operation, after) => {
-                slot(host).inspect(|slot| slot.troubled.store(true, Ordering::Relaxed));
-                device(host).inspect(|device| device.fail(operation, after));
-            }
-            Fault::DiskMends(host) => {
-                slot(host).inspect(|slot| slot.troubled.store(false, Ordering::Relaxed));
-                device(host).inspect(|device| device.mend());
-            }
-            Fault::DiskFull(host, full) => {
-                let capacity = |device: &&MemoryDevice| match (full, device.space()) {
-                    (true, Ok(space)) => space.total_bytes - space.available_bytes,
-                    _ => DISK_BYTES,
-                };
-                device(host).inspect(|device| device.set_capacity(capacity(device)));
-            }
-            Fault::DiskSlow(host, most) => {
-                let most = if most == 0 { DISK_US } else { most };
-                slot(host).inspect(|slot| slot.disk_us.store(most, Ordering::Relaxed));
-            }
-            Fault::Flip(which) => self.flip(which),
-            _ => {}
-        }
-    }
-
-    /// Damages the one disk that may be damaged.
-    fn flip(&self, which: u64) {
-        let device = &self.bookies[0].device;
-        let names = device.list().unwrap_or_default();
-        let segments: Vec<&String> =
-            names.iter().filter(|name| name.starts_with("segment")).collect();
-        if segments.is_empty() {
-            return;
-        }
-        let name = segments[usize::try_from(which % segments.len() as u64).unwrap_or(0)];
-        let len = device.contents(name).map_or(0, |bytes| bytes.len() as u64);
-        if len > 0 {
-            let at = usize::try_from((which >> 8) % len.min(16 << 10)).unwrap_or(0);
-            device.flip(name, at, 1 << (which % 8));
         }
     }
 
@@ -385,33 +356,6 @@ impl World {
         let door = self.shared.doors.lock().get(&host).cloned()?;
         let seen = door.bookie().seen_revision();
         self.snapshots.iter().rev().find(|old| old.revision() < seen).cloned()
-    }
-
-    /// A bookie comes back with an empty disk.
-    fn wipe(&mut self, host: HostId) {
-        self.crash(host, Tear::Lost, false);
-        if let Some(slot) = self.bookies.iter_mut().find(|slot| slot.host == host)
-            && slot.aside.is_none()
-        {
-            let empty = MemoryDevice::new(DISK_BYTES);
-            slot.aside = Some(std::mem::replace(&mut slot.device, empty));
-        }
-        self.start(host);
-    }
-
-    /// The right disk is put back, unless the bookie is happy with the other one.
-    fn unwipe(&mut self, host: HostId) {
-        let serves = self.shared.doors.lock().contains_key(&host);
-        let Some(slot) = self.bookies.iter_mut().find(|slot| slot.host == host) else { return };
-        let Some(right) = slot.aside.take() else { return };
-        if serves {
-            return;
-        }
-        self.crash(host, Tear::Lost, false);
-        if let Some(slot) = self.bookies.iter_mut().find(|slot| slot.host == host) {
-            slot.device = right;
-        }
-        self.start(host);
     }
 
     fn set_clock(&self, host: HostId, offset_ms: i64) {
@@ -479,7 +423,7 @@ impl World {
 
     /// Whether all hosts are up and none is on its way out.
     pub fn is_whole(&self) -> bool {
-        let bookies = self.bookies.iter().map(|slot| &slot.running);
+        let bookies = self.bookies.iter().filter(|slot| !slot.gone).map(|slot| &slot.running);
         let brokers = self.brokers.iter().map(|slot| &slot.running);
         let mut all = bookies.chain(brokers);
         all.all(|running| running.as_ref().is_some_and(|running| !running.leaving))
@@ -493,8 +437,10 @@ impl World {
                     let mut history = self.shared.history.lock();
                     self.ledgers.see(&event, &mut history);
                     drop(history);
-                    if let Some(bundle) = number.checked_sub(1) {
-                        self.see_owner(bundle, &event);
+                    match number.checked_sub(1) {
+                        None => {}
+                        Some(bundle) if bundle < NAMESPACES => self.see_owner(bundle, &event),
+                        Some(_) => self.see_task(&event),
                     }
                 }
             }
@@ -519,6 +465,16 @@ impl World {
         }
     }
 
+    fn see_task(&self, event: &WatchEvent) {
+        let spoiled = self.hosts.bookies[0];
+        let known = |id: &BookieId| self.bookies.iter().find(|slot| slot.id == *id);
+        let may_be_damaged =
+            |id: &BookieId| known(id).is_none_or(|slot| slot.host == spoiled || slot.failed);
+        if let Some(what) = damage::check(event, may_be_damaged) {
+            self.shared.history.broken(what);
+        }
+    }
+
     fn see_owner(&self, bundle: usize, event: &WatchEvent) {
         let by = event.value.as_ref().and_then(|value| {
             let (record, _) = OwnershipRecord::decode(value).ok()?;
@@ -530,15 +486,24 @@ impl World {
         self.shared.history.lock().owners[bundle].push(Owned { at_us, by });
     }
 
+    /// What repair has still to do, in words; `None` when every fragment has all its copies.
+    pub fn unrestored(&self) -> Option<String> {
+        let up: BTreeSet<BookieId> =
+            self.bookies.iter().filter(|slot| !slot.gone).map(|slot| slot.id.clone()).collect();
+        let tasks = self.shared.store.range(keys::REPAIRS, None, MAX_RANGE).now_or_never();
+        let tasks = tasks.expect("a store in memory answers at once").expect("nothing fails now");
+        restored::outstanding(&self.ledgers, &up, &tasks.pairs)
+    }
+
     /// Takes the power from every disk, and counts what is left.
     pub fn check_copies(&mut self) {
         let spoiled = self.hosts.bookies[0];
-        let mut disks = BTreeMap::new();
+        let mut disks = BTreeMap::from([(bookie_host::name(spoiled), Disk::Lost)]);
         for host in self.hosts.bookies.clone() {
             self.crash(host, Tear::Lost, false);
         }
         let clock = Arc::new(HostClock::new(Arc::clone(&self.shared.time)));
-        for slot in &self.bookies {
+        for slot in self.bookies.iter().filter(|slot| !slot.gone) {
             let env = self.shared.env(Place { host: slot.host, life: 999 }, &clock);
             let (store, cluster) = (self.shared.store.as_ref(), &self.shared.cluster);
             let claimed = cookie::claim(store, &slot.device, cluster, &slot.id, &env);
@@ -553,7 +518,8 @@ impl World {
             if opened.is_none() && slot.host != spoiled {
                 self.shared.history.broken(format!("the disk of {} can't be opened", slot.id));
             }
-            disks.insert(slot.id.clone(), opened.filter(|_| slot.host != spoiled));
+            let opened = opened.filter(|_| slot.host != spoiled);
+            disks.insert(slot.id.clone(), opened.map_or(Disk::Spoiled, Disk::Opened));
         }
         let mut history = self.shared.history.lock();
         copies::check(&mut history, &self.ledgers, &disks);

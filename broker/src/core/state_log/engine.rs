@@ -380,6 +380,13 @@ impl<T> Engine<T> {
         {
             self.last_round_bytes = bytes;
             self.replay_bytes = self.bytes_since_begin;
+            #[cfg(any(test, feature = "simulation"))]
+            let start = match (self.config.planted, self.ledger, group.entry) {
+                (Some(Defect::TrimPastSnapshot), Ledger::Open(ledger), Some(last)) => {
+                    Position::new(ledger, EntryId(last.0 + 1))
+                }
+                _ => start,
+            };
             self.trim = Some(start);
             fx.push(Effect::Wake);
         }

@@ -370,6 +370,12 @@ impl Topic {
             ledgers.open.push(ledger);
             match ledgers.commit(&self.name, &self.context.env) {
                 Ok(mut txn) => {
+                    #[cfg(any(test, feature = "simulation"))]
+                    if self.context.config.planted == Some(Defect::ListConflictIgnored) {
+                        txn.compares.clear();
+                        txn.merge(extra);
+                        return txn;
+                    }
                     txn.merge(extra);
                     txn.when(self.bundle.is_owned())
                 }
@@ -467,13 +473,6 @@ impl Topic {
         if gone.is_empty() {
             let witness = Witness::new(ledgers.key(), ledgers.nonce());
             let policy = RetryPolicy::default();
-            #[cfg(any(test, feature = "simulation"))]
-            let txn = match context.config.planted {
-                Some(Defect::ListConflictIgnored) => {
-                    Txn { compares: vec![Compare::Present(ledgers.key())], ..txn }
-                }
-                _ => txn,
-            };
             match commit(&*context.meta, &context.env, policy, txn, &witness).await? {
                 TxnOutcome::Applied(revision) => ledgers.applied(Some(revision)),
                 TxnOutcome::Conflict(_) => return Err(JobError::Fatal(TopicError::Fenced)),

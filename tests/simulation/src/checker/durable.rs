@@ -1,11 +1,16 @@
 //! What is confirmed to a producer is on disks by then: a receipt isn't sent while so many bookies
 //! certainly lack the entry that the others are no ack quorum.
 
+use std::sync::Arc;
+
 use futures_util::FutureExt;
 use geminga_broker::core::api::Receipt;
 use geminga_proto::storage::{BookieError, ReadRequest};
 
+use crate::bookie_host;
+use crate::network::HostId;
 use crate::shared::Shared;
+use crate::transport::Door;
 
 /// Of all bookies, those that may lack a confirmed entry: whoever isn't in its ensemble, and whom
 /// the ack quorum did without.
@@ -14,7 +19,12 @@ const MAY_LACK: usize = 2;
 /// Receipts are about to be sent.
 pub(crate) fn check(shared: &Shared, receipts: &[Receipt]) {
     // Disks are looked at beside the network; who is down may have it.
-    let doors: Vec<_> = shared.doors.lock().values().cloned().collect();
+    // So may one whose disk was lost since: nothing is asked of who has taken its place.
+    let first = |(host, door): &(&HostId, &Arc<Door>)| {
+        door.bookie().identity().bookie == bookie_host::name(**host)
+    };
+    let doors: Vec<Arc<Door>> =
+        shared.doors.lock().iter().filter(first).map(|(_, door)| Arc::clone(door)).collect();
     for receipt in receipts {
         let request = ReadRequest {
             ledger: receipt.position.ledger,
@@ -23,7 +33,7 @@ pub(crate) fn check(shared: &Shared, receipts: &[Receipt]) {
             max_bytes: u64::MAX,
             fence: None,
         };
-        let lacks = |door: &&std::sync::Arc<crate::transport::Door>| {
+        let lacks = |door: &&Arc<Door>| {
             let read = door.bookie().read(request).now_or_never();
             matches!(read, Some(Err(BookieError::NoSuchEntry)))
         };
