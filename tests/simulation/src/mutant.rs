@@ -84,12 +84,17 @@ impl Mutant {
     }
 
     /// A seed at which it was caught under its theme. Saves the time of those that don't show it; a
-    /// change of the simulation may make it worse, never wrong.
+    /// change of the simulation may make it worse, never wrong. `None`: the first seeds, some 70,
+    /// don't show it, and none is known that does.
     #[must_use]
-    pub fn hint(self) -> u64 {
-        match self {
+    pub fn hint(self) -> Option<u64> {
+        Some(match self {
+            Self::Bookie(OfBookie::CorruptIsNoSuchEntry | OfBookie::OldSeeds)
+            | Self::Broker(OfBroker::RestNotAppended | OfBroker::ListConflictIgnored) => {
+                return None;
+            }
             Self::Bookie(OfBookie::FailedSyncIsDone) => 48,
-            Self::Bookie(OfBookie::FenceNotWritten) => 15,
+            Self::Bookie(OfBookie::FenceNotWritten) => 21,
             Self::Bookie(OfBookie::FencedAfterSync) => 20,
             Self::Bookie(OfBookie::UnknownIsNoSuchEntry) => 3,
             Self::Bookie(OfBookie::OldRevisionAccepted) => 4,
@@ -101,8 +106,8 @@ impl Mutant {
             Self::Broker(OfBroker::LeaseCheckedAfter) => 7,
             Self::Repair(OfRepair::NothingCopied) => 1,
             Self::Repair(OfRepair::CopyNotAwaited) => 24,
-            _ => 0,
-        }
+            Self::Bookie(_) | Self::Broker(_) => 0,
+        })
     }
 
     pub(crate) fn of_repair(self) -> Option<OfRepair> {
