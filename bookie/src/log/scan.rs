@@ -53,7 +53,7 @@ pub(crate) fn scan(
 }
 
 /// [`scan`]; with `OLD_SEEDS`, which only the simulation plants, also groups of another segment
-/// that the file held before.
+/// that the file held before, whose order nobody asks about then.
 pub(super) fn scan_as<const OLD_SEEDS: bool>(
     file: &dyn DeviceFile,
     home: Home,
@@ -79,7 +79,7 @@ pub(super) fn scan_as<const OLD_SEEDS: bool>(
         let highest = header.map_or(LedgerId(0), |header| header.highest_ledger);
         found.highest_ledger = found.highest_ledger.max(highest);
         if let Some(header) = header
-            && (found.last.sequence == 0 || header.link.sequence > found.last.sequence)
+            && (OLD_SEEDS || found.last.sequence == 0 || header.link.sequence > found.last.sequence)
             && is_whole(&mut window, own, &header, &mut found.records)?
         {
             // Right behind a whole group must come the one that names it. Only what follows a

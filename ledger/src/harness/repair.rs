@@ -195,8 +195,10 @@ impl Simulation {
         }
         let copy = run.from.iter().find_map(|source| self.read_copy(source, ledger, entry));
         let Some(copy) = copy else {
+            let whole_here =
+                run.how == How::Damaged && self.read_copy(&run.to, ledger, entry).is_some();
             // The defect goes on where there is nothing.
-            return self.has(Mutant::RepairCopiesBeyondEnd);
+            return whole_here || self.has(Mutant::RepairCopiesBeyondEnd);
         };
         let token = self.repairers[id].metadata.token;
         if self.nodes[target].disk.has_deleted(ledger) {

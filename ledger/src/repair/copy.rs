@@ -30,8 +30,9 @@ use crate::transport::AppendSink;
 
 /// Entries that are copied at a time.
 const CHUNK_ENTRIES: u32 = 256;
-/// Bytes that are copied at a time, unless one entry has more.
-const CHUNK_BYTES: u64 = 1024 * 1024;
+/// Bytes that are copied at a time, unless one entry has more. What a producer sends to that bookie
+/// meanwhile waits for no more than that.
+const CHUNK_BYTES: u64 = 256 * 1024;
 /// Entries that are sent again when one of them is found missing.
 const MISSING_ENTRIES: u32 = 32;
 /// Times that a bookie may say that it has too much to do.
@@ -112,7 +113,15 @@ impl Copier<'_> {
                 next = after;
                 continue;
             }
-            let entries = self.read(run, next).await?;
+            let read = self.read(run, next).await;
+            if run.how == How::Damaged
+                && let Err(CopyError::NoCopy { .. }) = read
+                && let Some(after) = self.is_there(run, next).await?
+            {
+                next = after;
+                continue;
+            }
+            let entries = read?;
             let bytes: u64 = entries.iter().map(|stored| stored.payload.len() as u64).sum();
             self.throttle.take(bytes).await;
             self.check_lease()?;

@@ -27,6 +27,10 @@ use crate::placement::{BookieView, ClusterView};
 pub enum How {
     /// Every one, whatever the bookie has.
     All,
+    /// Every one that another bookie has, since they were said to be damaged here; one that nobody
+    /// else has counts if it can be read here all the same. A disk that fails for a while makes
+    /// copies look damaged that are whole.
+    Damaged,
     /// Those that the bookie can't read.
     Missing,
 }
@@ -388,7 +392,7 @@ impl<'a> Planner<'a> {
                     }
                 } else if from.is_empty() {
                     // A ledger with one copy has nobody to compare with, unless that is damaged.
-                    let damaged = runs.iter().any(|(_, _, how)| *how == How::All);
+                    let damaged = runs.iter().any(|(_, _, how)| *how == How::Damaged);
                     if damaged || metadata.write_quorum > 1 {
                         self.obstacle(Obstacle::NoCopy(first));
                     }
@@ -413,7 +417,7 @@ impl<'a> Planner<'a> {
         let within = |reason: &RepairReason| match reason {
             RepairReason::Damaged { bookie: other, first, last } if other == bookie => {
                 let (first, last) = ((*first).max(from), (*last).min(to));
-                (first <= last).then_some((first, last, How::All))
+                (first <= last).then_some((first, last, How::Damaged))
             }
             _ => None,
         };
@@ -486,7 +490,8 @@ impl<'a> Planner<'a> {
             let after = moved.map_or(&fragment.bookies, |moved| &moved.after);
             let stays = fragment.bookies.contains(bookie) && after.contains(bookie);
             let sent = |copy: &CopyRun| {
-                copy.to == *bookie && copy.first <= from && to <= copy.last && copy.how == How::All
+                let holds = copy.first <= from && to <= copy.last;
+                copy.to == *bookie && holds && copy.how == How::Damaged
             };
             from > to || !stays || self.plan.copies.iter().any(sent)
         })

@@ -61,6 +61,8 @@ pub(crate) enum Fault {
     Replace,
     /// The segments of the one disk that may be damaged are gone. Its bookie must be down.
     LoseSegments,
+    /// Every block of the segments of the disk that may be damaged is damaged, whoever uses it.
+    SpoilSegments,
     /// A bookie reads from old metadata, or from the present ones again.
     OldMeta(HostId, bool),
     /// A byte on the one disk that may be damaged changes.
@@ -464,9 +466,14 @@ impl Planner<'_> {
         }
         let crash = Fault::Crash { host: spoiled, tear: Tear::Lost, silently: false };
         self.between(cut, cut + 50_000, crash, Fault::Start(spoiled));
-        self.plan.push((cut + 1_000, Fault::LoseSegments));
         let thaw = cut + self.dice.within(3_000_000..6_000_000);
         self.between(cut, thaw, Fault::Freeze(late), Fault::Thaw(late));
+        // While it is down, or when it has read all that and forgotten it.
+        let spoil = match thaw % 2 {
+            0 => (cut + 1_000, Fault::LoseSegments),
+            _ => (cut + 150_000, Fault::SpoilSegments),
+        };
+        self.plan.push(spoil);
     }
 
     /// Somebody to be cut off from.

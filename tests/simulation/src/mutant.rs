@@ -89,10 +89,10 @@ impl Mutant {
     #[must_use]
     pub fn hint(self) -> Option<u64> {
         Some(match self {
-            Self::Bookie(OfBookie::CorruptIsNoSuchEntry | OfBookie::OldSeeds)
-            | Self::Broker(OfBroker::RestNotAppended | OfBroker::ListConflictIgnored) => {
+            Self::Broker(OfBroker::RestNotAppended | OfBroker::ListConflictIgnored) => {
                 return None;
             }
+            Self::Bookie(OfBookie::CorruptIsNoSuchEntry) => 22,
             Self::Bookie(OfBookie::FailedSyncIsDone) => 48,
             Self::Bookie(OfBookie::FenceNotWritten) => 21,
             Self::Bookie(OfBookie::FencedAfterSync) => 20,

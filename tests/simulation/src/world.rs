@@ -347,6 +347,7 @@ impl World {
             | Fault::DiskFull(..)
             | Fault::DiskSlow(..)
             | Fault::LoseSegments
+            | Fault::SpoilSegments
             | Fault::Flip(_) => self.disk_fault(fault),
         }
     }

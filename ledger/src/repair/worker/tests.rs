@@ -64,6 +64,22 @@ async fn of_a_damaged_copy_another_source_is_read_and_the_copy_is_mended_in_plac
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_said_to_be_damaged_counts_if_it_is_whole_and_nobody_else_has_it() {
+    let scene = Scene::new(3).await;
+    scene.ledger(LedgerState::Closed, &[&[0, 1, 2]]).await;
+    for bookie in [1, 2] {
+        scene.damage(bookie, EntryId(4));
+    }
+    let (meta, env) = (scene.store.as_ref(), &scene.env);
+    for bookie in [0, 1, 2] {
+        let range = EntryId(3)..=EntryId(5);
+        report_damage(meta, env, scene::LEDGER, &name(bookie), range).await.expect("told");
+    }
+    assert!(matches!(scene.attempt().await, Ok(Repaired::Done(_))));
+    scene.assert_whole(3).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_single_copy_the_task_stays_and_says_so() {
     let scene = Scene::new(5).await;
     scene.ledger(LedgerState::Closed, &[&[0, 1, 2]]).await;

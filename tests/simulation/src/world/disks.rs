@@ -4,13 +4,16 @@
 
 use std::sync::atomic::Ordering;
 
-use geminga_bookie::device::Device;
 use geminga_bookie::device::memory::{MemoryDevice, Tear};
+use geminga_bookie::device::{BLOCK_BYTES, Device};
 
 use super::{DISK_BYTES, DISK_US, World};
 use crate::bookie_host;
 use crate::faults::Fault;
 use crate::network::HostId;
+
+/// The byte of a block that is spoilt: behind the header of a group, within its first records.
+const SPOILT_AT: usize = 200;
 
 impl World {
     /// A disk gets worse, or well again.
@@ -43,6 +46,7 @@ impl World {
             }
             Fault::Flip(which) => self.flip(which),
             Fault::LoseSegments => self.lose_segments(),
+            Fault::SpoilSegments => self.spoil_segments(),
             _ => {}
         }
     }
@@ -61,6 +65,18 @@ impl World {
         if len > 0 {
             let at = usize::try_from((which >> 8) % len.min(16 << 10)).unwrap_or(0);
             device.flip(name, at, 1 << (which % 8));
+        }
+    }
+
+    /// Damages a byte of every block of the one disk that may be damaged, but for the first.
+    fn spoil_segments(&self) {
+        let device = &self.bookies[0].device;
+        let names = device.list().unwrap_or_default();
+        for name in names.iter().filter(|name| name.starts_with("segment")) {
+            let len = device.contents(name).map_or(0, |bytes| bytes.len());
+            for block in (BLOCK_BYTES..len).step_by(BLOCK_BYTES) {
+                device.flip(name, block + SPOILT_AT, 1);
+            }
         }
     }
 
