@@ -89,23 +89,24 @@ impl Mutant {
     #[must_use]
     pub fn hint(self) -> Option<u64> {
         Some(match self {
-            Self::Broker(OfBroker::RestNotAppended | OfBroker::ListConflictIgnored) => {
+            Self::Broker(OfBroker::RestNotAppended) => {
                 return None;
             }
             Self::Bookie(OfBookie::CorruptIsNoSuchEntry) => 22,
+            Self::Broker(OfBroker::ListConflictIgnored) => 9,
             Self::Bookie(OfBookie::FailedSyncIsDone) => 48,
-            Self::Bookie(OfBookie::FenceNotWritten) => 21,
+            Self::Bookie(OfBookie::FenceNotWritten) => 10,
             Self::Bookie(OfBookie::FencedAfterSync) => 20,
-            Self::Bookie(OfBookie::UnknownIsNoSuchEntry) => 3,
+            Self::Bookie(OfBookie::UnknownIsNoSuchEntry) => 5,
             Self::Bookie(OfBookie::OldRevisionAccepted) => 4,
             Self::CookieUnchecked => 2,
-            Self::Broker(OfBroker::ReceiptBeforeDurable) => 1,
+            Self::Broker(OfBroker::ReceiptBeforeDurable) => 21,
             Self::Broker(OfBroker::UnreadableIsEmpty) => 10,
-            Self::Broker(OfBroker::StateLogBeforeConfirmed) => 46,
-            Self::Broker(OfBroker::TrimPastSnapshot) => 34,
-            Self::Broker(OfBroker::LeaseCheckedAfter) => 7,
+            Self::Broker(OfBroker::StateLogBeforeConfirmed) => 135,
+            Self::Broker(OfBroker::TrimPastSnapshot) => 49,
+            Self::Broker(OfBroker::LeaseCheckedAfter) => 74,
             Self::Repair(OfRepair::NothingCopied) => 1,
-            Self::Repair(OfRepair::CopyNotAwaited) => 24,
+            Self::Repair(OfRepair::CopyNotAwaited) => 64,
             Self::Bookie(_) | Self::Broker(_) => 0,
         })
     }
