@@ -3,6 +3,7 @@
 //! *Invariant:* a ledger is created and linked to its owner, and unlinked and deleted, in one
 //! transaction, so that there is never a ledger that nobody lists.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use geminga_meta::update_loop::RetryPolicy;
 use geminga_proto::env::Env;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId, LedgerToken};
 use geminga_proto::storage::{BookieError, BookieInfo, ScrubProgress};
+use parking_lot::Mutex;
 
 pub use crate::config::{ConfigError, LedgerStoreConfig};
 use crate::engine::outage::Outage;
@@ -46,6 +48,8 @@ pub(crate) struct StoreShared {
     pub runtime: tokio::runtime::Handle,
     pub ticker: Ticker,
     ids: IdAllocator<LedgerId>,
+    /// Ledgers that a copy was said to be damaged of. Written by [`LedgerStore::set_spoilt`].
+    spoilt: Mutex<BTreeSet<LedgerId>>,
 }
 
 impl StoreShared {
@@ -113,6 +117,7 @@ impl LedgerStore {
             transport,
             placement,
             runtime,
+            spoilt: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -240,15 +245,21 @@ impl LedgerStore {
         }
     }
 
+    /// From now on these ledgers count as ones that a copy is damaged of, and no others.
+    pub fn set_spoilt(&self, ledgers: BTreeSet<LedgerId>) {
+        *self.shared.spoilt.lock() = ledgers;
+    }
+
     /// Whether an open ledger has fewer bookies than it would have if it were created now, or one
     /// that is to be taken away or is gone: the ledger after it will have as many as there should
-    /// be, and others.
+    /// be, and others. Also whether a copy of it is damaged, which can't be mended while it is open.
     #[must_use]
     pub fn could_be_wider(&self, writer: &LedgerWriter) -> bool {
         let shared = &self.shared;
         let leaves =
             |bookie| shared.placement.is_draining(bookie) || shared.placement.is_gone(bookie);
-        (self.is_narrow(writer) || writer.members().iter().any(leaves))
+        let spoilt = || shared.spoilt.lock().contains(&writer.id());
+        (self.is_narrow(writer) || writer.members().iter().any(leaves) || spoilt())
             && shared.placement.has(shared.config.write_quorum as usize)
     }
 

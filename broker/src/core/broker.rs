@@ -12,6 +12,7 @@ mod inspect;
 mod keeper;
 mod probe;
 mod repair;
+mod spoilt;
 mod sweep;
 mod takeover;
 mod tenancy;
@@ -139,6 +140,8 @@ impl Broker {
         runtime.spawn(watched::again("housekeeping", housekeeping));
         let weak = Arc::downgrade(&broker.inner);
         runtime.spawn(watched::again("retention sweep", move || sweep::run(Weak::clone(&weak))));
+        let weak = Arc::downgrade(&broker.inner);
+        runtime.spawn(watched::again("damaged copies", move || spoilt::run(Weak::clone(&weak))));
         let weak = Arc::downgrade(&broker.inner);
         let following = move || takeover::run(Weak::clone(&weak));
         runtime.spawn(watched::again("following owners", following));

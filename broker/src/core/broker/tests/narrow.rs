@@ -5,7 +5,9 @@ use std::time::Duration;
 use geminga_meta::keys;
 use geminga_meta::read::read_all as read_all_records;
 use geminga_meta::record::BundleRecord;
-use geminga_proto::id::LedgerId;
+use geminga_meta::repair::report_damage;
+use geminga_proto::env::Env;
+use geminga_proto::id::{BookieId, EntryId, LedgerId};
 
 use super::support::{eventually, read_all};
 use crate::core::broker::Broker;
@@ -87,6 +89,41 @@ async fn a_state_log_with_too_few_bookies_goes_on_with_all_soon_after_they_are_b
     let rolled = state_logs(&cluster).await.len();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(state_logs(&cluster).await.len(), rolled, "once is enough");
+    broker.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_with_a_damaged_copy_is_followed_once_so_that_it_can_be_mended() {
+    let cluster = Cluster::with_bookies(3, 3, 2);
+    let broker = cluster.broker(Cluster::config()).await;
+    let (producer, ear) = producer(&broker, "orders").await;
+    publish(&broker, &producer, 0, &texts("m", 3)).await;
+    ear.until("receipts", |heard| heard.receipts.len() == 3).await;
+    cluster.clock.advance(Duration::from_secs(11));
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    let before = ledgers(&cluster, &broker).await;
+    let logs = state_logs(&cluster).await.len();
+    assert_eq!(before.len(), 1, "nothing is damaged");
+    let bundles = read_all_records::<BundleRecord>(&*cluster.meta, keys::BUNDLES).await;
+    let bundles = bundles.expect("readable");
+    let state_log = bundles[0].record.state_ledgers.last().copied().expect("it has one");
+    for ledger in [before[0].0, state_log] {
+        let (bookie, entries) =
+            (BookieId::new("bookie-1").expect("valid"), EntryId(0)..=EntryId(0));
+        let told = report_damage(&*cluster.meta, &Env::system(), ledger, &bookie, entries).await;
+        told.expect("told");
+    }
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    let after = ledgers(&cluster, &broker).await;
+    assert_eq!((after.len(), after[0]), (2, before[0]));
+    assert_eq!(state_logs(&cluster).await.len(), logs + 1);
+    // Nobody has mended it yet; the ledgers that followed are well.
+    cluster.clock.advance(Duration::from_secs(11));
+    publish(&broker, &producer, 3, &texts("n", 1)).await;
+    ear.until("a receipt", |heard| heard.receipts.len() == 4).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(ledgers(&cluster, &broker).await, after);
+    assert_eq!(state_logs(&cluster).await.len(), logs + 1, "once is enough");
     broker.shutdown().await;
 }
 
