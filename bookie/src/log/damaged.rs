@@ -80,6 +80,7 @@ impl Damaged {
             return 0;
         }
         let before = self.entries;
+        self.disown(ledger, first..=last, segment);
         self.cut(ledger, first..=last);
         let full = self.runs.len() >= self.max_runs;
         let joins = |run: &Run, gap: bool| run.segment == segment && (gap || full);
@@ -95,9 +96,22 @@ impl Damaged {
         {
             last = run.last;
         }
+        self.disown(ledger, first..=last, segment);
         self.cut(ledger, first..=last);
         self.insert(ledger, first, Run { last, segment });
         self.entries.saturating_sub(before)
+    }
+
+    /// Notes that move to `segment` from others are no longer told of these: that they are gone from
+    /// there says nothing of what the lost pages there list.
+    fn disown(&mut self, ledger: LedgerId, entries: RangeInclusive<EntryId>, segment: SegmentId) {
+        let runs = self.runs.range(..=(ledger, *entries.end())).rev();
+        let within = |((of, _), run): &(&(LedgerId, EntryId), &Run)| {
+            *of == ledger && run.last >= *entries.start()
+        };
+        let moved = runs.take_while(within).map(|(_, run)| run.segment);
+        let moved: BTreeSet<SegmentId> = moved.filter(|of| *of != segment).collect();
+        moved.into_iter().for_each(|of| self.forget_pages(of));
     }
 
     fn insert(&mut self, ledger: LedgerId, first: EntryId, run: Run) {
@@ -274,6 +288,16 @@ impl Damaged {
     /// Notes which pages of a segment's index can't be read.
     pub fn note_pages(&mut self, segment: SegmentId, pages: BTreeSet<u32>) {
         self.pages.entry(segment).or_default().extend(pages);
+    }
+
+    /// What the lost pages of a segment list may be nowhere else: they have to be noted again.
+    pub fn forget_pages(&mut self, segment: SegmentId) {
+        self.pages.remove(&segment);
+    }
+
+    /// The segment whose copy of an entry was noted.
+    pub fn noted_in(&self, ledger: LedgerId, entry: EntryId) -> Option<SegmentId> {
+        self.run_of(ledger, entry).map(|run| run.segment)
     }
 
     /// True if all of these pages were noted, and with them what they may have listed.

@@ -222,7 +222,9 @@ impl Log {
         if plan.damaged {
             // Of these there is a whole copy, after all or by now.
             let mut state = self.state.lock();
-            entries.iter().for_each(|read| state.mended(request.ledger, read.entry));
+            for (read, located) in entries.iter().zip(&located) {
+                state.read_whole(request.ledger, read.entry, located.segment);
+            }
         }
         for entry in entries.iter().filter(|entry| plan.recent.contains_key(&entry.entry)) {
             self.cache.keep_tail(request.ledger, entry);
@@ -434,9 +436,7 @@ impl Log {
     /// Has a segment verified soon, in which something was found damaged that nobody has noted.
     pub(super) fn suspect(&self, segment: SegmentId) {
         let mut state = self.state.lock();
-        if state.sealed.get(&segment).is_some_and(|sealed| !sealed.faulty)
-            && state.suspects.insert(segment)
-        {
+        if state.sealed.contains_key(&segment) && state.suspects.insert(segment) {
             self.call_keeper(&mut state);
         }
     }

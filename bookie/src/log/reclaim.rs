@@ -183,6 +183,15 @@ impl LogState {
         }
     }
 
+    /// An entry was read whole from `segment`. If that is the very copy that was said to be damaged,
+    /// it can be read for now, but is nowhere else.
+    pub(super) fn read_whole(&mut self, ledger: LedgerId, entry: EntryId, segment: SegmentId) {
+        if self.damaged.noted_in(ledger, entry) == Some(segment) {
+            self.damaged.forget_pages(segment);
+        }
+        self.mended(ledger, entry);
+    }
+
     /// Does what may be the end of damage: segments that it has blocked are blocked no longer.
     pub(super) fn unblocking<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> T {
         let sealed = self.sealed.iter().filter(|(_, sealed)| sealed.blocked);

@@ -205,13 +205,17 @@ impl Log {
     }
 
     /// A damaged index without what it has lost, if that is known and nothing of it is still
-    /// damaged: then all that counts of it is whole elsewhere.
+    /// damaged: then all that counts of it is whole elsewhere. What isn't known yet is noted.
     fn salvaged(&self, segment: SegmentId, sealed: &SealedSegment) -> Option<Index> {
-        let Salvaged { index, pages, .. } = self.salvage(segment, sealed);
-        let is_mended = |state: &LogState| {
-            state.damaged.knows_pages(segment, &pages) && !state.damaged.has(segment)
+        let Salvaged { index, pages, lost } = self.salvage(segment, sealed);
+        let looked = |state: &LogState| {
+            (state.damaged.knows_pages(segment, &pages), state.damaged.has(segment))
         };
-        self.with_state(is_mended).then_some(index)
+        let (known, has_damage) = self.with_state(looked);
+        if !known {
+            self.lose_index(segment, pages, &lost);
+        }
+        (known && !has_damage).then_some(index)
     }
 
     /// Makes the manifest know the copy's id as used, and gives it a file with a header.

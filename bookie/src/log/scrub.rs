@@ -109,9 +109,10 @@ impl LogState {
     fn scrubbed(&mut self, segment: SegmentId, now: Monotonic, intact: bool) {
         self.asked.left.remove(&segment);
         self.suspects.remove(&segment);
+        let damaged = self.damaged.has(segment);
         if let Some(sealed) = self.sealed.get_mut(&segment) {
             sealed.scrubbed = Some(now);
-            sealed.blocked &= !intact;
+            sealed.blocked &= !intact && damaged;
         }
     }
 }
@@ -247,7 +248,7 @@ impl Log {
 
     /// Header or index of a segment is damaged. Notes which entries can't be found for it, and that
     /// the segment is to be rewritten.
-    fn lose_index(
+    pub(super) fn lose_index(
         &self,
         segment: SegmentId,
         pages: BTreeSet<u32>,

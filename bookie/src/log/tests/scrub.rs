@@ -240,6 +240,39 @@ fn a_damaged_page_costs_the_entries_that_it_lists_and_the_segment_goes_once_they
 }
 
 #[test]
+fn a_page_that_can_be_read_in_between_is_not_taken_for_one_whose_entries_are_elsewhere() {
+    let (mut rig, stored, segment, name) = with_pages();
+    let (number, page) = (1, rig.data_end(segment) + 3 * 4_096);
+    let flip = |rig: &Rig| {
+        rig.device.flip(&name, page + 100, 4);
+        rig.log.pages.forget(segment, number);
+    };
+    flip(&rig);
+    rig.scrub();
+    assert_eq!(rig.damaged().len(), 450 - 255);
+    // The disk is well for a while, and somebody reads all of it.
+    flip(&rig);
+    rig.check(&stored);
+    assert_eq!(rig.damaged(), []);
+    flip(&rig);
+    rig.work(30);
+    assert!(rig.log.with_state(|state| state.sealed.contains_key(&segment)), "it is all there is");
+    for (ledger, entry) in stored.keys() {
+        let found = rig.get(*ledger, *entry);
+        assert!(!matches!(found, Err(BookieError::NoSuchEntry)), "{ledger}:{entry}");
+    }
+    let damaged = rig.damaged();
+    assert_eq!(damaged.len(), 450 - 255, "it is told anew");
+    for (ledger, entry) in damaged {
+        let recovery = AppendRequest { kind: AddKind::Recovery, ..append(ledger, entry, 20) };
+        assert_eq!(rig.put(recovery), Ok(()));
+    }
+    rig.work(30);
+    assert!(rig.log.with_state(|state| !state.sealed.contains_key(&segment)));
+    rig.check(&stored);
+}
+
+#[test]
 fn a_damaged_header_or_directory_costs_nothing_and_is_written_anew_elsewhere() {
     for at in [20, usize::MAX, usize::MAX - 1] {
         let (mut rig, stored, segment, name) = with_pages();
