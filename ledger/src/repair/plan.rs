@@ -390,13 +390,15 @@ impl<'a> Planner<'a> {
                     if !self.leaves(&bookie) {
                         self.obstacle(Obstacle::Away(bookie));
                     }
-                } else if from.is_empty() {
-                    // A ledger with one copy has nobody to compare with, unless that is damaged.
-                    let damaged = runs.iter().any(|(_, _, how)| *how == How::Damaged);
-                    if damaged || metadata.write_quorum > 1 {
-                        self.obstacle(Obstacle::NoCopy(first));
-                    }
                 } else {
+                    if from.is_empty() {
+                        // What was said to be damaged is looked at all the same.
+                        runs.retain(|(_, _, how)| *how == How::Damaged);
+                        // A ledger with one copy has nobody to compare with.
+                        if metadata.write_quorum > 1 && marked {
+                            self.obstacle(Obstacle::NoCopy(first));
+                        }
+                    }
                     let run = |(first, last, how)| {
                         let (to, from) = (bookie.clone(), from.clone());
                         CopyRun { first, last, to, from, how }

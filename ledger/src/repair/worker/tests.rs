@@ -80,6 +80,24 @@ async fn what_was_said_to_be_damaged_counts_if_it_is_whole_and_nobody_else_has_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_only_copy_that_was_said_to_be_damaged_counts_once_it_is_whole() {
+    let scene = Scene::new(3).await;
+    scene.ledger(LedgerState::Closed, &[&[0]]).await;
+    scene.damage(0, EntryId(4));
+    let (meta, env) = (scene.store.as_ref(), &scene.env);
+    let range = EntryId(3)..=EntryId(4);
+    report_damage(meta, env, scene::LEDGER, &name(0), range).await.expect("told");
+    let (entry, error) = (EntryId(4), BookieError::NoSuchEntry);
+    let failed = scene.attempt().await.expect_err("it is damaged");
+    assert_eq!(failed, RepairError::Copy(CopyError::NoCopy { entry, error }));
+    assert!(scene.task().await.is_some());
+    // It was only the disk, for a while.
+    scene.heal(0, EntryId(4));
+    assert!(matches!(scene.attempt().await, Ok(Repaired::Done(_))));
+    assert!(scene.task().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_single_copy_the_task_stays_and_says_so() {
     let scene = Scene::new(5).await;
     scene.ledger(LedgerState::Closed, &[&[0, 1, 2]]).await;

@@ -226,6 +226,13 @@ impl Scene {
         });
     }
 
+    /// A disk reads an entry again.
+    pub(super) fn heal(&self, index: usize, entry: EntryId) {
+        self.transport.with_disk(&name(index), |disk| {
+            disk.damaged.remove(&(LEDGER, entry));
+        });
+    }
+
     /// A ledger of ten entries a fragment, each of which is on all bookies of its ensemble.
     pub(super) async fn ledger(&self, state: LedgerState, ensembles: &[&[usize]]) {
         let mut fragments = Vec::new();
