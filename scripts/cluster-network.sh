@@ -112,7 +112,11 @@ RULES
 make_namespace() { # NAME
     local network
     network=$(conf network)
-    [ -n "$network" ] && ! is_namespace "$network-$1" || return 0
+    [ -n "$network" ] || return 0
+    ! ip -n "$network-$1" link show eth0 >/dev/null 2>&1 || return 0
+    # One that was left half made is made anew.
+    ip netns del "$network-$1" 2>/dev/null || true
+    is_namespace "$network" || fail "the network of this cluster is gone: scripts/cluster up makes it again"
     ip netns add "$network-$1"
     ip -n "$network" link add "$1" type veth peer name eth0 netns "$network-$1"
     ip -n "$network" link set "$1" master br0 up
@@ -126,7 +130,8 @@ remove_namespaces() {
     network=$(conf network)
     [ -n "$network" ] || return 0
     for path in "/run/netns/$network"-*; do
-        [ ! -e "$path" ] || ip netns del "${path##*/}"
+        # Whoever lent the network may remove it at the same time.
+        [ ! -e "$path" ] || ip netns del "${path##*/}" 2>/dev/null || true
     done
     if ! is_namespace "$network"; then
         return 0
