@@ -252,7 +252,7 @@ impl LedgerStore {
 
     /// Whether an open ledger has fewer bookies than it would have if it were created now, or one
     /// that is to be taken away or is gone: the ledger after it will have as many as there should
-    /// be, and others. Also whether a copy of it is damaged, which can't be mended while it is open.
+    /// be, and others. Or whether a copy of it is damaged, which is mended once it is closed.
     #[must_use]
     pub fn could_be_wider(&self, writer: &LedgerWriter) -> bool {
         let shared = &self.shared;

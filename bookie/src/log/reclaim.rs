@@ -183,8 +183,8 @@ impl LogState {
         }
     }
 
-    /// An entry was read whole from `segment`. If that is the very copy that was said to be damaged,
-    /// it can be read for now, but is nowhere else.
+    /// An entry was read whole from `segment`. If that is the copy that was said to be damaged, it
+    /// can be read for now, but is nowhere else.
     pub(super) fn read_whole(&mut self, ledger: LedgerId, entry: EntryId, segment: SegmentId) {
         if self.damaged.noted_in(ledger, entry) == Some(segment) {
             self.damaged.forget_pages(segment);

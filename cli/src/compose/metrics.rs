@@ -1,5 +1,5 @@
-//! The figures of the bookie, and of what it repairs, for `/metrics`: at its own port, or in a standalone at the admin port. The
-//! bookie itself knows nothing of metrics' formats.
+//! The figures of the bookie, and of what it repairs, for `/metrics`: at its own port, or in a
+//! standalone at the admin port. The bookie itself knows nothing of metrics' formats.
 
 use std::fmt;
 use std::sync::Arc;
