@@ -102,8 +102,8 @@ impl Damaged {
         self.entries.saturating_sub(before)
     }
 
-    /// Notes that move to `segment` from others are no longer told of these: that they are gone from
-    /// there says nothing of what the lost pages there list.
+    /// Notes that move to `segment` from others are no longer told of these: that they are gone
+    /// from there says nothing of what the lost pages there list.
     fn disown(&mut self, ledger: LedgerId, entries: RangeInclusive<EntryId>, segment: SegmentId) {
         let runs = self.runs.range(..=(ledger, *entries.end())).rev();
         let within = |((of, _), run): &(&(LedgerId, EntryId), &Run)| {
