@@ -80,8 +80,9 @@ pub enum RegistrationError {
     /// The metadata know its disk no more.
     #[error(
         "bookie {bookie} was taken away for good: the metadata have no cookie of its disk any \
-         more, and what it had was copied elsewhere. Give it an empty data directory to use the \
-         machine again"
+         more. If it was decommissioned or recovered, what it had was copied elsewhere: give it an \
+         empty data directory to use the machine again. If others end with this, too, keep their \
+         disks: somebody has deleted the cluster's metadata"
     )]
     TakenAway {
         /// The name.
