@@ -89,7 +89,7 @@ impl Report {
         self.summary.stored
     }
 
-    /// Whether every promise was kept.
+    /// Whether every promise was kept, and something was done that might have broken one.
     #[must_use]
     pub fn is_good(&self) -> bool {
         let counted = [self.lost, self.summary.came_again, self.summary.out_of_order, self.panics];
@@ -97,6 +97,8 @@ impl Report {
             && self.is_read_back
             && self.replication_restored
             && self.broken.is_empty()
+            && !self.faults.is_empty()
+            && self.ledgers_checked > 0
     }
 
     /// For people and programs.
