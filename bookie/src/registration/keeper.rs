@@ -183,6 +183,8 @@ impl Keeper {
     async fn write(&mut self, lease: LeaseId) -> Result<Option<Found>, Failed> {
         let record = self.record();
         let key = keys::bookie(&record.bookie_id);
+        // Whose name it is by now is nothing to wait for if this disk is known no more.
+        let cookie = self.cookie(&record.bookie_id).await?;
         let found = self.find(&key).await?;
         let compare = match &found {
             None => Compare::Absent(key.clone()),
@@ -193,7 +195,6 @@ impl Keeper {
                 Rival::Former | Rival::Other => return Ok(found),
             },
         };
-        let cookie = self.cookie(&record.bookie_id).await?;
         let nonce = Nonce::new(self.env.random.as_ref());
         let value = record.encode(nonce)?;
         let unchanged = Txn::default().when(compare).when(cookie.unchanged());

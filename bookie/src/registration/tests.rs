@@ -214,6 +214,19 @@ async fn without_the_cookie_of_its_disk_no_bookie_is_registered() {
     assert_eq!(found(&store).await, None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bookie_that_was_forgotten_waits_for_nobody_who_has_its_name() {
+    let store = metadata().await;
+    let first = start(&store, 7_001).await.expect("registered");
+    let (bookie, shared) = (open(bookie_config()), store.clone());
+    let second = Checked::new(config(7_002), bookie, shared, Env::system()).await;
+    let second = second.expect("the metadata are its own");
+    forget(&store).await;
+    let why = second.register().await.expect_err("forgotten");
+    assert_eq!(why, RegistrationError::TakenAway { bookie: identity().bookie });
+    first.close().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn whenever_the_cookie_goes_no_record_is_written_after_it() {
     let (mut registered, mut refused) = (0, 0);
