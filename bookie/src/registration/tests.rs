@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use geminga_meta::record::{ClusterRecord, CookieRecord};
-use geminga_meta::store::MemoryStore;
 use geminga_meta::store::memory::{Fault, Request};
+use geminga_meta::store::{MemoryStore, Revision};
 use geminga_proto::env::{Clock, ManualClock, SystemClock};
 use geminga_proto::id::{ClusterId, LedgerId, LedgerToken};
 use geminga_proto::storage::FenceRequest;
@@ -154,11 +154,15 @@ async fn a_bookie_is_registered_past_its_lease_and_gone_once_it_is_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_that_was_lost_is_taken_again_also_after_an_outage() {
-    let store = metadata().await;
+    let clock = Arc::new(ManualClock::default());
+    let store = metadata_by(clock.clone()).await;
     let registration = start(&store, 7_001).await.expect("registered");
+    let revision = store.revision();
     let refused = count_requests(&store, Fault::Unavailable);
     two_more(&refused).await;
+    clock.advance(TTL * 2);
     store.expire_leases();
+    assert_eq!(store.revision(), Revision(revision.0 + 1), "the record went with its lease");
     store.faults().clear();
     until(&store, "it registers again", |record| record.is_some()).await;
     registration.close().await;
@@ -173,11 +177,15 @@ async fn forget(store: &MemoryStore) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bookie_that_was_forgotten_while_its_lease_was_lost_ends_and_is_not_found_again() {
-    let store = metadata().await;
+    let clock = Arc::new(ManualClock::default());
+    let store = metadata_by(clock.clone()).await;
     let mut registration = start(&store, 7_001).await.expect("registered");
+    let revision = store.revision();
     let refused = count_requests(&store, Fault::Unavailable);
     two_more(&refused).await;
+    clock.advance(TTL * 2);
     store.expire_leases();
+    assert_eq!(store.revision(), Revision(revision.0 + 1), "the record went with its lease");
     let still = tokio::time::timeout(Duration::from_millis(50), registration.ended()).await;
     assert!(still.is_err(), "an outage is no end");
     // What it asks for waits until it is forgotten.
@@ -504,7 +512,8 @@ impl Clock for PanickyClock {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registration_whose_keeping_panicked_is_kept_on() {
-    let store = metadata().await;
+    let leases = Arc::new(ManualClock::default());
+    let store = metadata_by(leases.clone()).await;
     let clock = Arc::new(PanickyClock::default());
     let env = Env { clock: clock.clone(), ..Env::system() };
     let bookie = open(bookie_config());
@@ -512,6 +521,7 @@ async fn a_registration_whose_keeping_panicked_is_kept_on() {
     let registration = registration.expect("registered");
     clock.armed.store(true, Ordering::SeqCst);
     until(&store, "it panics", |_| !clock.armed.load(Ordering::SeqCst)).await;
+    leases.advance(TTL * 2);
     store.expire_leases();
     until(&store, "it registers again", |record| record.is_some()).await;
     registration.close().await;
