@@ -79,10 +79,10 @@ pub enum RegistrationError {
     },
     /// The metadata know its disk no more.
     #[error(
-        "bookie {bookie} was taken away for good: the metadata have no cookie of its disk any \
-         more. If it was decommissioned or recovered, what it had was copied elsewhere: give it an \
-         empty data directory to use the machine again. If others end with this, too, keep their \
-         disks: somebody has deleted the cluster's metadata"
+        "bookie {bookie} was taken away for good: its cluster's metadata have no cookie of its disk \
+         any more. If it was decommissioned or recovered, what it had was copied elsewhere: give it \
+         an empty data directory to use the machine again. If nobody did that, keep its disk: \
+         somebody has deleted records of the cluster"
     )]
     TakenAway {
         /// The name.

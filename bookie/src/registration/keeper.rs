@@ -117,6 +117,7 @@ impl Keeper {
                 Err(Failed::TakenAway(bookie)) => {
                     return Err(RegistrationError::TakenAway { bookie });
                 }
+                Err(Failed::Metadata(error)) => return Err(RegistrationError::Metadata(error)),
                 Err(Failed::Store(error)) => error,
             };
             if !is_passing(&error) {
@@ -211,13 +212,22 @@ impl Keeper {
         }
     }
 
-    /// This disk's cookie: while it is there, nobody has forgotten the bookie.
+    /// This disk's cookie: while it is there, nobody has forgotten the bookie. One that isn't there
+    /// says so only if the rest of the metadata is the cluster's, and no older than it was.
     async fn cookie(&self, bookie: &BookieId) -> Result<Stored<CookieRecord>, Failed> {
         let pair = self.store.get(&keys::cookie(bookie)).await?;
         let cookie = pair.map(Stored::<CookieRecord>::from_pair).transpose()?;
         let instance = self.bookie.identity().instance;
-        let ours = cookie.filter(|cookie| cookie.record.instance == instance);
-        ours.ok_or_else(|| Failed::TakenAway(bookie.clone()))
+        if let Some(ours) = cookie.filter(|cookie| cookie.record.instance == instance) {
+            return Ok(ours);
+        }
+        // Asked after it was found missing: who takes all metadata away takes both.
+        match gc::present_revision(&self.bookie, &self.store).await {
+            Ok(_) => Err(contended().into()),
+            Err(CollectError::NoCookie) => Err(Failed::TakenAway(bookie.clone())),
+            Err(CollectError::Store(error)) => Err(error.into()),
+            Err(error) => Err(Failed::Metadata(error)),
+        }
     }
 
     async fn find(&self, key: &str) -> Result<Option<Found>, Failed> {
@@ -386,6 +396,8 @@ enum Failed {
     Record(#[from] RecordError),
     #[error("bookie {0} was taken away for good")]
     TakenAway(BookieId),
+    #[error(transparent)]
+    Metadata(CollectError),
 }
 
 /// How waiting for another's lease ended badly.

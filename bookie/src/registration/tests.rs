@@ -77,12 +77,20 @@ async fn metadata() -> Arc<MemoryStore> {
 
 async fn metadata_by(clock: Arc<dyn Clock>) -> Arc<MemoryStore> {
     let store = Arc::new(MemoryStore::new(clock));
-    let Identity { bookie, cluster, instance, .. } = identity();
-    let record = ClusterRecord { cluster_id: cluster.clone(), format_version: 1, created_ms: 1 };
-    put(&store, keys::CLUSTER, &record).await;
-    let cookie = CookieRecord { bookie_id: bookie.clone(), cluster_id: cluster, instance };
-    put(&store, &keys::cookie(&bookie), &cookie).await;
+    put_identity(&store).await;
     store
+}
+
+/// The cluster's record and the cookie of the bookie's disk, at once.
+async fn put_identity(store: &MemoryStore) {
+    let Identity { bookie, cluster, instance, .. } = identity();
+    let nonce = || Nonce::new(Env::system().random.as_ref());
+    let record = ClusterRecord { cluster_id: cluster.clone(), format_version: 1, created_ms: 1 };
+    let cookie = CookieRecord { bookie_id: bookie.clone(), cluster_id: cluster, instance };
+    let txn = Txn::default()
+        .put(keys::CLUSTER, record.encode(nonce()).expect("valid"))
+        .put(&keys::cookie(&bookie), cookie.encode(nonce()).expect("valid"));
+    store.txn(txn).await.expect("written");
 }
 
 async fn found(store: &MemoryStore) -> Option<BookieRecord> {
@@ -199,6 +207,26 @@ async fn a_bookie_that_was_forgotten_while_its_lease_was_lost_ends_and_is_not_fo
     let why = registration.ended().await;
     assert_eq!(why, RegistrationError::TakenAway { bookie: identity().bookie });
     assert_eq!(found(&store).await, None);
+    registration.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bookie_whose_metadata_are_gone_as_a_whole_was_not_forgotten() {
+    let clock = Arc::new(ManualClock::default());
+    let store = metadata_by(clock.clone()).await;
+    let mut registration = start(&store, 7_001).await.expect("registered");
+    let cookie = keys::cookie(&identity().bookie);
+    let gone = Txn::default().delete(keys::CLUSTER).delete(&cookie);
+    store.txn(gone).await.expect("deleted");
+    clock.advance(TTL * 2);
+    store.expire_leases();
+    let requests = count_requests(&store, Fault::None);
+    two_more(&requests).await;
+    let still = tokio::time::timeout(Duration::from_millis(50), registration.ended()).await;
+    assert!(still.is_err(), "it ends for {still:?}");
+    assert_eq!(found(&store).await, None);
+    put_identity(&store).await;
+    until(&store, "it registers again", |record| record.is_some()).await;
     registration.close().await;
 }
 
