@@ -24,6 +24,8 @@ pub(super) struct Background {
     pace: Pace,
     rewriter: Option<Rewriter>,
     scrubber: Option<Scrubber>,
+    /// The last step was the scrub's turn: neither holds the other up.
+    scrubs: bool,
 }
 
 /// How fast it may go.
@@ -48,7 +50,7 @@ impl Pace {
 impl Background {
     pub(super) fn new(bytes_per_s: u64) -> Self {
         let pace = Pace { bytes_per_s, next: Monotonic::ZERO };
-        Self { pace, rewriter: None, scrubber: None }
+        Self { pace, rewriter: None, scrubber: None, scrubs: false }
     }
 }
 
@@ -74,11 +76,7 @@ impl Log {
             (background.rewriter, background.scrubber) = (None, None);
             return Chored::Nothing;
         }
-        let stepped = match self.rewrite_step(&mut background.rewriter) {
-            Ok(Step::Nothing) => self.scrub_step(&mut background.scrubber),
-            stepped => stepped,
-        };
-        match stepped {
+        match self.step_in_turn(&mut background) {
             Ok(Step::Nothing) => Chored::Nothing,
             Ok(Step::Rest) => {
                 background.pace.next = began.saturating_add(KEEPER_INTERVAL);
@@ -98,6 +96,20 @@ impl Log {
                 self.poison(&error);
                 Chored::Done
             }
+        }
+    }
+
+    /// Rewrites and scrub take turns, as long as both have something to do.
+    fn step_in_turn(&self, background: &mut Background) -> Result<Step, DeviceError> {
+        let Background { rewriter, scrubber, scrubs, .. } = background;
+        // Whoever waits for room waits for nothing else.
+        *scrubs = !*scrubs && self.with_state(|state| !state.no_space);
+        let turned =
+            if *scrubs { self.scrub_step(scrubber)? } else { self.rewrite_step(rewriter)? };
+        match turned {
+            Step::Nothing if *scrubs => self.rewrite_step(rewriter),
+            Step::Nothing => self.scrub_step(scrubber),
+            turned => Ok(turned),
         }
     }
 }

@@ -108,6 +108,7 @@ enum Trouble {
     FreezeBroker,
     FreezeBookie,
     Apart,
+    Alone,
     MetaAway,
     MetaMute,
     Lease,
@@ -146,6 +147,7 @@ impl Planner<'_> {
                     FreezeBroker,
                     FreezeBookie,
                     Apart,
+                    Alone,
                     MetaAway,
                     MetaMute,
                     Lease,
@@ -162,7 +164,7 @@ impl Planner<'_> {
                 ],
                 8,
             ),
-            Theme::Partitions => (&[Partition, OneWay, SlowWay, BreakLines], 7),
+            Theme::Partitions => (&[Partition, OneWay, SlowWay, BreakLines, Alone], 7),
             Theme::Power => (&[BookiePower, BookiePower, BookieCrash, AllBookies, BrokerCrash], 7),
             Theme::Crashes => (&[BrokerCrash, BrokerCrash, BookieCrash, BreakLines], 6),
             Theme::Zombies => (
@@ -275,6 +277,16 @@ impl Planner<'_> {
                 let meta = self.hosts.meta;
                 self.block(at, until, broker, meta);
                 self.block(at, until, meta, broker);
+            }
+            Trouble::Alone => {
+                // Too few bookies are reached, for so long that the owner gives its ledgers up.
+                let until = at + self.dice.within(2_000_000..5_000_000);
+                let near = self.dice.permille(500).then(|| self.any_bookie());
+                for host in self.hosts.bookies.clone() {
+                    if Some(host) != near {
+                        self.block(at, until, broker, host);
+                    }
+                }
             }
             Trouble::MetaAway => {
                 self.between(at, until, Fault::MetaDown(true), Fault::MetaDown(false));

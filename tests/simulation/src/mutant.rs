@@ -78,22 +78,19 @@ impl Mutant {
                 | OfBroker::TrimPastCursors => Theme::Crashes,
                 OfBroker::ListConflictIgnored => Theme::Zombies,
                 OfBroker::LeaseCheckedAfter => Theme::Clocks,
-                OfBroker::RestNotAppended | OfBroker::UnreadableIsEmpty => Theme::Power,
+                OfBroker::UnreadableIsEmpty => Theme::Power,
+                OfBroker::RestNotAppended => Theme::Partitions,
             },
         }
     }
 
     /// A seed at which it was caught under its theme. Saves the time of those that don't show it; a
-    /// change of the simulation may make it worse, never wrong. `None`: the first seeds, some 70,
-    /// don't show it, and none is known that does.
+    /// change of the simulation may make it worse, never wrong.
     #[must_use]
-    pub fn hint(self) -> Option<u64> {
-        Some(match self {
-            Self::Broker(OfBroker::RestNotAppended) => {
-                return None;
-            }
-            Self::Bookie(OfBookie::CorruptIsNoSuchEntry) => 22,
-            Self::Broker(OfBroker::ListConflictIgnored) => 9,
+    pub fn hint(self) -> u64 {
+        match self {
+            Self::Bookie(OfBookie::CorruptIsNoSuchEntry) => 149,
+            Self::Broker(OfBroker::ListConflictIgnored) => 49,
             Self::Bookie(OfBookie::FailedSyncIsDone) => 48,
             Self::Bookie(OfBookie::FenceNotWritten) => 10,
             Self::Bookie(OfBookie::FencedAfterSync) => 20,
@@ -102,13 +99,14 @@ impl Mutant {
             Self::CookieUnchecked => 2,
             Self::Broker(OfBroker::ReceiptBeforeDurable) => 21,
             Self::Broker(OfBroker::UnreadableIsEmpty) => 10,
-            Self::Broker(OfBroker::StateLogBeforeConfirmed) => 135,
+            Self::Broker(OfBroker::StateLogBeforeConfirmed) => 136,
             Self::Broker(OfBroker::TrimPastSnapshot) => 49,
             Self::Broker(OfBroker::LeaseCheckedAfter) => 74,
             Self::Repair(OfRepair::NothingCopied) => 1,
-            Self::Repair(OfRepair::CopyNotAwaited) => 64,
+            Self::Repair(OfRepair::CopyNotAwaited) => 282,
+            Self::Broker(OfBroker::RestNotAppended) => 17,
             Self::Bookie(_) | Self::Broker(_) => 0,
-        })
+        }
     }
 
     pub(crate) fn of_repair(self) -> Option<OfRepair> {

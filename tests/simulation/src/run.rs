@@ -62,8 +62,8 @@ pub struct Caught {
 #[must_use]
 pub fn catch(mutant: Mutant, seeds: std::ops::Range<u64>) -> Option<Caught> {
     let hint = mutant.hint();
-    let others = seeds.filter(|seed| Some(*seed) != hint);
-    hint.into_iter().chain(others).find_map(|seed| catch_at(mutant, seed))
+    let others = seeds.filter(|seed| *seed != hint);
+    std::iter::once(hint).chain(others).find_map(|seed| catch_at(mutant, seed))
 }
 
 /// Whether a planted defect is caught at this seed. A panic is a broken promise, too, but no proof

@@ -119,11 +119,14 @@ impl SimTransport {
         drop(connections);
         let (network, doors) = (Arc::clone(&self.network), Arc::clone(&self.doors));
         let answered = (Weak::clone(&self.this), bookie.clone());
+        let meant_for = bookie.clone();
         let arrive = move || {
             let door = doors.lock().get(&host).cloned();
+            // Whoever has followed a bookie at its address answers for itself alone.
+            let door = door.filter(|door| door.bookie().identity().bookie == meant_for);
             match door {
                 Some(door) => door.serve(Call { line, number, answered }, request),
-                // The process runs, but its port isn't open.
+                // The process runs, but its port isn't open, or the handshake fails.
                 None => network.close(line, End::Called),
             }
         };

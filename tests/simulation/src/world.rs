@@ -64,6 +64,8 @@ struct BookieSlot {
     gone: bool,
     /// Its disk has failed at least once.
     failed: bool,
+    /// What is on its disk was damaged, or taken away, at least once.
+    spoilt: bool,
     running: Option<Running>,
 }
 
@@ -154,6 +156,7 @@ impl World {
             armed: false,
             gone: false,
             failed: false,
+            spoilt: false,
             running: None,
         };
         let broker_slot =
@@ -467,10 +470,9 @@ impl World {
     }
 
     fn see_task(&self, event: &WatchEvent) {
-        let spoiled = self.hosts.bookies[0];
         let known = |id: &BookieId| self.bookies.iter().find(|slot| slot.id == *id);
         let may_be_damaged =
-            |id: &BookieId| known(id).is_none_or(|slot| slot.host == spoiled || slot.failed);
+            |id: &BookieId| known(id).is_none_or(|slot| slot.spoilt || slot.failed);
         if let Some(what) = damage::check(event, may_be_damaged) {
             self.shared.history.broken(what);
         }
@@ -498,8 +500,8 @@ impl World {
 
     /// Takes the power from every disk, and counts what is left.
     pub fn check_copies(&mut self) {
-        let spoiled = self.hosts.bookies[0];
-        let mut disks = BTreeMap::from([(bookie_host::name(spoiled), Disk::Lost)]);
+        let first = bookie_host::name(self.hosts.bookies[0]);
+        let mut disks = BTreeMap::from([(first, Disk::Lost)]);
         for host in self.hosts.bookies.clone() {
             self.crash(host, Tear::Lost, false);
         }
@@ -511,16 +513,16 @@ impl World {
             let opened = match claimed.now_or_never() {
                 Some(Ok(identity)) => {
                     let device = Arc::new(slot.device.clone());
-                    let config = bookie_host::config(slot.host == spoiled, None);
+                    let config = bookie_host::config(slot.spoilt, None);
                     Bookie::open_by_hand(config, identity, device, env).map(|opened| opened.0).ok()
                 }
                 _ => None,
             };
-            if opened.is_none() && slot.host != spoiled {
+            if opened.is_none() && !slot.spoilt {
                 self.shared.history.broken(format!("the disk of {} can't be opened", slot.id));
             }
-            let opened = opened.filter(|_| slot.host != spoiled);
-            disks.insert(slot.id.clone(), opened.map_or(Disk::Spoiled, Disk::Opened));
+            let opened = opened.filter(|_| !slot.spoilt);
+            disks.insert(slot.id.clone(), opened.map_or(Disk::Spoilt, Disk::Opened));
         }
         let mut history = self.shared.history.lock();
         copies::check(&mut history, &self.ledgers, &disks);

@@ -40,17 +40,25 @@ fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
     }
 }
 
-/// `scripts/simulate --mutant NAME` finds another seed for one that a change has hidden there.
+/// A seed that a change has hidden one at costs time: `scripts/simulate --mutant NAME` tells another
+/// one for `mutant::hint`.
 #[cfg(tokio_unstable)]
 #[test]
-fn every_planted_defect_is_caught_at_its_seed_and_nothing_without_it() {
+fn every_planted_defect_is_caught_and_nothing_without_it() {
     let mut missed = Vec::new();
     for mutant in geminga_simulation::mutant::Mutant::ALL {
-        let Some(seed) = mutant.hint() else { continue };
-        match geminga_simulation::catch_at(mutant, seed) {
-            Some(caught) => assert_eq!(caught.without, None, "{mutant:?}: {caught:?}"),
+        match geminga_simulation::catch(mutant, 0..300) {
+            Some(caught) => {
+                assert_eq!(caught.without, None, "{mutant:?}: {caught:?}");
+                if caught.seed != mutant.hint() {
+                    eprintln!(
+                        "{mutant:?} is not caught at its seed any more, but at {}",
+                        caught.seed
+                    );
+                }
+            }
             None => missed.push(mutant),
         }
     }
-    assert_eq!(missed, [], "not caught at the seeds that they have in `mutant`");
+    assert_eq!(missed, [], "not caught at 300 seeds");
 }

@@ -90,6 +90,30 @@ fn every_byte_that_counts_is_read_within_the_interval_and_not_before() {
 }
 
 #[test]
+fn a_rewrite_does_not_hold_up_a_scrub() {
+    let (mut rig, mut stored) = filled();
+    rig.settle();
+    assert!(rig.log.ask_for_scrub().running);
+    stored.retain(|(ledger, _), _| *ledger == 3);
+    assert_eq!(rig.delete(&[1, 2]), 2);
+    let scrubbed = |rig: &Rig| rig.log.with_state(|state| state.counters.scrubbed_bytes);
+    let (mut side_by_side, mut steps) = (0, 0);
+    while rig.log.with_state(|state| state.rewrite.is_some() || state.rewrite_plan().is_some()) {
+        let before = scrubbed(&rig);
+        rig.log.run_background();
+        rig.pass(Duration::from_secs(1));
+        let under_way = rig.log.with_state(|state| state.rewrite.is_some());
+        side_by_side += u32::from(under_way && scrubbed(&rig) > before);
+        steps += 1;
+        assert!(steps < 1_000, "reclaim goes on for ever");
+    }
+    assert!(side_by_side > 0, "none of {steps} steps was the scrub's");
+    rig.scrub();
+    assert_eq!(rig.damaged(), []);
+    rig.check(&stored);
+}
+
+#[test]
 fn all_flips_in_entries_are_found_and_mended_and_nothing_else_is_reported() {
     let (rig, stored) = filled();
     let disk = rig.device.crash(Tear::Lost);

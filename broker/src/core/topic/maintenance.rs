@@ -529,12 +529,10 @@ impl Topic {
             self.confirm_up_to(&mut state, ledger, last);
         }
         #[cfg(any(test, feature = "simulation"))]
-        let rest = self.context.config.planted != Some(Defect::RestNotAppended);
-        #[cfg(not(any(test, feature = "simulation")))]
-        let rest = true;
-        if rest {
-            state.log.queue.rewind();
+        if self.context.config.planted == Some(Defect::RestNotAppended) {
+            drop(state.log.queue.confirm(geminga_proto::id::EntryId(u64::MAX)));
         }
+        state.log.queue.rewind();
         state.log.failed = None;
         state.log.storage_full = false;
         state.log.pump(now);

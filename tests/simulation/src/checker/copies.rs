@@ -20,8 +20,8 @@ use crate::history::{Batch, Inner};
 pub(crate) enum Disk {
     /// What is on it counts.
     Opened(Bookie),
-    /// It may have lost what it likes.
-    Spoiled,
+    /// It was damaged: it may have lost what it likes.
+    Spoilt,
     /// It is gone, so nothing is on it.
     Lost,
 }
@@ -39,7 +39,7 @@ pub(crate) fn check(history: &mut Inner, ledgers: &Ledgers, disks: &BTreeMap<Boo
             let holders = ensemble(record, place.entry);
             let has = |bookie: &&BookieId| match disks.get(*bookie) {
                 Some(Disk::Opened(disk)) => read(disk, place.ledger, place.entry) == Some(*batch),
-                Some(Disk::Spoiled) => true,
+                Some(Disk::Spoilt) => true,
                 Some(Disk::Lost) | None => false,
             };
             let copies = holders.iter().filter(has).count();

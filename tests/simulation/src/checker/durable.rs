@@ -1,10 +1,14 @@
 //! What is confirmed to a producer is on disks by then: a receipt isn't sent while so many bookies
-//! certainly lack the entry that the others are no ack quorum.
+//! certainly lack the entry that the others are no ack quorum. But for an entry that everybody has
+//! had meanwhile, and that was deleted: a receipt may be late.
 
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use geminga_broker::core::api::Receipt;
+use geminga_meta::keys;
+use geminga_meta::store::MetadataStore;
+use geminga_proto::id::{BookieId, LedgerId};
 use geminga_proto::storage::{BookieError, ReadRequest};
 
 use crate::bookie_host;
@@ -37,10 +41,17 @@ pub(crate) fn check(shared: &Shared, receipts: &[Receipt]) {
             let read = door.bookie().read(request).now_or_never();
             matches!(read, Some(Err(BookieError::NoSuchEntry)))
         };
-        let lacking = doors.iter().filter(lacks).count();
-        if lacking > MAY_LACK {
-            let what = format!("{receipt:?} is sent, and {lacking} bookies lack the entry");
+        let lacking: Vec<&BookieId> =
+            doors.iter().filter(lacks).map(|door| &door.bookie().identity().bookie).collect();
+        if lacking.len() > MAY_LACK && exists(shared, receipt.position.ledger) {
+            let what = format!("{receipt:?} is sent, and {lacking:?} lack the entry");
             shared.history.broken(what);
         }
     }
+}
+
+/// Whether a ledger is in the metadata. While nobody can tell, it is as if it weren't.
+fn exists(shared: &Shared, ledger: LedgerId) -> bool {
+    let found = shared.store.get(&keys::ledger(ledger)).now_or_never();
+    matches!(found, Some(Ok(Some(_))))
 }

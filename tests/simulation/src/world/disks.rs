@@ -22,6 +22,9 @@ impl World {
             let mut slots = self.bookies.iter_mut();
             slots.find(|slot| slot.host == host).into_iter().for_each(|slot| slot.failed = true);
         }
+        if matches!(fault, Fault::Flip(_) | Fault::LoseSegments | Fault::SpoilSegments) {
+            self.bookies[0].spoilt = true;
+        }
         let slot = |host: HostId| self.bookies.iter().find(|slot| slot.host == host);
         let device = |host: HostId| slot(host).map(|slot| &slot.device);
         match fault {
@@ -106,6 +109,7 @@ impl World {
         slot.aside = None;
         slot.id = bookie_host::second_name(host);
         slot.gone = true;
+        slot.spoilt = false;
     }
 
     /// A new bookie takes the place of the one whose disk was lost.
