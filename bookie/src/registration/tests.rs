@@ -89,7 +89,7 @@ async fn put_identity(store: &MemoryStore) {
     let cookie = CookieRecord { bookie_id: bookie.clone(), cluster_id: cluster, instance };
     let txn = Txn::default()
         .put(keys::CLUSTER, record.encode(nonce()).expect("valid"))
-        .put(&keys::cookie(&bookie), cookie.encode(nonce()).expect("valid"));
+        .put(keys::cookie(&bookie), cookie.encode(nonce()).expect("valid"));
     store.txn(txn).await.expect("written");
 }
 

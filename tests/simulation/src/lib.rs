@@ -35,4 +35,4 @@ mod transport;
 mod wire;
 mod world;
 
-pub use run::{Caught, Outcome, Run, catch, catch_at, run};
+pub use run::{Caught, Outcome, Run, catch, run};

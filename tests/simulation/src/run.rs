@@ -69,7 +69,7 @@ pub fn catch(mutant: Mutant, seeds: std::ops::Range<u64>) -> Option<Caught> {
 /// Whether a planted defect is caught at this seed. A panic is a broken promise, too, but no proof
 /// that the checker sees what the defect does.
 #[must_use]
-pub fn catch_at(mutant: Mutant, seed: u64) -> Option<Caught> {
+fn catch_at(mutant: Mutant, seed: u64) -> Option<Caught> {
     let planted = Run::planted(seed, mutant);
     let outcome = run(planted);
     let what = outcome.violation.filter(|_| !outcome.panicked)?;
