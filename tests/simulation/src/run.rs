@@ -68,7 +68,6 @@ pub fn catch(mutant: Mutant, seeds: std::ops::Range<u64>) -> Option<Caught> {
 
 /// Whether a planted defect is caught at this seed. A panic is a broken promise, too, but no proof
 /// that the checker sees what the defect does.
-#[must_use]
 fn catch_at(mutant: Mutant, seed: u64) -> Option<Caught> {
     let planted = Run::planted(seed, mutant);
     let outcome = run(planted);

@@ -40,8 +40,8 @@ fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
     }
 }
 
-/// A seed that a change has hidden one at costs time: `scripts/simulate --mutant NAME` tells another
-/// one for `mutant::hint`.
+/// A seed that a change has hidden one at costs time: `scripts/simulate --mutant NAME` tells
+/// another one for `mutant::hint`.
 #[cfg(tokio_unstable)]
 #[test]
 fn every_planted_defect_is_caught_and_nothing_without_it() {
@@ -51,10 +51,7 @@ fn every_planted_defect_is_caught_and_nothing_without_it() {
             Some(caught) => {
                 assert_eq!(caught.without, None, "{mutant:?}: {caught:?}");
                 if caught.seed != mutant.hint() {
-                    eprintln!(
-                        "{mutant:?} is not caught at its seed any more, but at {}",
-                        caught.seed
-                    );
+                    eprintln!("{mutant:?} is caught at {} by now", caught.seed);
                 }
             }
             None => missed.push(mutant),
