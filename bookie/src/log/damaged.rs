@@ -184,10 +184,9 @@ impl Damaged {
         segment: SegmentId,
     ) -> Vec<RangeInclusive<EntryId>> {
         let (mut from, last) = (*entries.start(), *entries.end());
-        let of_ledger = (ledger, EntryId(0))..=(ledger, last);
         let mut rest = Vec::new();
-        for ((_, first), run) in self.runs.range(of_ledger) {
-            if run.segment == segment || run.last < from {
+        for (first, run) in self.reaching(ledger, entries) {
+            if run.segment == segment {
                 continue;
             }
             if let Some(before) = first.previous().filter(|before| *before >= from) {
@@ -223,9 +222,25 @@ impl Damaged {
         entries: &RangeInclusive<EntryId>,
     ) -> Vec<RangeInclusive<EntryId>> {
         let (from, last) = (*entries.start(), *entries.end());
-        let of_ledger = (ledger, EntryId(0))..=(ledger, last);
-        let runs = self.runs.range(of_ledger).filter(|(_, run)| run.last >= from);
-        runs.map(|((_, first), run)| from.max(*first)..=last.min(run.last)).collect()
+        let runs = self.reaching(ledger, entries);
+        runs.map(|(first, run)| from.max(first)..=last.min(run.last)).collect()
+    }
+
+    /// Runs that have some of these entries.
+    fn reaching(
+        &self,
+        ledger: LedgerId,
+        entries: &RangeInclusive<EntryId>,
+    ) -> impl Iterator<Item = (EntryId, &Run)> {
+        let (from, last) = (*entries.start(), *entries.end());
+        let before = self.runs.range(..(ledger, from)).next_back();
+        let before =
+            before.filter(|((of, _), run)| *of == ledger && run.last >= from && from <= last);
+        let after = self
+            .runs
+            .range((ledger, from)..)
+            .take_while(move |((of, first), _)| *of == ledger && *first <= last);
+        before.into_iter().chain(after).map(|((_, first), run)| (*first, run))
     }
 
     /// A ledger is gone.

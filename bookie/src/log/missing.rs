@@ -79,17 +79,18 @@ fn without(
     mut listed: Vec<RangeInclusive<EntryId>>,
 ) -> Vec<RangeInclusive<EntryId>> {
     listed.sort_unstable_by_key(|run| *run.start());
+    let mut listed = listed.into_iter().peekable();
+    // What is listed so far ends before.
+    let mut listed_to = EntryId(0);
     let mut missing = Vec::new();
     for run in wanted {
-        let (mut from, last) = (*run.start(), *run.end());
-        for there in listed.iter().filter(|there| *there.end() >= *run.start()) {
-            if *there.start() > last || from > last {
-                break;
-            }
+        let (mut from, last) = ((*run.start()).max(listed_to), *run.end());
+        while let Some(there) = listed.next_if(|there| *there.start() <= last) {
             if let Some(before) = there.start().previous().filter(|before| *before >= from) {
                 missing.push(from..=before);
             }
-            from = from.max(there.end().next());
+            listed_to = listed_to.max(there.end().next());
+            from = from.max(listed_to);
         }
         if from <= last {
             missing.push(from..=last);
@@ -108,20 +109,22 @@ impl Log {
             for (held, sealed) in &gapped {
                 runs.extend(self.runs_of(held, sealed));
             }
-            let missing = without(&kept.entries, runs);
-            found.extend(missing.into_iter().map(|run| (kept.ledger, run)));
+            found.push((kept.ledger, without(&kept.entries, runs)));
         }
         let mut state = self.state.lock();
         let before = state.damaged.len();
         state.damaged.forget_segment(LOST);
-        for (ledger, run) in found {
-            // What is damaged besides has a segment of its own, which keeps it from being let go.
-            for run in state.damaged.others(ledger, &run, LOST) {
-                state.damaged.note(ledger, run, LOST);
+        for (ledger, missing) in found.iter().filter(|(_, missing)| !missing.is_empty()) {
+            for run in missing {
+                // What is damaged besides has a segment of its own, which keeps it from being let
+                // go.
+                for run in state.damaged.others(*ledger, run, LOST) {
+                    state.damaged.note(*ledger, run, LOST);
+                }
             }
             // It may have come meanwhile.
-            for run in state.unsealed_runs(ledger) {
-                state.damaged.forget_entries(ledger, run, LOST);
+            for run in state.unsealed_runs(*ledger) {
+                state.damaged.forget_entries(*ledger, run, LOST);
             }
         }
         let news = state.damaged.len().saturating_sub(before);
@@ -161,5 +164,6 @@ mod tests {
         assert_eq!(without(&wanted, vec![run(0, 100)]), []);
         let listed = vec![run(25, 40), run(3, 4), run(8, 21), run(3, 3), run(0, 0)];
         assert_eq!(without(&wanted, listed), [run(1, 2), run(5, 7), run(22, 24)]);
+        assert_eq!(without(&wanted, vec![run(0, 25), run(2, 3)]), [run(26, 29)]);
     }
 }
