@@ -58,10 +58,9 @@ pub(super) fn damage(stage: &mut Stage, bookie: &str, pick: u64) -> Result<(), S
     Err(format!("{bookie} has found nothing of what was damaged"))
 }
 
-/// Closes what is written to, where nobody but the owner mends anything, and waits until the bookie
-/// finds nothing damaged any more.
+/// Waits until the bookie finds nothing damaged any more: also of what is still written to, which
+/// only its owner can close.
 pub(super) fn is_whole_again(stage: &Stage, bookie: &str) -> Result<(), String> {
-    stage.give_out_bundles()?;
     let what = format!("{bookie} finds nothing damaged any more");
     let scrub = ["bookies", "scrub", bookie];
     stage.until(&what, |stage| stage.admin(&scrub).code == Some(0))
