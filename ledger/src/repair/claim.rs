@@ -87,6 +87,17 @@ impl Tasks {
         Ok(read(self.meta.as_ref(), &keys::repair(ledger)).await?)
     }
 
+    /// Holds as long as nobody is at a ledger; `None`: somebody is. A lock of this worker's own, which
+    /// is at no ledger twice, is what is left of an attempt that couldn't write its end.
+    async fn unlocked(&self, ledger: LedgerId) -> Result<Option<Compare>, TaskError> {
+        let lock = keys::repair_lock(ledger);
+        Ok(match read::<HolderRecord>(self.meta.as_ref(), &lock).await? {
+            None => Some(Compare::Absent(lock)),
+            Some(found) if found.record == self.me => Some(found.unchanged()),
+            Some(_) => None,
+        })
+    }
+
     /// Claims a task at which nobody is, as it was read; `None` if somebody was faster.
     pub(super) async fn claim(
         &self,
@@ -95,6 +106,7 @@ impl Tasks {
         targets: Vec<BookieId>,
         lease: &LeaseKeeper,
     ) -> Result<Option<Claim>, TaskError> {
+        let Some(unlocked) = self.unlocked(ledger).await? else { return Ok(None) };
         let id = self.env.random.nonzero_u64();
         let (worker, claimed_ms) = (self.me.holder.clone(), self.env.clock.wall_ms());
         let mut record = task.record.clone();
@@ -104,7 +116,7 @@ impl Tasks {
         let held = self.me.encode(Nonce::new(&*self.env.random))?;
         let txn = Txn::default()
             .when(task.unchanged())
-            .when(Compare::Absent(lock.clone()))
+            .when(unlocked)
             .put(key.clone(), record.encode(nonce)?)
             .put_leased(lock, held, lease.lease());
         let planned = task.record.reasons.clone();
@@ -121,12 +133,20 @@ impl Tasks {
         commit(self.meta.as_ref(), &self.env, RetryPolicy::default(), txn, witness).await
     }
 
-    /// Takes a task out of the queue at which nobody is, unless it has changed.
-    pub(super) async fn remove(&self, task: &Stored<RepairRecord>) -> Result<(), TaskError> {
-        let txn = Txn::default().when(task.unchanged()).delete(task.key.clone());
+    /// Takes a task out of the queue, unless it has changed or somebody is at it; whether it may be
+    /// gone.
+    pub(super) async fn remove(&self, task: &Stored<RepairRecord>) -> Result<bool, TaskError> {
+        let ledger = self.ledger_of(task)?;
+        let Some(unlocked) = self.unlocked(ledger).await? else { return Ok(false) };
+        let txn = Txn::default()
+            .when(task.unchanged())
+            .when(unlocked)
+            .delete(task.key.clone())
+            .delete(keys::repair_lock(ledger));
         match self.meta.txn(txn).await {
+            Ok(TxnOutcome::Conflict(_)) => Ok(false),
             // Whether it was done shows the next time that somebody looks.
-            Ok(_) | Err(StoreError::Unknown(_)) => Ok(()),
+            Ok(TxnOutcome::Applied(_)) | Err(StoreError::Unknown(_)) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }
@@ -144,11 +164,13 @@ impl Tasks {
             return Ok(());
         }
         let nonce = Nonce::new(&*self.env.random);
-        let lock = keys::repair_lock(self.ledger_of(task)?);
+        let ledger = self.ledger_of(task)?;
+        let Some(unlocked) = self.unlocked(ledger).await? else { return Ok(()) };
         let txn = Txn::default()
             .when(task.unchanged())
-            .when(Compare::Absent(lock))
-            .put(task.key.clone(), record.encode(nonce)?);
+            .when(unlocked)
+            .put(task.key.clone(), record.encode(nonce)?)
+            .delete(keys::repair_lock(ledger));
         // Whoever has changed it meanwhile knows better.
         self.commit(txn, &Witness::new(task.key.clone(), nonce)).await?;
         Ok(())

@@ -74,10 +74,7 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     pub(super) async fn run(&self) -> Result<Repaired, RepairError> {
         let Some(task) = self.tasks.load(self.ledger).await? else { return Ok(Repaired::Gone) };
-        let Some(mut found) = self.load().await? else {
-            self.tasks.remove(&task).await?;
-            return Ok(Repaired::Gone);
-        };
+        let Some(mut found) = self.load().await? else { return self.remove(&task).await };
         let mut plan = self.plan(&found, &task.record);
         if self.is_left_open(&found, &plan).await? {
             tracing::info!(ledger = %self.ledger, "closing a ledger that a drained bookie is in");
@@ -112,14 +109,18 @@ impl Job<'_> {
         }
     }
 
+    async fn remove(&self, task: &Stored<RepairRecord>) -> Result<Repaired, RepairError> {
+        let removed = self.tasks.remove(task).await?;
+        Ok(if removed { Repaired::Gone } else { Repaired::Elsewhere })
+    }
+
     async fn without_work(
         &self,
         task: &Stored<RepairRecord>,
         plan: &Plan,
     ) -> Result<Repaired, RepairError> {
         if plan.left.is_empty() {
-            self.tasks.remove(task).await?;
-            return Ok(Repaired::Gone);
+            return self.remove(task).await;
         }
         let why = told(plan);
         self.tasks.note(task, &why).await?;
@@ -146,12 +147,10 @@ impl Job<'_> {
         match self.tasks.finish(claim, found, plan, timeout).await {
             Ok(false) => Ok(Repaired::Done(copied)),
             Ok(true) => Ok(Repaired::Waiting(told(plan))),
-            Err(TaskError::Deleted) => {
-                if let Some(task) = self.tasks.load(self.ledger).await? {
-                    self.tasks.remove(&task).await?;
-                }
-                Ok(Repaired::Gone)
-            }
+            Err(TaskError::Deleted) => match self.tasks.load(self.ledger).await? {
+                Some(task) => self.remove(&task).await,
+                None => Ok(Repaired::Gone),
+            },
             Err(TaskError::TakenOver) => Ok(Repaired::Elsewhere),
             Err(error) => Err(error.into()),
         }

@@ -512,8 +512,9 @@ fn draw<'a>(among: &[&'a BookieView], below: &mut dyn FnMut(u64) -> u64) -> Opti
     choose(&candidates, &[], one, below).first().map(|at| among[*at])
 }
 
-/// If all members of a fragment that are up are in one zone, and a bookie of another zone could be
-/// had: the position of the one that had better leave. Having no zone is none: bookies that are
+/// If all members of a fragment are up and in one zone, and a bookie of another zone could be had:
+/// the position of the one that had better leave. One that is away may be of another zone, and is
+/// back in a moment, or given up and replaced. Having no zone is none: bookies that are
 /// given one, one after the other, must not set everything in motion.
 #[must_use]
 pub fn in_one_zone(fragment: &Fragment, view: &ClusterView) -> Option<usize> {
@@ -521,7 +522,8 @@ pub fn in_one_zone(fragment: &Fragment, view: &ClusterView) -> Option<usize> {
     let up: Vec<(usize, &BookieView)> =
         fragment.bookies.iter().enumerate().filter_map(up).collect();
     let zone = up.first()?.1.zone.as_str();
-    let alike = up.len() > 1 && !zone.is_empty() && up.iter().all(|(_, view)| view.zone == zone);
+    let all = up.len() > 1 && up.len() == fragment.bookies.len();
+    let alike = all && !zone.is_empty() && up.iter().all(|(_, view)| view.zone == zone);
     let elsewhere = view.bookies.iter().any(|other| {
         let fits = other.takes && !other.suspect && !fragment.bookies.contains(&other.bookie);
         fits && other.zone != zone && !other.zone.is_empty()

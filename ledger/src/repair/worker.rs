@@ -18,7 +18,7 @@ use geminga_meta::update_loop::RetryPolicy;
 use geminga_meta::watch_cache::WatchCache;
 use geminga_proto::env::Monotonic;
 use geminga_proto::id::LedgerId;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 
 pub use crate::repair::claim::TaskError;
 use crate::repair::claim::Tasks;
@@ -140,7 +140,7 @@ impl RepairWorker {
         let lease = LeaseKeeper::grant(Arc::clone(meta), env.clone(), self.config.lease_ttl);
         let lease = Arc::new(lease.await?);
         let mut changes = queue.changes();
-        let (mut jobs, mut busy) = (JoinSet::new(), HashSet::new());
+        let (mut jobs, mut busy) = (JoinSet::new(), HashMap::new());
         loop {
             if !lease.is_held() {
                 // What is under way notices it, too, and is dropped here.
@@ -149,7 +149,7 @@ impl RepairWorker {
             self.start_jobs(&queue, &lease, &mut jobs, &mut busy);
             tokio::select! {
                 biased;
-                Some(ended) = jobs.join_next() => self.ended(ended, &mut busy),
+                Some(ended) = jobs.join_next_with_id() => self.ended(ended, &mut busy),
                 () = lease.lost() => {}
                 _ = changes.changed() => tokio::time::sleep(LEAST_PAUSE).await,
                 () = tokio::time::sleep(LOOK) => {}
@@ -161,8 +161,8 @@ impl RepairWorker {
         &mut self,
         queue: &WatchCache<RepairRecord>,
         lease: &Arc<LeaseKeeper>,
-        jobs: &mut JoinSet<(LedgerId, Result<Repaired, RepairError>)>,
-        busy: &mut HashSet<LedgerId>,
+        jobs: &mut JoinSet<Result<Repaired, RepairError>>,
+        busy: &mut HashMap<task::Id, LedgerId>,
     ) {
         if busy.len() >= self.config.concurrent_ledgers {
             return;
@@ -184,31 +184,37 @@ impl RepairWorker {
                 return;
             }
             let setback = self.setbacks.get(ledger);
-            if busy.contains(ledger) || setback.is_some_and(|it| now < it.not_before) {
+            if busy.values().any(|at| at == ledger) || setback.is_some_and(|it| now < it.not_before)
+            {
                 continue;
             }
             let overdue =
                 setback.is_some_and(|it| now.saturating_sub(it.since) >= self.config.grace);
-            busy.insert(*ledger);
             let (shared, lease, ledger) = (Arc::clone(&self.shared), Arc::clone(lease), *ledger);
-            jobs.spawn(async move { (ledger, shared.repair(ledger, &lease, overdue).await) });
+            let job = jobs.spawn(async move { shared.repair(ledger, &lease, overdue).await });
+            busy.insert(job.id(), ledger);
         }
     }
 
     fn ended(
         &mut self,
-        ended: Result<(LedgerId, Result<Repaired, RepairError>), tokio::task::JoinError>,
-        busy: &mut HashSet<LedgerId>,
+        ended: Result<(task::Id, Result<Repaired, RepairError>), task::JoinError>,
+        busy: &mut HashMap<task::Id, LedgerId>,
     ) {
-        let (ledger, result) = match ended {
-            Ok(ended) => ended,
+        let (id, result) = match ended {
+            Ok((id, result)) => (id, Ok(result)),
+            Err(error) => (error.id(), Err(error)),
+        };
+        let Some(ledger) = busy.remove(&id) else { return };
+        let result = match result {
+            Ok(result) => result,
             Err(error) => {
-                // Which one it was isn't told: it is left alone until this lease ends.
-                tracing::error!(%error, "a repair broke down, which is a defect");
+                tracing::error!(%ledger, %error, "a repair broke down, which is a defect");
+                self.shared.metrics.failures.fetch_add(1, Ordering::Relaxed);
+                self.set_back(ledger);
                 return;
             }
         };
-        busy.remove(&ledger);
         match result {
             Ok(Repaired::Done(bytes)) => {
                 tracing::info!(%ledger, bytes, "repaired");

@@ -86,6 +86,29 @@ fn a_bookie_is_gone_after_the_grace_period_and_not_if_it_came_back_in_between() 
 }
 
 #[test]
+fn copies_in_one_zone_are_queued_but_not_while_a_member_is_away() {
+    let metadata = ledger(LedgerState::Closed, &[&[0, 1, 2]]);
+    let zoned = |up: &[usize], zones: &[&str]| {
+        let mut view = view(up, &[]);
+        let bookies = view.bookies.iter_mut().zip(up);
+        bookies.for_each(|(bookie, index)| bookie.zone = zones[*index].to_owned());
+        view
+    };
+    let mut auditor = Auditor::new(GRACE);
+    let whole = ["a", "a", "b", "b"];
+    let (verdict, _) = look(&mut auditor, 0, &zoned(&[0, 1, 2, 3], &whole), &metadata, None);
+    assert_eq!(verdict, Verdict::Keep);
+    // The one of the other zone is restarted.
+    let (verdict, _) = look(&mut auditor, 10, &zoned(&[0, 1, 3], &whole), &metadata, None);
+    assert_eq!(verdict, Verdict::Keep);
+    let alike = ["a", "a", "a", "b"];
+    let (verdict, _) = look(&mut auditor, 20, &zoned(&[0, 1, 2, 3], &alike), &metadata, None);
+    assert_eq!(verdict, Verdict::Queue(vec![RepairReason::Placement]));
+    let (verdict, _) = look(&mut auditor, 30, &zoned(&[0, 1, 2], &alike), &metadata, None);
+    assert_eq!(verdict, Verdict::Keep, "there is no other zone");
+}
+
+#[test]
 fn an_auditor_that_has_just_begun_waits_for_the_whole_grace_period() {
     let metadata = ledger(LedgerState::Closed, &[&[0, 1, 2]]);
     let (mut first, mut second) = (Auditor::new(GRACE), Auditor::new(GRACE));

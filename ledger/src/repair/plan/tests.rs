@@ -192,6 +192,9 @@ fn copies_in_one_zone_are_spread_when_another_zone_has_room() {
     for at in [0, 3, 4] {
         assert_eq!(in_one_zone(&metadata.fragments[0], &without(at)), None, "{at}");
     }
+    // Nobody knows the zone of one that is away.
+    cluster.bookies.remove(2);
+    assert_eq!(in_one_zone(&metadata.fragments[0], &cluster), None);
 }
 
 #[test]

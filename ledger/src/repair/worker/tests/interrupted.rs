@@ -149,8 +149,53 @@ async fn lost_answers_and_an_unavailable_store_cost_time_only() {
             drop(worker.shared.repair(LEDGER, &lease, false).await);
         }
         scene.store.faults().clear();
-        drop(lease);
         assert_true(&scene).await;
+        // Its lease lives on, and with it what it couldn't take back.
+        for _ in 0..2 {
+            drop(worker.shared.repair(LEDGER, &lease, false).await);
+        }
+        assert_eq!(scene.task().await, None);
+        assert_eq!(scene.store.get(&keys::repair_lock(LEDGER)).await, Ok(None));
+        scene.assert_whole(3).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_written_for_want_of_space_is_written_by_the_same_worker_later() {
+    let scene = lost_one().await;
+    let (worker, lease) = (scene.worker("one"), scene.lease().await);
+    let mut claimed = false;
+    scene.store.faults().set_script(move |request| match request {
+        Request::Txn(_) if std::mem::replace(&mut claimed, true) => Fault::Full,
+        _ => Fault::None,
+    });
+    let failed = worker.shared.repair(LEDGER, &lease, false).await;
+    assert!(matches!(failed, Err(RepairError::Task(TaskError::Store(StoreError::Full(_))))));
+    scene.store.faults().clear();
+    // Nobody else may be at it as long as the lease lives.
+    assert_eq!(scene.attempt().await, Ok(Repaired::Elsewhere));
+    let done = worker.shared.repair(LEDGER, &lease, false).await;
+    assert!(matches!(done, Ok(Repaired::Done(_))), "{done:?}");
+    scene.assert_whole(3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_is_not_needed_any_more_stays_while_somebody_is_at_it() {
+    for polls in 0..POLLS {
+        let scene = lost_one().await;
+        let (worker, lease) = (scene.worker("first"), scene.lease().await);
+        let mut attempt = Box::pin(worker.shared.repair(LEDGER, &lease, false));
+        let ended = polled(attempt.as_mut(), polls).await;
+        // The bookie is back, so that somebody else finds nothing to do.
+        scene.find(0);
+        drop(scene.attempt().await);
+        if !ended {
+            drop(attempt.await);
+        }
+        assert_eq!(scene.store.get(&keys::repair_lock(LEDGER)).await, Ok(None), "polls {polls}");
+        // The first worker lives on, and another one repairs what comes next.
+        scene.lose(1);
+        scene.queue(&[scene::missing(1)]).await;
         scene.until_done().await;
         scene.assert_whole(3).await;
     }

@@ -100,6 +100,8 @@ impl Placement for Told {
 pub(super) struct Counting {
     inner: ModelTransport,
     appends: AtomicUsize,
+    /// How many of the next adds panic.
+    pub panics: AtomicUsize,
 }
 
 impl Counting {
@@ -114,6 +116,9 @@ impl BookieTransport for Counting {
         assert_eq!(request.kind, AddKind::Recovery);
         assert!(request.lac.0.is_none_or(|lac| lac < request.entry), "{request:?}");
         self.appends.fetch_add(1, Ordering::Relaxed);
+        let left = |panics: usize| panics.checked_sub(1);
+        let panics = self.panics.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+        assert!(panics.is_err(), "a defect");
         self.inner.append(bookie, request, sink);
     }
 
@@ -171,8 +176,9 @@ impl Scene {
         let store = Arc::new(MemoryStore::new(clock));
         let names: Vec<BookieId> = (0..bookies).map(name).collect();
         let transport = ModelTransport::new(&names);
-        let (inner, appends) = (transport.clone(), AtomicUsize::new(0));
-        let counting = Arc::new(Counting { inner, appends });
+        let (inner, appends, panics) =
+            (transport.clone(), AtomicUsize::new(0), AtomicUsize::new(0));
+        let counting = Arc::new(Counting { inner, appends, panics });
         let placement = Arc::new(Told::default());
         placement.view.lock().is_current = true;
         let (meta, shown) = (Arc::clone(&store) as _, Arc::clone(&placement) as _);

@@ -67,6 +67,23 @@ async fn what_a_bookie_had_is_elsewhere_some_time_after_the_grace_period_and_not
     running.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_attempts_panic_tries_again() {
+    let scene = Scene::new(4).await;
+    scene.ledger(LedgerState::Closed, &[&[0, 1, 2]]).await;
+    scene.lose(0);
+    scene.queue(&[super::scene::missing(0)]).await;
+    let most = config("one").concurrent_ledgers;
+    scene.counting.panics.store(most, Ordering::Relaxed);
+    let worker = scene.worker("one");
+    let metrics = Arc::clone(&worker.shared.metrics);
+    let running = tokio::spawn(worker.run(std::future::pending()));
+    until("it is repaired", 60, async || scene.task().await.is_none()).await;
+    assert_eq!(metrics.failures.load(Ordering::Relaxed), most as u64);
+    scene.assert_whole(3).await;
+    running.abort();
+}
+
 async fn drain(scene: &Scene, index: usize, kind: DrainKind) {
     let random = &*scene.env.random;
     let (bookie_id, cluster_id) = (name(index), ClusterId::new("c").expect("valid"));
