@@ -1,7 +1,9 @@
 //! Reads every copy of a ledger's entries and compares them. Changes nothing.
 //!
-//! *Invariant:* it looks only where nobody writes any more: at closed ledgers, and at fragments
-//! that aren't the last.
+//! *Invariants:* it looks only where nobody writes any more: at closed ledgers, and at fragments
+//! that aren't the last. Of each bookie it holds the answer to one read at a time.
+
+use std::hash::{BuildHasher, RandomState};
 
 use futures_util::future::join_all;
 use geminga_proto::id::{BookieId, EntryId, Lac, LedgerId};
@@ -65,6 +67,9 @@ impl CopiesAt {
     }
 }
 
+/// What is remembered of a copy: its length, and a hash whose key is drawn for the comparison.
+type Digest = (usize, u64);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Good,
@@ -92,7 +97,8 @@ pub struct LedgerCheck {
 }
 
 impl LedgerStore {
-    /// Reads and compares every copy of up to `most` entries, from `first` on.
+    /// Reads and compares every copy of up to `most` entries, from `first` on. Waits while others
+    /// do so.
     ///
     /// # Errors
     /// [`OpenError`] if there is no such ledger.
@@ -102,6 +108,8 @@ impl LedgerStore {
         first: EntryId,
         most: u64,
     ) -> Result<LedgerCheck, OpenError> {
+        // Nobody closes it.
+        let _permit = self.shared.checks.acquire().await.ok();
         let metadata = self.describe(id).await?;
         let last = last_to_look_at(&metadata);
         let mut check = LedgerCheck {
@@ -139,15 +147,16 @@ impl LedgerStore {
         last: EntryId,
     ) {
         let ledger = check.ledger;
-        let asked = bookies.iter().map(|bookie| self.copies(ledger, bookie, first, last));
-        let answers: Vec<Vec<Result<bytes::Bytes, BookieError>>> = join_all(asked).await;
+        let key = RandomState::new();
+        let asked = bookies.iter().map(|bookie| self.copies(ledger, bookie, (first, last), &key));
+        let answers: Vec<Vec<Result<Digest, BookieError>>> = join_all(asked).await;
         for (at, entry) in (first.0..=last.0).enumerate() {
             let entry = EntryId(entry);
             check.entries += 1;
-            let mut right: Option<&bytes::Bytes> = None;
+            let mut right: Option<&Digest> = None;
             for (bookie, copies) in bookies.iter().zip(&answers) {
                 let found = match copies.get(at) {
-                    Some(Ok(payload)) if *right.get_or_insert(payload) == payload => Found::Good,
+                    Some(Ok(copy)) if *right.get_or_insert(copy) == copy => Found::Good,
                     Some(Ok(_)) => Found::Differs,
                     Some(Err(error)) => Found::Bad(*error),
                     None => Found::Bad(BookieError::Unreachable),
@@ -171,9 +180,9 @@ impl LedgerStore {
         &self,
         ledger: LedgerId,
         bookie: &BookieId,
-        first: EntryId,
-        last: EntryId,
-    ) -> Vec<Result<bytes::Bytes, BookieError>> {
+        (first, last): (EntryId, EntryId),
+        key: &RandomState,
+    ) -> Vec<Result<Digest, BookieError>> {
         let mut copies = Vec::new();
         let mut next = first;
         while next <= last {
@@ -185,7 +194,8 @@ impl LedgerStore {
             match answer {
                 Ok(entries) => {
                     next = EntryId(next.0 + entries.len() as u64);
-                    copies.extend(entries.into_iter().map(|stored| Ok(stored.payload)));
+                    let digest = |payload: &[u8]| (payload.len(), key.hash_one(payload));
+                    copies.extend(entries.iter().map(|stored| Ok(digest(&stored.payload))));
                 }
                 Err(BookieError::Unreachable) => break,
                 Err(error) => {

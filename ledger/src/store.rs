@@ -33,6 +33,9 @@ use crate::ticker::Ticker;
 use crate::transport::BookieTransport;
 use crate::writer::LedgerWriter;
 
+/// Comparisons of copies at a time: each holds some of every member's entries.
+const MAX_CHECKS: usize = 2;
+
 /// What all handles share.
 #[derive(Debug)]
 pub(crate) struct StoreShared {
@@ -50,6 +53,8 @@ pub(crate) struct StoreShared {
     ids: IdAllocator<LedgerId>,
     /// Ledgers that a copy was said to be damaged of. Written by [`LedgerStore::set_spoilt`].
     spoilt: Mutex<BTreeSet<LedgerId>>,
+    /// Comparisons of copies that may run.
+    pub checks: tokio::sync::Semaphore,
 }
 
 impl StoreShared {
@@ -118,6 +123,7 @@ impl LedgerStore {
             placement,
             runtime,
             spoilt: Mutex::default(),
+            checks: tokio::sync::Semaphore::new(MAX_CHECKS),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

@@ -87,8 +87,8 @@ impl Tasks {
         Ok(read(self.meta.as_ref(), &keys::repair(ledger)).await?)
     }
 
-    /// Holds as long as nobody is at a ledger; `None`: somebody is. A lock of this worker's own, which
-    /// is at no ledger twice, is what is left of an attempt that couldn't write its end.
+    /// Holds as long as nobody is at a ledger; `None`: somebody is. A lock of this worker's own,
+    /// which is at no ledger twice, is what is left of an attempt that couldn't write its end.
     async fn unlocked(&self, ledger: LedgerId) -> Result<Option<Compare>, TaskError> {
         let lock = keys::repair_lock(ledger);
         Ok(match read::<HolderRecord>(self.meta.as_ref(), &lock).await? {
