@@ -90,6 +90,8 @@ pub struct BookieMetrics {
     pub surplus_entries: u64,
     /// Bytes read again and verified.
     pub scrubbed_bytes: u64,
+    /// How long ago the sealed segment was verified that has waited longest; 0: there is none.
+    pub unverified_seconds: u64,
     /// Entries that were found damaged.
     pub damaged_entries: u64,
     /// Of these, how many haven't been mended.
@@ -314,7 +316,9 @@ impl Bookie {
     /// Figures for an operator.
     #[must_use]
     pub fn metrics(&self) -> BookieMetrics {
+        let now_ms = self.inner.log.wall_ms();
         self.inner.log.with_state(|state| BookieMetrics {
+            unverified_seconds: state.unverified_ms(now_ms) / 1_000,
             appended_entries: state.counters.appended_entries,
             appended_bytes: state.counters.appended_bytes,
             groups: state.counters.groups,

@@ -21,7 +21,8 @@ Exit codes:
   1    it failed; the error says what, why and what to do
   2    the command line or a setting is wrong; nothing was started
   3    no progress within --timeout
-  4    `admin cluster status`: the cluster is degraded; `admin ledgers check`: a copy isn't good
+  4    `admin cluster status`: the cluster is degraded; `admin ledgers check`: a copy isn't good;
+       `admin bookies scrub`: something is damaged
   130  interrupted by Ctrl-C; a server: by a second one, while it closed
   143  a server: by a second SIGTERM, while it closed
 

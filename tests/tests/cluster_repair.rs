@@ -5,7 +5,7 @@ use std::io::Read;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use geminga_tests::bookie_files::{change, groups, segments};
+use geminga_tests::bookie_files::{change, groups, segments, set_manifest_version};
 use geminga_tests::cli::{self, Ran};
 use geminga_tests::cluster::{Cluster, Plan};
 use geminga_tests::http;
@@ -110,6 +110,18 @@ fn assert_whole(cluster: &Cluster) {
     assert!(checked > 0, "there was nothing to compare");
 }
 
+/// Waits until all that can be repaired is.
+fn until_restored(cluster: &Cluster) {
+    until("nothing waits for repair", || {
+        // One that is open is looked at once it is closed.
+        let lacks = |ledger: &Value| {
+            let record = &ledger["record"];
+            record["state"] == "closed" && record["under_replicated"] == true
+        };
+        cluster.records("repairs/").is_empty() && !cluster.records("ledgers/").iter().any(lacks)
+    });
+}
+
 /// What a bookie's metrics say that it has repaired.
 fn repaired_by(cluster: &Cluster, bookie: &str, counter: &str) -> u64 {
     let metrics = http::get(&cluster.address(bookie, "metrics"), "/metrics");
@@ -146,14 +158,7 @@ async fn what_a_bookie_had_that_is_lost_for_good_is_copied_and_its_name_is_free_
     load.gets_on().await;
     let summary = load.stop_and_judge(&client).await;
     eprintln!("a bookie lost under load: {summary:?}");
-    until("nothing waits for repair", || {
-        // One that is open is looked at once it is closed.
-        let lacks = |ledger: &Value| {
-            let record = &ledger["record"];
-            record["state"] == "closed" && record["under_replicated"] == true
-        };
-        cluster.records("repairs/").is_empty() && !cluster.records("ledgers/").iter().any(lacks)
-    });
+    until_restored(&cluster);
     assert_whole(&cluster);
     assert_kept(&cluster);
     for counter in ["ledgers", "bytes"] {
@@ -184,6 +189,77 @@ async fn what_a_bookie_had_that_is_lost_for_good_is_copied_and_its_name_is_free_
         names(&bookies).contains(&lost)
     });
     drop(admin(&cluster, &["cluster", "status"]).ok());
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_zone_that_is_lost_for_good_under_load_costs_nothing_and_its_copies_are_elsewhere_soon() {
+    let mut cluster = block(|| Cluster::up(&Plan { zones: 3, ..plan(6, "5s") }));
+    let client = cluster.client();
+    keep(&cluster);
+    let load = Load::start(&client, &TOPICS, pace()).await;
+    for _ in 0..5 {
+        load.gets_on().await;
+    }
+    let listed = json(&cluster, &["bookies", "list"]);
+    let rows: Vec<&Value> = listed["bookies"].as_array().into_iter().flatten().collect();
+    let zone_of = |name: &str| {
+        let row = rows.iter().find(|row| row["bookie_id"] == name);
+        row.and_then(|row| row["zone"].as_str()).expect("it is listed with its zone")
+    };
+    let (lost, left): (Vec<&str>, Vec<&str>) =
+        names(&listed).into_iter().partition(|name| zone_of(name) == zone_of("bookie-2"));
+    assert_eq!((lost.len(), left.len()), (2, 4), "{listed}");
+    assert!(lost.iter().all(|bookie| named_by(&cluster, bookie) > 0), "there is something to lose");
+    block(|| {
+        lost.iter().for_each(|bookie| cluster.kill(bookie));
+        for bookie in &lost {
+            let data = cluster.dir().join(bookie).join("data");
+            std::fs::remove_dir_all(data).expect("its disk is lost");
+        }
+    });
+    load.gets_on().await;
+    until("what they had is elsewhere", || {
+        lost.iter().all(|bookie| named_by(&cluster, bookie) == 0)
+    });
+    load.gets_on().await;
+    let summary = load.stop_and_judge(&client).await;
+    eprintln!("a zone lost under load: {summary:?}");
+    until_restored(&cluster);
+    assert_whole(&cluster);
+    assert_kept(&cluster);
+    // Of two zones, each has some of every ledger.
+    for ledger in block(|| cluster.records("ledgers/")) {
+        for fragment in ledger["record"]["fragments"].as_array().into_iter().flatten() {
+            let bookies = fragment["bookies"].as_array().into_iter().flatten();
+            let mut zones: Vec<&str> =
+                bookies.filter_map(|name| name.as_str()).map(zone_of).collect();
+            zones.sort_unstable();
+            zones.dedup();
+            assert_eq!(zones.len(), 2, "{ledger}");
+        }
+    }
+    for bookie in &lost {
+        drop(admin(&cluster, &["bookies", "recover", bookie]).ok());
+    }
+    until("all is well", || admin(&cluster, &["cluster", "status"]).code == Some(0));
+    block(|| cluster.down());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bookie_with_the_files_of_an_older_release_serves_them_in_the_cluster() {
+    let mut cluster = block(|| Cluster::up(&plan(3, "1m")));
+    keep(&cluster);
+    let id = closed_ledger_of(&cluster, "kept");
+    block(|| cluster.stop("bookie-1"));
+    for copy in ["manifest-a", "manifest-b"] {
+        let path = cluster.dir().join("bookie-1/data").join(copy);
+        change(&path, |bytes| set_manifest_version(bytes, 1));
+    }
+    block(|| cluster.start("bookie-1"));
+    drop(admin(&cluster, &["ledgers", "check", &id]).ok());
+    drop(admin(&cluster, &["bookies", "scrub", "bookie-1"]).ok());
+    assert_kept(&cluster);
     block(|| cluster.down());
 }
 

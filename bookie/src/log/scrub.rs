@@ -105,6 +105,15 @@ impl LogState {
         suspect.or(asked).or(longest.map(|(_, segment, sealed)| (segment, sealed)))
     }
 
+    /// How long ago the sealed segment was found intact that has waited longest for it.
+    pub(crate) fn unverified_ms(&self, now_ms: u64) -> u64 {
+        let verified = self.manifest.slots.iter().filter_map(|slot| match slot.state {
+            SlotState::Sealed(sealed) => Some(sealed.verified_ms),
+            SlotState::Free | SlotState::Unsealed { .. } => None,
+        });
+        verified.min().map_or(0, |verified_ms| now_ms.saturating_sub(verified_ms))
+    }
+
     /// A segment has been read; what is damaged in it was noted.
     fn scrubbed(&mut self, segment: SegmentId, now: Monotonic, intact: bool) {
         self.asked.left.remove(&segment);
@@ -118,10 +127,15 @@ impl LogState {
 }
 
 impl Log {
+    /// The time of day, which verifications are noted by.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        self.env.clock.wall_ms()
+    }
+
     /// Verifies a piece of a segment, if one is due.
     pub(super) fn scrub_step(&self, scrubber: &mut Option<Scrubber>) -> Result<Step, DeviceError> {
         let Some(under_way) = scrubber else {
-            let (now_ms, now) = (self.env.clock.wall_ms(), self.env.clock.monotonic());
+            let (now_ms, now) = (self.wall_ms(), self.env.clock.monotonic());
             let due = self.with_state(|state| state.due(now_ms, now));
             let Some((segment, sealed)) = due else { return Ok(Step::Nothing) };
             self.can_open(sealed.slot)?;
@@ -278,7 +292,7 @@ impl Log {
             && let Some(slot) = manifest.slot_of_mut(segment)
             && let SlotState::Sealed(sealed) = &mut slot.state
         {
-            sealed.verified_ms = self.env.clock.wall_ms();
+            sealed.verified_ms = self.wall_ms();
             manifest.store(&self.copies)?;
             self.state.lock().install(manifest);
         }

@@ -29,3 +29,45 @@ pub(super) fn serve(parts: &mut Parts, port: Port, bookie: Bookie) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use geminga_bookie::config::BookieConfig;
+    use geminga_bookie::cookie::Identity;
+    use geminga_bookie::device::memory::{MemoryDevice, Operation};
+    use geminga_proto::env::Env;
+    use geminga_proto::id::{BookieId, ClusterId, LedgerId, LedgerToken};
+    use geminga_proto::storage::{BookieError, FenceRequest};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bookie_whose_disk_has_failed_is_not_ready_any_more() {
+        for failing in [Operation::Write, Operation::Sync] {
+            let device = MemoryDevice::new(64 << 20);
+            let config = BookieConfig {
+                segment_bytes: Some(1 << 20),
+                first_segment_bytes: 256 << 10,
+                max_entry_bytes: 128 << 10,
+                ..BookieConfig::default()
+            };
+            let (name, cluster) = (BookieId::new("b1"), ClusterId::new("c"));
+            let name = name.expect("a name");
+            let identity = Identity::detached(name, cluster.expect("a name"), 42);
+            let (disk, env) = (Arc::new(device.clone()), Env::system());
+            let (bookie, _) = Bookie::open(config, identity, disk, env).expect("opens");
+            let readiness = Readiness::default();
+            readiness.set(true);
+            ask_for_disk(&readiness, bookie.clone());
+            assert_eq!(readiness.why_not(), None);
+            device.fail(failing, 0);
+            let fence = FenceRequest { ledger: LedgerId(1), token: LedgerToken(7) };
+            assert_eq!(bookie.fence(fence).await, Err(BookieError::Io));
+            let why = readiness.why_not().expect("it isn't ready");
+            assert!(why.contains("the bookie's disk has failed"), "{why}");
+            assert!(bookie.close().await.is_err(), "an end in order tells of it");
+        }
+    }
+}

@@ -40,6 +40,9 @@ const COUNTERS: &[Metric<BookieMetrics>] = &[
 const GAUGES: &[Metric<BookieMetrics>] = &[
     ("pending_bytes", "Bytes waiting for the disk", |of| of.pending_bytes),
     ("max_pending_bytes", "Bytes that may wait for the disk", |of| of.max_pending_bytes),
+    ("unverified_seconds", "Age of the oldest verification of sealed data", |of| {
+        of.unverified_seconds
+    }),
     ("rewriting", "1 while segments are being rewritten", |of| of.rewriting),
     ("damaged_now", "Entries that are damaged and not mended yet", |of| of.damaged_now),
     ("poisoned", "1 once a write has failed and the log is read-only", |of| of.poisoned),

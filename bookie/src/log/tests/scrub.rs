@@ -74,8 +74,14 @@ fn every_byte_that_counts_is_read_within_the_interval_and_not_before() {
     rig.pass(6 * DAY);
     rig.work(10);
     assert_eq!(scrubbed(&rig), 0, "what was written in this week needs no look");
+    let unverified = |rig: &Rig| {
+        let now_ms = rig.log.wall_ms();
+        Duration::from_millis(rig.log.with_state(|state| state.unverified_ms(now_ms)))
+    };
+    assert!((6 * DAY..7 * DAY).contains(&unverified(&rig)), "{:?}", unverified(&rig));
     rig.pass(DAY);
     rig.work(60);
+    assert!(unverified(&rig) < DAY, "{:?}", unverified(&rig));
     let sealed: u64 = rig.log.with_state(|state| state.sealed.values().map(|s| s.live_bytes).sum());
     let once = scrubbed(&rig);
     assert!(once >= sealed && sealed > 100_000, "{once} of {sealed}");

@@ -41,8 +41,11 @@ pub(super) fn poison(stage: &Stage, fault: &Fault) -> Result<(), String> {
 
 /// Demands that the bookie itself says so.
 fn is_poisoned(stage: &Stage, bookie: &str) {
-    let metrics = http::get(&stage.cluster.address(bookie, "metrics"), "/metrics");
+    let address = stage.cluster.address(bookie, "metrics");
+    let metrics = http::get(&address, "/metrics");
     assert!(metrics.contains("geminga_bookie_poisoned 1\n"), "{bookie} isn't: {metrics}");
+    let (status, why) = http::request("GET", &address, "/readyz", "");
+    assert!(status == 503 && why.contains("disk has failed"), "{bookie}: {status} {why}");
 }
 
 /// Gives it a disk that works. It hasn't tried its own again, and takes writes only when it is
