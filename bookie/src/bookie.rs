@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use geminga_proto::env::Env;
 use geminga_proto::id::LedgerId;
@@ -28,6 +29,8 @@ use crate::log::{Log, NotRead, OpenReport, Origin, Piece};
 
 /// Hints that wait for a look; more turn into a census of everything.
 const MAX_HINTS: usize = 100_000;
+/// For so long after an append its owner is thought to go on.
+const WRITTEN_TO: Duration = Duration::from_millis(100);
 
 /// A running storage node. Clones share it.
 #[derive(Debug, Clone)]
@@ -311,6 +314,14 @@ impl Bookie {
         let highest = self.inner.log.with_state(LogState::known_ledger);
         // A record takes no id above.
         highest.min(LedgerId(LedgerId::MAX.0 - 1))
+    }
+
+    /// Whether owners of ledgers append here these days: what can wait stands back for them.
+    #[must_use]
+    pub fn is_written_to(&self) -> bool {
+        let now = self.inner.log.now();
+        let last = self.inner.log.with_state(|state| state.owned_append);
+        last.is_some_and(|last| now.saturating_sub(last) < WRITTEN_TO)
     }
 
     /// Figures for an operator.

@@ -478,6 +478,7 @@ impl Opening<'_> {
             now: env.clock.monotonic(),
             open_since: None,
             in_flight_since: None,
+            owned_append: None,
             damaged: Damaged::default(),
             asked: Asked::default(),
             suspects: std::collections::BTreeSet::new(),

@@ -229,6 +229,8 @@ pub(crate) struct LogState {
     /// The oldest record of the open group, and of the one in flight.
     pub open_since: Option<Monotonic>,
     pub in_flight_since: Option<Monotonic>,
+    /// When an owner last appended.
+    pub owned_append: Option<Monotonic>,
     /// What is known to be damaged.
     pub damaged: Damaged,
     /// A scrub that somebody has asked for.
@@ -263,6 +265,9 @@ impl LogState {
             lac: request.lac,
             payload_bytes,
         };
+        if request.kind != AddKind::Recovery {
+            self.owned_append = Some(self.now);
+        }
         let ledger = self.ledger_mut(request.ledger, request.token);
         ledger.raise_lac(request.lac);
         let done = Done::Append { waiter: waiter.clone(), tag };

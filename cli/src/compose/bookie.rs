@@ -93,7 +93,8 @@ impl BookieServer {
         metrics::register(&mut registry, bookie.clone());
         let repair = settings.repair.enabled.then(|| {
             let (store, env) = (Arc::clone(&store), env.clone());
-            Repair::new(settings, id.as_str(), cluster.cluster_id, store, env)
+            let repair = Repair::new(settings, id.as_str(), cluster.cluster_id, store, env)?;
+            anyhow::Ok(repair.beside(bookie.clone()))
         });
         let repair = repair.transpose()?;
         if let Some(repair) = &repair {

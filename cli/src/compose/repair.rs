@@ -8,9 +8,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use geminga_bookie::bookie::Bookie;
 use geminga_ledger::config::LedgerStoreConfig;
 use geminga_ledger::placement::{WatchedPlacement, WatchedPlacementConfig};
-use geminga_ledger::repair::worker::RepairWorker;
+use geminga_ledger::repair::worker::{Foreground, RepairWorker};
 use geminga_ledger::repair::{RepairAuditor, RepairConfig, RepairMetrics};
 use geminga_ledger::store::LedgerStore;
 use geminga_ledger::transport::grpc::{GrpcTransport, GrpcTransportConfig};
@@ -38,6 +39,8 @@ pub(super) struct Repair {
     store: Arc<dyn MetadataStore>,
     env: Env,
     metrics: Arc<RepairMetrics>,
+    /// What stands before it.
+    foreground: Option<Arc<dyn Foreground>>,
 }
 
 impl Repair {
@@ -55,7 +58,14 @@ impl Repair {
         let repair = components::repair(settings, name)?;
         let ledger = components::ledger(settings, Deployment::Cluster)?;
         let view = components::placement(settings);
-        Ok(Self { repair, ledger, view, cluster, store, env, metrics: Arc::default() })
+        let (metrics, foreground) = (Arc::default(), None);
+        Ok(Self { repair, ledger, view, cluster, store, env, metrics, foreground })
+    }
+
+    /// Stands back for what a bookie's clients wait for.
+    pub fn beside(mut self, bookie: Bookie) -> Self {
+        self.foreground = Some(Arc::new(Appends(bookie)));
+        self
     }
 
     /// What it counts from its start on.
@@ -87,6 +97,10 @@ impl Repair {
             tracing::error!("the settings of repair can't work");
             return stopped.await;
         };
+        let worker = match self.foreground {
+            Some(foreground) => worker.standing_back_for(foreground),
+            None => worker,
+        };
         let never = std::future::pending;
         tokio::select! {
             () = stopped => {}
@@ -106,6 +120,16 @@ impl Repair {
         let transport = Arc::new(GrpcTransport::new(transport, Arc::clone(&bookies) as _, runtime));
         let meta = Arc::clone(&self.store);
         Ok(LedgerStore::new(self.ledger.clone(), env, meta, transport, bookies)?)
+    }
+}
+
+/// Appends to a bookie.
+#[derive(Debug)]
+struct Appends(Bookie);
+
+impl Foreground for Appends {
+    fn is_busy(&self) -> bool {
+        self.0.is_written_to()
     }
 }
 

@@ -72,6 +72,17 @@ pub enum CopyError {
     LeaseLost,
 }
 
+/// Some neighbours of a run, done with.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    /// The entry after them.
+    next: EntryId,
+    /// Bytes that were sent for them.
+    sent: u64,
+    /// How long the throttle has held it up.
+    waited: Duration,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Copier<'a> {
@@ -106,37 +117,44 @@ impl Copier<'_> {
     pub(super) async fn copy(&self, run: &CopyRun) -> Result<u64, CopyError> {
         let (mut next, mut sent) = (run.first, 0);
         while next <= run.last {
-            self.check_lease()?;
-            if run.how == How::Missing
-                && let Some(after) = self.is_there(run, next).await?
-            {
-                next = after;
-                continue;
+            let began = self.store.env.clock.monotonic();
+            let piece = self.piece(run, next).await?;
+            (next, sent) = (piece.next, sent + piece.sent);
+            if next <= run.last {
+                self.throttle.stand_back(began, piece.waited).await;
             }
-            let read = self.read(run, next).await;
-            if run.how == How::Damaged
-                && let Err(CopyError::NoCopy { .. }) = read
-                && let Some(after) = self.is_there(run, next).await?
-            {
-                next = after;
-                continue;
-            }
-            let entries = read?;
-            let bytes: u64 = entries.iter().map(|stored| stored.payload.len() as u64).sum();
-            self.throttle.take(bytes).await;
-            self.check_lease()?;
-            next = EntryId(next.0 + entries.len() as u64);
-            sent += bytes;
-            #[cfg(any(test, feature = "harness"))]
-            if self.planted == Some(Defect::CopyNotAwaited) {
-                self.send_unheard(&run.to, &entries);
-                continue;
-            }
-            self.send(&run.to, &entries).await?;
-            self.verify(&run.to, &entries).await?;
-            self.metrics.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         Ok(sent)
+    }
+
+    async fn piece(&self, run: &CopyRun, first: EntryId) -> Result<Piece, CopyError> {
+        self.check_lease()?;
+        if run.how == How::Missing
+            && let Some(there) = self.is_there(run, first).await?
+        {
+            return Ok(there);
+        }
+        let read = self.read(run, first).await;
+        if run.how == How::Damaged
+            && let Err(CopyError::NoCopy { .. }) = read
+            && let Some(there) = self.is_there(run, first).await?
+        {
+            return Ok(there);
+        }
+        let entries = read?;
+        let bytes: u64 = entries.iter().map(|stored| stored.payload.len() as u64).sum();
+        let waited = self.throttle.take(bytes).await;
+        self.check_lease()?;
+        let piece = Piece { next: EntryId(first.0 + entries.len() as u64), sent: bytes, waited };
+        #[cfg(any(test, feature = "harness"))]
+        if self.planted == Some(Defect::CopyNotAwaited) {
+            self.send_unheard(&run.to, &entries);
+            return Ok(piece);
+        }
+        self.send(&run.to, &entries).await?;
+        self.verify(&run.to, &entries).await?;
+        self.metrics.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(piece)
     }
 
     fn check_lease(&self) -> Result<(), CopyError> {
@@ -159,15 +177,15 @@ impl Copier<'_> {
         }
     }
 
-    /// The entry after those that the bookie reads well from `next` on; `None` if it can't read
-    /// that one.
-    async fn is_there(&self, run: &CopyRun, next: EntryId) -> Result<Option<EntryId>, CopyError> {
+    /// Those that the bookie reads well from `next` on; `None` if it can't read that one.
+    async fn is_there(&self, run: &CopyRun, next: EntryId) -> Result<Option<Piece>, CopyError> {
         let request = self.request(next, run.last, CHUNK_ENTRIES);
         match read_one(self.store, &run.to, request).await {
             Ok(entries) => {
                 let bytes = entries.iter().map(|stored| stored.payload.len() as u64).sum();
-                self.throttle.take(bytes).await;
-                Ok(Some(EntryId(next.0 + entries.len() as u64)))
+                let waited = self.throttle.take(bytes).await;
+                let next = EntryId(next.0 + entries.len() as u64);
+                Ok(Some(Piece { next, sent: 0, waited }))
             }
             Err(
                 BookieError::NoSuchEntry | BookieError::UnknownEntry | BookieError::CorruptEntry,

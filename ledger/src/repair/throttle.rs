@@ -1,10 +1,21 @@
-//! [`Throttle`]: how fast is copied, by all jobs of a process together.
+//! [`Throttle`]: how fast is copied, by all jobs of a process together; and how they stand back for
+//! what the process is there for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_proto::env::{Env, Monotonic};
 use parking_lot::Mutex;
 
+/// What a process that repairs is there for, if it is there for anything else.
+pub trait Foreground: std::fmt::Debug + Send + Sync {
+    /// Somebody waits for it these days.
+    fn is_busy(&self) -> bool;
+}
+
+/// While the process is busy otherwise, a piece is followed by a pause of so many times what it
+/// took.
+const STAND_BACK: u32 = 3;
 /// Credit for so long may be saved up.
 const MOST_SAVED: Duration = Duration::from_secs(1);
 
@@ -32,27 +43,70 @@ impl Bucket {
 pub(super) struct Throttle {
     env: Env,
     bucket: Mutex<Bucket>,
+    foreground: Option<Arc<dyn Foreground>>,
 }
 
 impl Throttle {
     pub(super) fn new(env: Env, bytes_per_second: u64) -> Self {
         let paid_until = env.clock.monotonic();
-        Self { env, bucket: Mutex::new(Bucket { bytes_per_second, paid_until }) }
+        Self { env, bucket: Mutex::new(Bucket { bytes_per_second, paid_until }), foreground: None }
     }
 
-    /// Waits until so many bytes may be sent.
-    pub(super) async fn take(&self, bytes: u64) {
+    /// Stands back for `foreground` from now on.
+    pub(super) fn stand_back_for(&mut self, foreground: Arc<dyn Foreground>) {
+        self.foreground = Some(foreground);
+    }
+
+    /// Waits until so many bytes may be sent; how long that was.
+    pub(super) async fn take(&self, bytes: u64) -> Duration {
         let now = self.env.clock.monotonic();
         let wait = self.bucket.lock().take(bytes, now);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
+        }
+        wait
+    }
+
+    /// A piece that was begun at `began` is done, and has waited so long for its turn: the next one
+    /// may have to wait.
+    pub(super) async fn stand_back(&self, began: Monotonic, waited: Duration) {
+        if self.foreground.as_ref().is_some_and(|foreground| foreground.is_busy()) {
+            let took = self.env.clock.monotonic().saturating_sub(began).saturating_sub(waited);
+            let pause = took.saturating_mul(STAND_BACK).saturating_sub(waited);
+            tokio::time::sleep(pause).await;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use geminga_proto::env::{Clock, ManualClock};
+
     use super::*;
+
+    #[derive(Debug)]
+    struct Always(bool);
+
+    impl Foreground for Always {
+        fn is_busy(&self) -> bool {
+            self.0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_piece_is_followed_by_a_pause_while_somebody_waits_for_the_process() {
+        let clock = Arc::new(ManualClock::default());
+        let env = Env { clock: clock.clone(), ..Env::system() };
+        let ms = Duration::from_millis;
+        for (busy, waited, pause) in [(true, 0, 30), (true, 4, 14), (true, 9, 0), (false, 0, 0)] {
+            let mut throttle = Throttle::new(env.clone(), 1_000);
+            throttle.stand_back_for(Arc::new(Always(busy)));
+            let (began, before) = (clock.monotonic(), tokio::time::Instant::now());
+            clock.advance(ms(10));
+            throttle.stand_back(began, ms(waited)).await;
+            assert_eq!(before.elapsed(), ms(pause), "{busy}, {waited} ms");
+        }
+    }
 
     #[test]
     fn over_any_time_no_more_is_sent_than_the_rate_and_a_second_of_credit() {

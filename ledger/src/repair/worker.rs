@@ -27,6 +27,7 @@ pub use crate::repair::copy::CopyError;
 use crate::repair::defect::Defect;
 use crate::repair::job::Job;
 pub use crate::repair::job::{RepairError, Repaired};
+pub use crate::repair::throttle::Foreground;
 use crate::repair::throttle::Throttle;
 use crate::repair::{RepairConfig, RepairConfigError, RepairMetrics};
 use crate::store::LedgerStore;
@@ -95,6 +96,15 @@ impl RepairWorker {
             planted: None,
         };
         Ok(Self { config, shared: Arc::new(shared), setbacks: HashMap::new() })
+    }
+
+    /// A worker that stands back for what its process is there for.
+    #[must_use]
+    pub fn standing_back_for(mut self, foreground: Arc<dyn Foreground>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.throttle.stand_back_for(foreground);
+        }
+        self
     }
 
     /// A worker with a defect.

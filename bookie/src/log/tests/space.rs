@@ -1,5 +1,7 @@
 //! Full disks, recycling, and the limits of what waits.
 
+use std::time::Duration;
+
 use geminga_proto::storage::{AddKind, AppendRequest, BookieError};
 
 use super::rig::{KIB, Rig, append, config, payload};
@@ -49,6 +51,18 @@ fn fills_drains_and_resumes(device: MemoryDevice, config: &BookieConfig) {
 }
 
 #[test]
+fn what_owners_append_is_told_from_what_repair_does() {
+    let mut rig = Rig::new();
+    let last = |rig: &Rig| rig.log.with_state(|state| state.owned_append);
+    let recovered = AppendRequest { kind: AddKind::Recovery, ..append(1, 0, 100) };
+    assert_eq!(rig.put(recovered), Ok(()));
+    assert_eq!(last(&rig), None);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(rig.put(append(1, 1, 100)), Ok(()));
+    assert_eq!(last(&rig), Some(rig.log.now()));
+}
+
+#[test]
 fn the_lag_is_what_waits_for_the_disk_and_how_long_the_oldest_of_it_has_waited() {
     let mut rig = Rig::new();
     rig.fill(1, 0..3, 1_000);
@@ -57,7 +71,7 @@ fn the_lag_is_what_waits_for_the_disk_and_how_long_the_oldest_of_it_has_waited()
         let lag = rig.log.with_state(|state| state.lag(now));
         (lag.oldest_ms, lag.bytes)
     };
-    let pass = |rig: &Rig, millis| rig.pass(std::time::Duration::from_millis(millis));
+    let pass = |rig: &Rig, millis| rig.pass(Duration::from_millis(millis));
     pass(&rig, 5_000);
     assert_eq!(lag(&rig), (0, 0), "an idle log is behind nobody");
     rig.offer(append(1, 3, 952)).expect("room");
