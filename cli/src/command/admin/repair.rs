@@ -94,6 +94,7 @@ impl Admin<'_> {
         let bar = Bar::start();
         let mut most = 0;
         loop {
+            let asked = std::time::Instant::now();
             let Some(info) = self.api.get_if_there(path).await? else {
                 bar.end();
                 return Ok(None);
@@ -105,7 +106,8 @@ impl Admin<'_> {
                 bar.end();
                 return Ok(Some(info));
             }
-            tokio::time::sleep(LOOK).await;
+            // Of many ledgers an answer is work, for etcd as well.
+            tokio::time::sleep(LOOK.max(asked.elapsed() * 4)).await;
         }
     }
 
