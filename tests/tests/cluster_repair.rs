@@ -253,7 +253,7 @@ async fn a_bookie_with_the_files_of_an_older_release_serves_them_in_the_cluster(
     let id = closed_ledger_of(&cluster, "kept");
     block(|| cluster.stop("bookie-1"));
     for copy in ["manifest-a", "manifest-b"] {
-        let path = cluster.dir().join("bookie-1/data").join(copy);
+        let path = cluster.dir().join("bookie-1/data/bookie").join(copy);
         change(&path, |bytes| set_manifest_version(bytes, 1));
     }
     block(|| cluster.start("bookie-1"));
