@@ -103,7 +103,7 @@ impl Log {
     fn step_in_turn(&self, background: &mut Background) -> Result<Step, DeviceError> {
         let Background { rewriter, scrubber, scrubs, .. } = background;
         // Whoever waits for room waits for nothing else.
-        *scrubs = !*scrubs && self.with_state(|state| !state.no_space);
+        *scrubs = !*scrubs && self.with_state(|state| !state.is_pressed());
         let turned =
             if *scrubs { self.scrub_step(scrubber)? } else { self.rewrite_step(rewriter)? };
         match turned {

@@ -75,7 +75,11 @@ impl LogState {
     fn due(&self, now_ms: u64, now: Monotonic) -> Option<(SegmentId, SealedSegment)> {
         let interval = self.limits.scrub_interval;
         let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
-        let known = |segment: SegmentId| Some((segment, *self.sealed.get(&segment)?));
+        // What is being rewritten is verified record by record, and goes.
+        let known = |segment: SegmentId| {
+            let sealed = *self.sealed.get(&segment)?;
+            (!self.is_source(segment)).then_some((segment, sealed))
+        };
         let rests_since = |segment: &SegmentId, least: Duration| {
             let scrubbed = self.sealed.get(segment).and_then(|sealed| sealed.scrubbed);
             scrubbed.is_none_or(|at| now.saturating_sub(at) >= least)
@@ -111,6 +115,8 @@ impl LogState {
             SlotState::Sealed(sealed) => Some(sealed.verified_ms),
             SlotState::Free | SlotState::Unsealed { .. } => None,
         });
+        // An older release has left 0, which is no time.
+        let verified = verified.filter(|verified_ms| *verified_ms > 0);
         verified.min().map_or(0, |verified_ms| now_ms.saturating_sub(verified_ms))
     }
 

@@ -120,9 +120,7 @@ impl Copier<'_> {
             let began = self.store.env.clock.monotonic();
             let piece = self.piece(run, next).await?;
             (next, sent) = (piece.next, sent + piece.sent);
-            if next <= run.last {
-                self.throttle.stand_back(began, piece.waited).await;
-            }
+            self.throttle.stand_back(began, piece.waited).await;
         }
         Ok(sent)
     }

@@ -1,7 +1,7 @@
 //! [`Job`]: one attempt to repair one ledger, from the task to the changed record.
 //!
-//! May be dropped at any point: the claim stays until the worker's lease has ended, and then
-//! another attempt begins from the start.
+//! May be dropped at any point: the claim stays until the same worker takes it up again, or its
+//! lease has ended; either way another attempt begins from the start.
 
 use std::sync::Arc;
 

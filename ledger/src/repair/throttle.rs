@@ -16,6 +16,8 @@ pub trait Foreground: std::fmt::Debug + Send + Sync {
 /// While the process is busy otherwise, a piece is followed by a pause of so many times what it
 /// took.
 const STAND_BACK: u32 = 3;
+/// No such pause is longer: what took long may have waited for a bookie that doesn't answer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Credit for so long may be saved up.
 const MOST_SAVED: Duration = Duration::from_secs(1);
 
@@ -72,8 +74,8 @@ impl Throttle {
     pub(super) async fn stand_back(&self, began: Monotonic, waited: Duration) {
         if self.foreground.as_ref().is_some_and(|foreground| foreground.is_busy()) {
             let took = self.env.clock.monotonic().saturating_sub(began).saturating_sub(waited);
-            let pause = took.saturating_mul(STAND_BACK).saturating_sub(waited);
-            tokio::time::sleep(pause).await;
+            let pause = took.saturating_mul(STAND_BACK).min(LONGEST_PAUSE);
+            tokio::time::sleep(pause.saturating_sub(waited)).await;
         }
     }
 }

@@ -197,9 +197,10 @@ impl Planner<'_> {
                 ],
                 8,
             ),
-            Theme::Losses => {
-                (&[LostDisk, BookieCrash, BookiePower, BrokerCrash, Damage, Roll, OneWay], 7)
-            }
+            Theme::Losses => (
+                &[LostDisk, BookieCrash, BookiePower, BrokerCrash, Damage, Roll, OneWay, AllSlow],
+                8,
+            ),
             Theme::Clocks => (&[Clock, Clock, BrokerCrash, Lease, Roll], 7),
             Theme::Rolling => (&[Roll, Roll, BookieCrash, BreakLines], 5),
         };
